@@ -1,0 +1,75 @@
+"""The arrays that pass between the rooms, and the glossary of letters that names their axes.
+
+    B  problems in a batch         G  rollouts per problem         rows = B*G, problem-major
+    P  student-prompt width        Q  teacher-prompt width         R  response width
+    D  model width                 N  query heads                  K  key/value heads
+    H  head width                  F  feed-forward width           V  vocabulary
+    L  layers                      S  new tokens of one forward pass
+
+Prompts are left-padded and responses right-padded. `*_mask` is bool, True = keep. `logp`, `entropy` and `kl` are in
+nats, float32. A row whose mask is all False is padding and contributes nothing.
+"""
+
+from typing import Any
+
+import jax
+from flax import struct
+
+Array = jax.Array
+Params = dict[str, Any]
+
+
+@struct.dataclass
+class PromptBatch:
+    """B problems as the student sees them."""
+
+    student_prompt: Array  # i32[B, P], left-padded
+    student_prompt_mask: Array  # bool[B, P]
+    example_id: Array  # i32[B], unique across mixed sources and within a step
+
+
+@struct.dataclass
+class TeacherBatch:
+    """The same problems with privileged context; built after verification, one row per problem."""
+
+    teacher_prompt: Array  # i32[B, Q], left-padded
+    teacher_prompt_mask: Array  # bool[B, Q]
+
+
+@struct.dataclass
+class RolloutBatch:
+    """What the policy wrote: rows = B*G, problem-major."""
+
+    response: Array  # i32[rows, R], right-padded
+    response_mask: Array  # bool[rows, R]; includes the stop token, excludes padding
+    sampled_logp: Array  # f32[rows, R], log-probability of the token as it was sampled
+    sampled_entropy: Array  # f32[rows, R]
+    prompt_index: Array  # i32[rows], which problem of the batch
+    rollout_index: Array  # i32[rows], which of its G rollouts
+    finished: Array  # bool[rows], a stop token was written
+    stop_id: Array  # i32[rows], that token, or -1
+
+
+@struct.dataclass
+class TokenStats:
+    """Both views of every response token, all of log_softmax(logits / temperature), before top-k and top-p.
+
+    Every field is f32[rows, R] in nats; padding positions hold finite, meaningless values.
+    """
+
+    student_logp: Array
+    teacher_logp: Array
+    student_entropy: Array
+    teacher_entropy: Array
+    forward_kl: Array  # KL(teacher || student)
+    reverse_kl: Array  # KL(student || teacher)
+
+
+@struct.dataclass
+class TrainState:
+    """All that a run must not lose; the teacher is the same `params` under stop_gradient."""
+
+    step: Array  # i32[], rollout batches learned from
+    params: Params
+    opt_state: Any
+    batches_drawn: Array  # i32[], the data position over the random-access pipeline

@@ -1,0 +1,232 @@
+"""Problems with verifiable answers, from source specs that a sweep or a command line can override.
+
+    gym:chain_sum?min_terms=2&max_terms=2&size=4000&seed=0      a reasoning-gym task and its own config fields
+    jsonl:/path/file.jsonl?question=problem&answer=final_answer one object a line; the query maps columns
+    tfds:/path/to/prepared/dataset?split=train                  a TFDS data set in ArrayRecord form, no TensorFlow
+
+Every mistake in a spec or in a file is a `UserError` that starts with `data.sources`.
+"""
+
+import ast
+import dataclasses
+import difflib
+import functools
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from dasd_jax.errors import UserError
+
+# These tasks walk over sets while they draw, so the same (spec, index) is another problem in the next process: a
+# resumed run, a second host and the verifier's workers would each see their own.
+_UNREPEATABLE_TASKS = frozenset(
+    ["isomorphic_strings", "knight_swap", "list_functions", "polynomial_multiplication", "ransom_note", "word_ladder"]
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One problem with its reference answer; (source, index) finds it again in any process."""
+
+    question: str
+    answer: str
+    solution: str = ""  # worked solution, "" when the source has none
+    hint: str = ""
+    source: str  # the spec it came from
+    index: int  # its place inside that source, before duplicates are removed
+    scorer: str  # "math": math-verify against `answer`; "task": the reasoning-gym task's own `score_answer`
+
+
+def load_source(spec: str) -> list[Problem]:
+    """Every problem of one source, in its own order; raises UserError when the spec or its data are at fault."""
+    scheme, colon, rest = spec.partition(":")
+    if not colon or scheme not in _LOADERS:
+        raise _refusal(spec, f"unknown scheme, expected one of {', '.join(f'{name}:' for name in _LOADERS)}")
+    problems = list(_LOADERS[scheme](spec, *_split_query(spec, rest)))
+    if not problems:
+        raise _refusal(spec, "no problems in it, expected at least one")
+    return problems
+
+
+def load_problems(specs: Sequence[str]) -> tuple[list[Problem], dict[str, int]]:
+    """The sources one after the other; of problems with the same normalised question only the first is kept.
+
+    Returns:
+      The problems, and the counts `read`, `duplicates` and `kept` = read - duplicates.
+    """
+    if not specs:
+        raise UserError(f"data.sources: {specs!r}: no sources, expected at least one")
+    read = list(itertools.chain.from_iterable(map(load_source, specs)))
+    first_of: dict[str, Problem] = {}
+    for problem in read:
+        first_of.setdefault(_normalise(problem.question), problem)
+    kept = list(first_of.values())
+    return kept, {"read": len(read), "duplicates": len(read) - len(kept), "kept": len(kept)}
+
+
+def split_heldout(problems: Sequence[Problem], num_heldout: int) -> tuple[list[Problem], list[Problem]]:
+    """(train, heldout): held out are the problems whose normalised question has the smallest sha256.
+
+    The choice depends on the questions alone, never on the order of problems or sources; both parts keep their order.
+    Problems with the same normalised question would share a hash, so `load_problems` comes first.
+    """
+    if not 0 <= num_heldout < len(problems):
+        raise UserError(
+            f"data.num_heldout: {num_heldout}: data.sources holds {len(problems)} distinct problems, "
+            f"expected 0 to {len(problems) - 1} so that some are left to train on"
+        )
+    digests = [hashlib.sha256(_normalise(problem.question).encode()).digest() for problem in problems]
+    heldout = set(sorted(range(len(problems)), key=digests.__getitem__)[:num_heldout])
+    return (
+        [problem for i, problem in enumerate(problems) if i not in heldout],
+        [problem for i, problem in enumerate(problems) if i in heldout],
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def gym_dataset(spec: str) -> Any:
+    """The reasoning-gym data set that a `gym:` spec describes: the same entries in every process that asks."""
+    from reasoning_gym.factory import DATASETS, create_dataset
+
+    task, query = _split_query(spec, spec.removeprefix("gym:"))
+    if task not in DATASETS:
+        raise _refusal(spec, f"no reasoning-gym task {task!r}, nearest are {_nearest(task, DATASETS)}")
+    if task in _UNREPEATABLE_TASKS:
+        raise _refusal(spec, f"task {task!r} draws other problems in every process, expected a repeatable task")
+    known = [field.name for field in dataclasses.fields(DATASETS[task][1])]
+    for name in query:
+        if name not in known:
+            raise _refusal(spec, f"task {task!r} has no field {name!r}, nearest are {_nearest(name, known)}")
+    fields = {"seed": 0} | {name: _literal(value) for name, value in query.items()}
+    if not isinstance(fields["seed"], int):
+        raise _refusal(spec, f"seed is {fields['seed']!r}, expected an integer")
+    try:
+        return create_dataset(task, **fields)
+    except Exception as error:
+        # 100 tasks by many hands: their validation raises AssertionError, ValueError, TypeError and more.
+        raise _refusal(spec, f"task {task!r} refuses its fields: {error}") from error
+
+
+def _gym_problems(spec: str, _task: str, _query: Mapping[str, str]) -> Iterator[Problem]:
+    dataset = gym_dataset(spec)
+    for index in range(len(dataset)):
+        try:
+            entry = dataset[index]
+        except Exception as error:
+            raise _refusal(spec, f"the task fails to draw its problem {index}: {error}") from error
+        if not entry["answer"]:
+            raise _refusal(
+                spec, f"problem {index} has no reference answer, expected a task whose problems all have one"
+            )
+        yield Problem(
+            question=entry["question"],
+            answer=str(entry["answer"]),
+            solution=entry["metadata"].get("answer_cot", ""),
+            source=spec,
+            index=index,
+            scorer="task",
+        )
+
+
+def _jsonl_problems(spec: str, path: str, query: Mapping[str, str]) -> Iterator[Problem]:
+    if not epath.Path(path).is_file():
+        raise _refusal(spec, f"no such file {path!r}")
+
+    def rows() -> Iterator[tuple[str, Mapping]]:
+        # Lines of bytes: str.splitlines would also cut at U+2028, which JSON allows inside a string.
+        for number, line in enumerate(epath.Path(path).read_bytes().splitlines(), start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise _refusal(spec, f"{path}:{number}: not JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise _refusal(spec, f"{path}:{number}: a JSON {type(row).__name__}, expected an object")
+            yield f"{path}:{number}", row
+
+    return _mapped_problems(spec, rows(), query)
+
+
+def _tfds_problems(spec: str, path: str, query: Mapping[str, str]) -> Iterator[Problem]:
+    import tensorflow_datasets as tfds
+
+    columns = dict(query)
+    split = columns.pop("split", "train")
+    if not epath.Path(path).is_dir():
+        raise _refusal(spec, f"no such directory {path!r}")
+    try:
+        rows = tfds.builder_from_directory(path).as_data_source(split)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise _refusal(spec, f"TFDS cannot read split {split!r} of {path!r}: {reason}") from error
+    return _mapped_problems(spec, ((f"{path}:{split}[{i}]", rows[i]) for i in range(len(rows))), columns)
+
+
+_LOADERS = {"gym": _gym_problems, "jsonl": _jsonl_problems, "tfds": _tfds_problems}
+_COLUMNS = ("question", "answer", "solution", "hint")
+
+
+def _mapped_problems(spec: str, rows: Iterable[tuple[str, Mapping]], columns: Mapping[str, str]) -> Iterator[Problem]:
+    """One problem a row; a column that the spec names must exist, `solution` and `hint` may otherwise be absent."""
+    for name in columns:
+        if name not in _COLUMNS:
+            raise _refusal(spec, f"unknown query key {name!r}, expected one of {', '.join(_COLUMNS)}")
+    for index, (where, row) in enumerate(rows):
+        text = {}
+        for field in _COLUMNS:
+            column = columns.get(field, field)
+            if column not in row and (field in columns or field in ("question", "answer")):
+                raise _refusal(spec, f"{where}: no field {column!r}, expected it to hold the {field}")
+            text[field] = _as_text(spec, where, column, row.get(column), is_answer=field == "answer")
+            if not text[field] and field in ("question", "answer"):
+                raise _refusal(spec, f"{where}: field {column!r} is empty, expected the {field}")
+        yield Problem(**text, source=spec, index=index, scorer="math")
+
+
+def _as_text(spec: str, where: str, column: str, value: Any, *, is_answer: bool) -> str:
+    """The stripped text of one field: null is "", TFDS gives bytes and NumPy scalars, an answer may be a number."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, bytes):
+        value = value.decode()
+    if value is None:
+        return ""
+    if is_answer and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise _refusal(spec, f"{where}: field {column!r} is a {type(value).__name__}, expected a string")
+    return value.strip()
+
+
+def _split_query(spec: str, rest: str) -> tuple[str, dict[str, str]]:
+    # Not urllib's parse_qs: it turns "+" into a space, and operators=("+","-") is a value of several tasks.
+    target, _, query = rest.partition("?")
+    pairs = [pair.partition("=") for pair in query.split("&") if pair]
+    for name, equals, value in pairs:
+        if not (name and equals and value):
+            raise _refusal(spec, f"{name + equals + value!r} in its query, expected name=value")
+    return target, {name: value for name, _, value in pairs}
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _normalise(question: str) -> str:
+    return " ".join(question.casefold().split())
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    return ", ".join(difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.0))
+
+
+def _refusal(spec: str, reason: str) -> UserError:
+    return UserError(f"data.sources: {spec!r}: {reason}")

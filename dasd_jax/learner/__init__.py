@@ -1,0 +1,1 @@
+"""Score and train steps, optimiser, checkpoints, metrics: the only place where model meets objective."""

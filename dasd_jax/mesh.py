@@ -1,0 +1,98 @@
+"""The device mesh and the rules that map logical axes to it; the only file that names mesh axes.
+
+    data    rows are split, parameters are copied
+    fsdp    rows are split, parameters are split along their model width and gathered layer by layer
+    tensor  heads, feed-forward and vocabulary are split
+
+Axes are explicit: a layout that does not fit fails when the program is traced, and not silently on the device.
+"""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from dasd_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+TRAIN = {"rows": ("data", "fsdp"), "embed": "fsdp", "heads": "tensor", "ff": "tensor", "vocab": "tensor"}
+# Decoding reads every parameter once a token: gathered over fsdp beforehand, it costs no traffic in the loop.
+ROLLOUT = TRAIN | {"embed": None}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; -1 on one of them takes all that the others leave."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+    def shape(self, num_devices: int) -> tuple[int, int, int]:
+        """(data, fsdp, tensor) whose product is num_devices.
+
+        Raises:
+            UserError: the sizes cannot multiply to num_devices.
+        """
+        sizes = [self.data, self.fsdp, self.tensor]
+        known = math.prod(size for size in sizes if size != -1)
+        if sizes.count(-1) == 1 and known > 0 and num_devices % known == 0:
+            sizes[sizes.index(-1)] = num_devices // known
+        if math.prod(sizes) != num_devices or min(sizes) < 1:
+            raise UserError(
+                f"mesh: data={self.data} fsdp={self.fsdp} tensor={self.tensor} does not fit {num_devices} device(s): "
+                f"expected positive sizes whose product is {num_devices}, at most one of them -1"
+            )
+        return tuple(sizes)
+
+
+def make_mesh(config: MeshConfig, devices=None) -> Mesh:
+    """The explicit (data, fsdp, tensor) mesh over `devices` (default: all of them)."""
+    devices = jax.devices() if devices is None else devices
+    shape = config.shape(len(devices))
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices)
+
+
+def spec(*axes: str | None, rules: dict = TRAIN) -> PartitionSpec:
+    """The PartitionSpec of an array whose dimensions carry these logical axes (None = not split)."""
+    return PartitionSpec(*(None if axis is None else rules.get(axis) for axis in axes))
+
+
+def reshard(x: jax.Array, *axes: str | None, rules: dict = TRAIN) -> jax.Array:
+    """`x` laid out as `spec(*axes)` says, inside a jitted program."""
+    return jax.sharding.reshard(x, spec(*axes, rules=rules))
+
+
+def named(mesh: Mesh, *axes: str | None, rules: dict = TRAIN) -> NamedSharding:
+    """The same layout as a sharding of `mesh`, for arrays that enter or leave a program."""
+    return NamedSharding(mesh, spec(*axes, rules=rules))
+
+
+def row_shards(mesh: Mesh) -> int:
+    """How many parts the rows of a batch are split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def put_rows(mesh: Mesh, tree):
+    """Host arrays with a leading row axis, placed with their rows split over the mesh."""
+    return jax.tree.map(lambda x: jax.device_put(x, named(mesh, "rows", *(None,) * (np.ndim(x) - 1))), tree)
+
+
+def replicate(mesh: Mesh, tree):
+    """Host arrays placed whole on every device."""
+    return jax.tree.map(lambda x: jax.device_put(x, named(mesh)), tree)
+
+
+def check_divides(mesh: Mesh, what: str, size: int, axis: str | None, rules: dict) -> None:
+    """Refuses a dimension that the mesh cannot split evenly.
+
+    Raises:
+        UserError: naming the mesh axis, its size and the dimension.
+    """
+    split_over = rules.get(axis) if axis else None
+    for name in (split_over,) if isinstance(split_over, str) else split_over or ():
+        if size % mesh.shape[name]:
+            raise UserError(f"mesh.{name}: {mesh.shape[name]} does not divide the {size} of {what} ({axis})")

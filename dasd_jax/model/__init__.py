@@ -1,0 +1,1 @@
+"""The decoder: configuration, parameter table, forward pass, attention, weights from files."""

@@ -1,0 +1,114 @@
+"""One table of the parameters: shape, logical axes, initialiser and checkpoint name in a row.
+
+Initialisation, shardings, restore and conversion derive from it; a parameter that it does not know is an error.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jax.sharding import Mesh
+
+from dasd_jax.batch import Params
+from dasd_jax.mesh import TRAIN, check_divides, named, reshard
+from dasd_jax.model.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One parameter.
+
+    Attributes:
+        shape: inputs before outputs; those of a layer are stacked on a leading axis of L.
+        axes: the logical axis of each dimension, None where it is never split.
+        std: standard deviation of the normal initialiser; 0 means ones for norms and zeros for biases.
+        name: its name in a Hugging Face checkpoint, `{}` standing for the layer.
+        transpose: the checkpoint stores outputs before inputs.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    std: float
+    name: str
+    transpose: bool = False
+
+    @property
+    def stacked(self) -> bool:
+        """One tensor a layer in the checkpoint, one stack of them here."""
+        return "{}" in self.name
+
+
+def table(config: ModelConfig) -> dict[str, Leaf]:
+    """Every parameter of the model, keyed by its path in the tree ("layers/q")."""
+    c, std = config, 0.02
+    out_std = std / (2 * c.num_layers) ** 0.5  # the residual stream sums 2 L outputs
+    attn, mlp = "model.layers.{}.self_attn.", "model.layers.{}.mlp."
+
+    rows = {
+        "embed": Leaf((c.vocab_size, c.width), ("vocab", "embed"), std, "model.embed_tokens.weight"),
+        "final_norm": Leaf((c.width,), (None,), 0.0, "model.norm.weight"),
+    }
+    if not c.tied:
+        rows["unembed"] = Leaf((c.vocab_size, c.width), ("vocab", "embed"), std, "lm_head.weight")
+
+    def layer(path, shape, axes, std, name, transpose=False):
+        rows["layers/" + path] = Leaf((c.num_layers, *shape), (None, *axes), std, name, transpose)
+
+    layer("attn_norm", (c.width,), (None,), 0.0, "model.layers.{}.input_layernorm.weight")
+    for path, heads in (("q", c.num_heads), ("k", c.num_kv_heads), ("v", c.num_kv_heads)):
+        shape, axes = (c.width, heads, c.head_dim), ("embed", "heads", None)
+        layer(path, shape, axes, std, f"{attn}{path}_proj.weight", transpose=True)
+        if c.qkv_bias:
+            layer(f"{path}_bias", shape[1:], axes[1:], 0.0, f"{attn}{path}_proj.bias")
+        if c.qk_norm and path != "v":
+            layer(f"{path}_norm", (c.head_dim,), (None,), 0.0, f"{attn}{path}_norm.weight")
+    o_shape, o_axes = (c.num_heads, c.head_dim, c.width), ("heads", None, "embed")
+    layer("o", o_shape, o_axes, out_std, f"{attn}o_proj.weight", transpose=True)
+    layer("mlp_norm", (c.width,), (None,), 0.0, "model.layers.{}.post_attention_layernorm.weight")
+    layer("gate", (c.width, c.ff), ("embed", "ff"), std, f"{mlp}gate_proj.weight", transpose=True)
+    layer("up", (c.width, c.ff), ("embed", "ff"), std, f"{mlp}up_proj.weight", transpose=True)
+    layer("down", (c.ff, c.width), ("ff", "embed"), out_std, f"{mlp}down_proj.weight", transpose=True)
+    return rows
+
+
+def tree(leaves: dict[str, object]) -> Params:
+    """{"layers/q": x} → {"layers": {"q": x}}."""
+    return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def shardings(config: ModelConfig, mesh: Mesh, rules: dict = TRAIN) -> Params:
+    """The sharding of every parameter.
+
+    Raises:
+        UserError: an axis of the mesh does not divide a dimension that it splits.
+    """
+    for path, leaf in table(config).items():
+        for size, axis in zip(leaf.shape, leaf.axes, strict=True):
+            check_divides(mesh, path, size, axis, rules)
+    return tree({path: named(mesh, *leaf.axes, rules=rules) for path, leaf in table(config).items()})
+
+
+def init(config: ModelConfig, mesh: Mesh, seed: int) -> Params:
+    """Random float32 parameters, each made in place in its own sharding; equal on every mesh."""
+
+    def make() -> Params:
+        leaves = {}
+        for index, (path, leaf) in enumerate(table(config).items()):
+            if leaf.std:
+                key = jax.random.fold_in(jax.random.key(seed), index)
+                leaves[path] = leaf.std * jax.random.normal(key, leaf.shape, jnp.float32)
+            else:
+                leaves[path] = (jnp.zeros if path.endswith("bias") else jnp.ones)(leaf.shape, jnp.float32)
+        return tree(leaves)
+
+    return jax.jit(make, out_shardings=shardings(config, mesh))()
+
+
+def relayout(config: ModelConfig, params: Params, rules: dict) -> Params:
+    """The whole tree cast to the compute dtype and laid out by `rules`, inside a jitted program."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    rows = table(config)
+    return tree(
+        {path: reshard(x.astype(config.compute_dtype), *rows[path].axes, rules=rules) for path, x in flat.items()}
+    )

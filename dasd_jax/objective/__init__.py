@@ -1,0 +1,1 @@
+"""Token statistics, token credit and losses: arrays in, arrays out, no model."""

@@ -1,0 +1,1 @@
+"""Tokenizers behind one protocol, chat templates, student and privileged-teacher prompts."""

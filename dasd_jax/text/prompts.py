@@ -1,0 +1,159 @@
+"""What the student and the teacher are asked, and how that becomes token ids.
+
+Both views end in the same words (the answer-format instruction and the template's opening of the assistant's turn);
+the teacher's alone holds the privileged context, between the problem and the instruction.
+"""
+
+import functools
+import json
+from collections.abc import Sequence
+
+import jinja2
+import numpy as np
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from dasd_jax.errors import UserError
+from dasd_jax.text.tokenizer import Tokenizer
+
+Message = dict[str, str]  # {"role": "user" | "assistant", "content": text}
+
+INSTRUCTIONS = {
+    # Word for word the sentence that the Qwen model cards give for mathematics: reasoners have seen it in training.
+    "boxed": "Please reason step by step, and put your final answer within \\boxed{}.",
+    # A model too small to reason in words loses its answer among them, so it is asked for nothing but the line.
+    "answer_line": "Reply with a single line 'Answer: X', where X is the final answer.",
+}
+
+_ANSWERS = {"boxed": "\\boxed{%s}", "answer_line": "Answer: %s"}
+
+_PRIVILEGED = {
+    "answer": "The correct answer to this problem is: {}",
+    "solution": "Here is a correct solution to this problem:\n{}",
+    "hint": "Here is a hint for this problem:\n{}",
+}
+
+# The teacher scores tokens of a student who has seen no context. Left alone it expects a reply that quotes the context
+# and finds every token of an honest attempt unlikely; these words ask for the reply that the student would write.
+_TRANSITION = "Use it to reach the right answer in your own steps, and do not mention that you were given it."
+
+
+def student_messages(question: str, *, instruction: str, shots: Sequence[tuple[str, str]] = ()) -> list[Message]:
+    """The conversation that the policy answers.
+
+    Args:
+      question: the problem.
+      instruction: the answer format, one of `INSTRUCTIONS` or a user's own text; may be empty.
+      shots: pairs (question, answer text), rendered as earlier turns with the same instruction.
+
+    Returns:
+      Turns that end with a user turn. A system turn is never added: the template decides on its default.
+    """
+    messages = []
+    for shot_question, answer_text in shots:
+        messages += [_user(shot_question, instruction), {"role": "assistant", "content": answer_text}]
+    return [*messages, _user(question, instruction)]
+
+
+def teacher_messages(
+    question: str, *, instruction: str, context_kind: str, context: str, shots: Sequence[tuple[str, str]] = ()
+) -> list[Message]:
+    """The student's conversation with privileged context in its last turn.
+
+    Args:
+      question, instruction, shots: as in `student_messages`.
+      context_kind: "answer", "solution" or "hint"; chooses the words around the context.
+      context: the privileged text. Blank text gives exactly the student's messages, so that the gap is 0.
+
+    Raises:
+      ValueError: an unknown `context_kind`.
+    """
+    if context_kind not in _PRIVILEGED:
+        raise ValueError(f"context_kind {context_kind!r}: expected one of {', '.join(_PRIVILEGED)}")
+    messages = student_messages(question, instruction=instruction, shots=shots)
+    if context.strip():
+        privileged = f"{_PRIVILEGED[context_kind].format(context.strip())}\n\n{_TRANSITION}"
+        messages[-1] = _user(question, privileged, instruction)
+    return messages
+
+
+def format_answer(answer: str, style: str) -> str:
+    """The assistant's text for `answer` in the format that `INSTRUCTIONS[style]` asks for; for shots and SFT targets.
+
+    Raises:
+      ValueError: an unknown `style`.
+    """
+    if style not in _ANSWERS:
+        raise ValueError(f"style {style!r}: expected one of {', '.join(_ANSWERS)}")
+    return _ANSWERS[style] % answer
+
+
+def render_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, enable_thinking: bool | None = None) -> str:
+    """The text of `messages` in the tokenizer's chat template, up to where the assistant starts to write.
+
+    Args:
+      enable_thinking: passed to the template unless None; a template without thinking modes ignores it.
+
+    Raises:
+      UserError: the template is damaged, refuses the messages, or reaches for what the sandbox forbids.
+    """
+    thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+    try:
+        return _compile(tokenizer.chat_template).render(
+            messages=messages,
+            add_generation_prompt=True,
+            bos_token=tokenizer.bos_token,
+            eos_token=tokenizer.eos_token,
+            **thinking,
+        )
+    except Exception as error:  # a template is a program from a file and can fail in any way that a program can
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"model.tokenizer: its chat template failed ({reason}); expected one that renders user and assistant turns"
+        ) from error
+
+
+def encode_prompt(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, enable_thinking: bool | None = None
+) -> list[int]:
+    """Ids of `render_chat`; special tokens come from the template's text and none is added."""
+    return tokenizer.encode(render_chat(tokenizer, messages, enable_thinking=enable_thinking))
+
+
+def left_pad(sequences: Sequence[Sequence[int]], width: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """B prompts of uneven length in one array.
+
+    Returns:
+      (i32[B, width], bool[B, width]): ids that end in the last column, and True where a token is real.
+
+    Raises:
+      ValueError: a sequence longer than `width`. Prompts are never truncated: the pipeline drops such problems first.
+    """
+    tokens = np.full((len(sequences), width), pad_id, np.int32)
+    mask = np.zeros((len(sequences), width), np.bool_)
+    for row, sequence in enumerate(sequences):
+        if len(sequence) > width:
+            raise ValueError(f"sequence {row} has {len(sequence)} tokens, more than the width {width}")
+        start = width - len(sequence)
+        tokens[row, start:] = sequence
+        mask[row, start:] = True
+    return tokens, mask
+
+
+def _user(*parts: str) -> Message:
+    return {"role": "user", "content": "\n\n".join(part for part in parts if part)}
+
+
+@functools.lru_cache(maxsize=8)
+def _compile(template: str) -> jinja2.Template:
+    """The template as transformers would compile it: same whitespace rules, loop controls, sandbox and helpers."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = _raise_exception
+    # Jinja's own filter escapes <, > and & for HTML, which would change the prompt.
+    environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
+    return environment.from_string(template)
+
+
+def _raise_exception(message: str):
+    raise jinja2.TemplateError(message)

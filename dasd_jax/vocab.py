@@ -1,0 +1,55 @@
+"""The lowest floor of numerics: from hidden state to log-probabilities over the vocabulary.
+
+The sampler and the objective both stand on these four functions, so that the probability with which a token was
+drawn and the probability with which it is scored come from the same arithmetic.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from dasd_jax.batch import Array
+from dasd_jax.mesh import spec
+
+# On TPU the default precision would turn float32 products into bfloat16 ones; bfloat16 inputs are not affected.
+EXACT = jax.lax.Precision.HIGHEST
+
+
+def log_probs(hidden: Array, unembed: Array, temperature: float) -> Array:
+    """Log-probabilities of the next token: log_softmax(hidden · unembedᵀ / temperature).
+
+    Args:
+        hidden: [rows, S, D], after the final norm.
+        unembed: [V, D], same dtype.
+        temperature: positive.
+
+    Returns:
+        f32[rows, S, V] in nats, the vocabulary split like `unembed`.
+    """
+    logits = jnp.einsum(
+        "rsd,vd->rsv",
+        hidden,
+        unembed,
+        precision=EXACT,
+        preferred_element_type=jnp.float32,
+        out_sharding=spec("rows", None, "vocab"),
+    )
+    return jax.nn.log_softmax(logits / temperature, axis=-1)
+
+
+def entropy(logp: Array) -> Array:
+    """Entropy of each distribution, -Σ_v p log p: f32[..., V] → f32[...] in nats."""
+    return -jnp.sum(jnp.exp(logp) * logp, axis=-1)
+
+
+def pick(logp: Array, token: Array) -> Array:
+    """logp[..., token]: f32[..., V], i32[...] → f32[...].
+
+    A masked sum instead of a gather: it stays local where the vocabulary is split over devices.
+    """
+    ids = jax.lax.broadcasted_iota(jnp.int32, logp.shape, logp.ndim - 1)
+    return jnp.sum(jnp.where(ids == token[..., None], logp, 0.0), axis=-1)
+
+
+def kl(logp: Array, logq: Array) -> Array:
+    """KL(p || q) = Σ_v p (log p - log q): f32[..., V] twice → f32[...] in nats."""
+    return jnp.sum(jnp.exp(logp) * (logp - logq), axis=-1)

@@ -1,0 +1,26 @@
+"""Eight fake devices, and a mesh in context: the program is written for explicit axes and needs one even on one device."""
+
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+import pytest  # noqa: E402
+
+from dasd_jax.mesh import MeshConfig, make_mesh  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def mesh():
+    """The mesh of one device that every test runs under."""
+    one = make_mesh(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(one):
+        yield one
+
+
+@pytest.fixture
+def mesh8(mesh):
+    """Two devices along each of data, fsdp and tensor, in the place of the single one."""
+    eight = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with jax.set_mesh(eight):
+        yield eight
