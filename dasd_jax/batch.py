@@ -54,15 +54,16 @@ class RolloutBatch:
 class TokenStats:
     """Both views of every response token, all of log_softmax(logits / temperature), before top-k and top-p.
 
-    Every field is f32[rows, R] in nats; padding positions hold finite, meaningless values.
+    Every field is f32[rows, R] in nats; padding positions hold finite, meaningless values. Where no teacher was asked
+    for, the fields that need one are None.
     """
 
     student_logp: Array
-    teacher_logp: Array
     student_entropy: Array
-    teacher_entropy: Array
-    forward_kl: Array  # KL(teacher || student)
-    reverse_kl: Array  # KL(student || teacher)
+    teacher_logp: Array | None = None
+    teacher_entropy: Array | None = None
+    forward_kl: Array | None = None  # KL(teacher || student)
+    reverse_kl: Array | None = None  # KL(student || teacher)
 
 
 @struct.dataclass

@@ -76,7 +76,7 @@ def split_heldout(problems: Sequence[Problem], num_heldout: int) -> tuple[list[P
     """
     if not 0 <= num_heldout < len(problems):
         raise UserError(
-            f"data.num_heldout: {num_heldout}: data.sources holds {len(problems)} distinct problems, "
+            f"data.heldout: {num_heldout}: data.sources holds {len(problems)} distinct problems, "
             f"expected 0 to {len(problems) - 1} so that some are left to train on"
         )
     digests = [hashlib.sha256(_normalise(problem.question).encode()).digest() for problem in problems]

@@ -64,12 +64,19 @@ class Credit:
 
 
 METHODS: dict[str, Callable[..., Credit]] = {}
+NEEDS_TEACHER: set[str] = set()  # the methods that read the teacher's fields of TokenStats
 
 
-def method(function: Callable[..., Credit]) -> Callable[..., Credit]:
-    """Registers a method under its function's name."""
-    METHODS[function.__name__.removesuffix("_credit")] = function
-    return function
+def method(name: str, *, teacher: bool) -> Callable:
+    """Registers a method under a name; without a teacher no second forward pass is made."""
+
+    def register(function: Callable[..., Credit]) -> Callable[..., Credit]:
+        METHODS[name] = function
+        if teacher:
+            NEEDS_TEACHER.add(name)
+        return function
+
+    return register
 
 
 def masked_mean(x: Array, mask: Array, axis=None) -> Array:
@@ -223,7 +230,7 @@ def _dasd_parts(student_logp, teacher_logp, entropy, mask, verifier, hp, reverse
     )
 
 
-@method
+@method("dasd", teacher=True)
 def dasd_credit(stats: TokenStats, mask: Array, reward: Array, group: int, hp: DasdParams) -> Credit:
     """Direction-adaptive self-distillation on top of the group-relative advantage; see `dasd`."""
     verifier = group_advantage(reward, mask, group)
@@ -234,7 +241,7 @@ def dasd_credit(stats: TokenStats, mask: Array, reward: Array, group: int, hp: D
     return credit.replace(metrics=credit.metrics | {"gap/repel_kl": masked_mean(stats.reverse_kl, repelled)})
 
 
-@method
+@method("grpo", teacher=False)
 def grpo_credit(stats: TokenStats, mask: Array, reward: Array, group: int, hp: DasdParams) -> Credit:
     """The group-relative advantage alone, the same for every token of a response."""
     verifier = group_advantage(reward, mask, group)

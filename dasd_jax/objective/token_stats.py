@@ -16,8 +16,8 @@ from dasd_jax.batch import Array, TokenStats
 def token_stats(
     student_hidden: Array,
     student_unembed: Array,
-    teacher_hidden: Array,
-    teacher_unembed: Array,
+    teacher_hidden: Array | None,
+    teacher_unembed: Array | None,
     response: Array,
     *,
     temperature: float,
@@ -27,7 +27,8 @@ def token_stats(
 
     Args:
         student_hidden, teacher_hidden: [rows, R, D], the state that predicts each response token in each view.
-        student_unembed, teacher_unembed: [V, D].
+        student_unembed, teacher_unembed: [V, D]. Without a teacher both of its arguments are None, and so are the
+            fields that need it.
         response: i32[rows, R].
         temperature: divides the logits of both views; positive.
         chunk: positions of the response at a time; memory grows with rows * chunk * V.
@@ -36,19 +37,22 @@ def token_stats(
         TokenStats, every field f32[rows, R] in nats. Differentiable in both views; the caller stops the teacher's.
     """
 
-    def stats(student: Array, teacher: Array, token: Array) -> TokenStats:
+    def stats(student: Array, token: Array, teacher: Array | None = None) -> TokenStats:
         student_logp = vocab.log_probs(student, student_unembed, temperature)
+        if teacher is None:
+            return TokenStats(vocab.pick(student_logp, token), vocab.entropy(student_logp))
         teacher_logp = vocab.log_probs(teacher, teacher_unembed, temperature)
         return TokenStats(
             student_logp=vocab.pick(student_logp, token),
-            teacher_logp=vocab.pick(teacher_logp, token),
             student_entropy=vocab.entropy(student_logp),
+            teacher_logp=vocab.pick(teacher_logp, token),
             teacher_entropy=vocab.entropy(teacher_logp),
             forward_kl=vocab.kl(teacher_logp, student_logp),
             reverse_kl=vocab.kl(student_logp, teacher_logp),
         )
 
-    return _in_chunks(stats, chunk, student_hidden, teacher_hidden, response)
+    teacher = () if teacher_hidden is None else (teacher_hidden,)
+    return _in_chunks(stats, chunk, student_hidden, response, *teacher)
 
 
 def token_logp(hidden: Array, unembed: Array, response: Array, *, temperature: float, chunk: int) -> Array:

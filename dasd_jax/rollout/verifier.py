@@ -51,13 +51,13 @@ class Verdict:
 _BOX = re.compile(r"\\boxed\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is text
 _MARKER = re.compile(r"\banswer(?:\*\*)?(?:\s*:|\s+is\b:?)", re.IGNORECASE)
-_DECORATION = re.compile(r"^(?:\s|\$|\*\*)+|(?:\s|\$|\*\*|\.)+$")
+_DECORATION = re.compile(r"^(?:\s|\$|\*\*)+|(?:\s|\$|\*\*)+$")
 
 
 def extract_answer(text: str) -> str | None:
     r"""The last balanced, non-empty `\boxed{...}`, or without any box the line after the last "Answer:" / "answer is".
 
-    Text before a `</think>` is ignored; surrounding `$`, `**`, white space and a trailing period are stripped.
+    Text before a `</think>` is ignored; surrounding `$`, `**` and white space are stripped, and a line's final period.
 
     Returns:
       The answer, or None when there is none or it is longer than MAX_ANSWER_CHARS.
@@ -65,12 +65,16 @@ def extract_answer(text: str) -> str | None:
     text = text.rpartition("</think>")[2]
     boxes = list(_BOX.finditer(text))
     if boxes:
-        contents = (_DECORATION.sub("", _balanced(text, box.end())) for box in reversed(boxes))
+        contents = (_undecorated(_balanced(text, box.end())) for box in reversed(boxes))
         answer = next(filter(None, contents), "")
     else:
-        after = _MARKER.split(text)[1:]
-        answer = _DECORATION.sub("", after[-1].lstrip(" \t\n*$").partition("\n")[0]) if after else ""
+        lines = [after.lstrip(" \t\n*$").partition("\n")[0] for after in _MARKER.split(text)[1:]]
+        answer = _undecorated(_undecorated(lines[-1]).removesuffix(".")) if lines else ""
     return answer if 0 < len(answer) <= MAX_ANSWER_CHARS else None
+
+
+def _undecorated(text: str) -> str:
+    return _DECORATION.sub("", text)
 
 
 def _balanced(text: str, start: int) -> str:
@@ -91,14 +95,12 @@ class Verifier:
     Args:
       num_workers: processes, at least 1.
       deadline_s: seconds one answer may take, the start of a worker not counted.
-      memory_mb: address space of one worker in MiB; the imports alone take about 450.
+      memory_mb: address space of one worker in MiB; imports and first use take about 210.
 
     Invariant: between two calls of `verify` no worker has a job that anyone waits for.
     """
 
     def __init__(self, num_workers: int, deadline_s: float, memory_mb: int):
-        if num_workers < 1 or deadline_s <= 0:
-            raise UserError(f"verifier: {num_workers=}, {deadline_s=}: expected at least 1 worker and a deadline > 0 s")
         self._deadline_s = deadline_s
         self._memory_mb = memory_mb
         self._failed_starts = 0
@@ -165,7 +167,8 @@ class Verifier:
     def _start(self) -> "_Worker":
         # One thread: on a host with 200 cores the stacks of BLAS threads alone would exceed the memory cap.
         package_root = str(Path(__file__).parents[2])
-        env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": package_root}
+        python_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+        env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": python_path}
         orphan_s = math.ceil(self._deadline_s) + 1
         process = subprocess.Popen(
             [sys.executable, "-m", "dasd_jax.rollout.verifier", str(self._memory_mb), str(orphan_s)],
@@ -191,8 +194,8 @@ class Verifier:
         self._failed_starts += not worker.ready
         if self._failed_starts >= _MAX_FAILED_STARTS:
             raise UserError(
-                f"verifier: memory_mb={self._memory_mb}: {self._failed_starts} workers in a row did not start, "
-                "expected room for their imports (about 450); DASD_DEBUG=1 shows what they say"
+                f"rollout.verifier_memory_mb: {self._memory_mb}: {self._failed_starts} workers in a row did not start, "
+                "expected room for their imports (about 210); DASD_DEBUG=1 shows what they say"
             )
         self._end(worker)
         self._workers[self._workers.index(worker)] = self._start()

@@ -128,14 +128,23 @@ def left_pad(sequences: Sequence[Sequence[int]], width: int, pad_id: int) -> tup
     Raises:
       ValueError: a sequence longer than `width`. Prompts are never truncated: the pipeline drops such problems first.
     """
+    return _pad(sequences, width, pad_id, left=True)
+
+
+def right_pad(sequences: Sequence[Sequence[int]], width: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """B responses of uneven length in one array; as `left_pad`, with ids that start in the first column."""
+    return _pad(sequences, width, pad_id, left=False)
+
+
+def _pad(sequences, width, pad_id, *, left):
     tokens = np.full((len(sequences), width), pad_id, np.int32)
     mask = np.zeros((len(sequences), width), np.bool_)
     for row, sequence in enumerate(sequences):
         if len(sequence) > width:
             raise ValueError(f"sequence {row} has {len(sequence)} tokens, more than the width {width}")
-        start = width - len(sequence)
-        tokens[row, start:] = sequence
-        mask[row, start:] = True
+        start = width - len(sequence) if left else 0
+        tokens[row, start : start + len(sequence)] = sequence
+        mask[row, start : start + len(sequence)] = True
     return tokens, mask
 
 

@@ -70,9 +70,9 @@ def load_tokenizer(path: str) -> Tokenizer:
     """The tokenizer at `path`, chosen by its name.
 
     Args:
-      path: "byte", a .gguf, .model or .json file, or a folder (local or gs://) that holds tokenizer.json or
-        tokenizer.model. Beside a .json file, tokenizer_config.json, generation_config.json and chat_template.jinja
-        are read where they exist.
+      path: "byte", a .gguf, .model or .json file, or a folder that holds tokenizer.json or tokenizer.model; gs://
+        works for all but .gguf, which is memory-mapped. Beside a .json file, tokenizer_config.json,
+        generation_config.json and chat_template.jinja are read where they exist.
 
     Raises:
       UserError: nothing there, another kind of file, a damaged one, or one that declares no stop id.

@@ -1,0 +1,108 @@
+"""Every field of a configuration: what it means, its unit or range, and the value most runs want.
+
+A config file calls `base()` and changes what differs. `--config.GROUP.FIELD=VALUE` on a command line does the same.
+"""
+
+import ml_collections
+
+
+def base() -> ml_collections.ConfigDict:
+    """The seven groups with their defaults."""
+    config = ml_collections.ConfigDict()
+
+    config.model = ml_collections.ConfigDict(
+        {
+            "weights": "",  # path of a .gguf file or a Hugging Face folder; empty: random weights of `preset`
+            "sha256": "",  # expected checksum of a .gguf file, hexadecimal; empty: not checked
+            "preset": "",  # architecture of random weights, a name of dasd_jax/model/config.py; empty: from `weights`
+            "tokenizer": "",  # "byte", a .gguf, .model or tokenizer.json file, or a folder; empty: from `weights`
+            "compute_dtype": "bfloat16",  # bfloat16 | float32: activations and KV cache; parameters are float32
+            "remat": "full",  # none | dots | full: what the backward pass computes again instead of storing
+        }
+    )
+    config.data = ml_collections.ConfigDict(
+        {
+            "sources": (),  # "gym:TASK?field=value&size=N&seed=S", "jsonl:FILE", "tfds:DIR?split=train"; mixed evenly
+            "heldout": 128,  # problems, at least 1: those with the smallest hash of their text, never trained on
+            "shots": 0,  # worked examples before the problem, 0 or more, taken from the training problems
+            "instruction": "boxed",  # boxed | answer_line: how the answer is asked for
+            "privileged": "answer",  # answer | solution | hint: what the teacher is shown
+            "thinking": "default",  # default | on | off: told to chat templates that know it, on both sides
+        }
+    )
+    config.rollout = ml_collections.ConfigDict(
+        {
+            "problems": 128,  # problems a rollout batch
+            "rollouts": 8,  # responses to each problem, at least 2
+            "prompt_length": 1024,  # tokens; problems with a longer student prompt are dropped and counted
+            "teacher_prompt_length": 1536,  # tokens, the same for the teacher's prompt
+            "max_new_tokens": 8192,  # tokens a response
+            "temperature": 1.0,  # > 0; statistics are of log_softmax(logits / temperature)
+            "top_k": 0,  # 0 in training: truncated sampling has no matching score pass
+            "top_p": 1.0,  # 1.0 in training, for the same reason
+            "verifier_workers": 8,  # processes, at least 1
+            "verifier_deadline_s": 5.0,  # seconds an answer; later is wrong
+            "verifier_memory_mb": 2048,  # MiB of address space a process
+            "logp_gap_mean_max": 0.02,  # nats, mean |sampler - score pass|; the run stops above it
+            "logp_gap_p999_max": 0.5,  # nats, its 99.9th percentile; the run stops above it
+        }
+    )
+    config.objective = ml_collections.ConfigDict(
+        {
+            "method": "dasd",  # dasd | grpo | sft
+            "form": "sampled",  # sampled: credit of the drawn token | full: its expectation over the vocabulary
+            "rho": 0.2,  # share in (0, 1) of a response's tokens that are forks
+            "rho_side": "top",  # top: the rho share of highest entropy | bottom: threshold at quantile rho
+            "beta": 0.1,  # >= 0, weight of the teacher's term; 0 is GRPO
+            "clip": 3.0,  # >= 0, bound of the scaled gap; 0: none
+            "s_min": 0.02,  # nats, > 0, floor of the gap's scale
+            "scale": "mean_abs",  # mean_abs | mad | std | none: what divides a response's gap
+            "gate": True,  # sigmoid(|scaled gap| - 1) on the teacher's term
+            "route": "signed",  # signed | hard | attract_only | repel_only | conformity | novelty
+            "min_tokens": 4,  # tokens; shorter responses are not routed
+            "min_spread": 1e-4,  # nats; responses whose entropies deviate less are not routed
+            "dense_on_zero_adv": True,  # keep the teacher's term in groups whose rewards are all equal
+            "repel_kl_max": 0.0,  # nats; tokens with a larger KL(student || teacher) are not repelled; 0: no bound
+            "clip_low": 0.2,  # in (0, 1): ratios below 1 - clip_low stop counting
+            "clip_high": 0.2,  # > 0: ratios above 1 + clip_high stop counting
+            "truncated": "zero",  # zero | score | drop_from_loss: what an unfinished response is worth
+            "token_chunk": 1024,  # tokens a device whose logits exist at one time
+        }
+    )
+    config.optim = ml_collections.ConfigDict(
+        {
+            "learning_rate": 3e-6,  # > 0, peak
+            "schedule": "cosine",  # cosine (to 0 at the end of the run) | constant
+            "warmup_steps": 0,  # optimiser steps, linear from 0
+            "weight_decay": 0.0,  # >= 0, decoupled
+            "b1": 0.9,  # in [0, 1)
+            "b2": 0.95,  # in [0, 1)
+            "eps": 1e-8,  # > 0
+            "grad_clip": 1.0,  # > 0, global norm
+            "minibatches": 4,  # optimiser steps a rollout batch; divides rollout.problems
+            "microbatches": 1,  # parts of a minibatch whose gradients are summed; memory falls, nothing else changes
+        }
+    )
+    config.mesh = ml_collections.ConfigDict(
+        {
+            "data": 1,  # devices that split rows and copy parameters
+            "fsdp": -1,  # devices that split rows and parameters; -1: all that are left
+            "tensor": 1,  # devices that split heads, feed-forward and vocabulary
+        }
+    )
+    config.run = ml_collections.ConfigDict(
+        {
+            "steps": 200,  # rollout batches
+            "seed": 0,  # 0 to 2147483647: order of the data, sampling, random weights
+            "checkpoint_every": 10,  # steps
+            "keep_checkpoints": 2,  # the newest N stay
+            "eval_every": 0,  # steps between held-out evaluations; 0: only before and after
+            "eval_problems": 128,  # held-out problems, at most data.heldout
+            "eval_samples": 16,  # responses to each of them (K of Avg@K and Pass@k)
+            "eval_temperature": 1.0,  # >= 0; 0: arg-max
+            "eval_top_k": 0,  # tokens; 0: all
+            "eval_top_p": 0.9,  # in (0, 1]
+            "logged_rollouts": 4,  # rollouts a step written to samples.jsonl, token by token
+        }
+    )
+    return config.lock()

@@ -1,0 +1,55 @@
+"""The paper's recipe on Qwen3 (arXiv 2605.22263): DAPO-Math-17k, 128 problems × 8 rollouts, 8,192 tokens, 200 updates.
+
+    python -m dasd_jax.train --config=configs/qwen_math.py --config.model.weights=/data/Qwen3-1.7B \
+        --config.data.sources='("jsonl:/data/dapo-math-17k.jsonl",)'
+    python -m dasd_jax.train --config=configs/qwen_math.py:4b --config.model.weights=/data/Qwen3-4B …
+    python -m dasd_jax.train --config=configs/qwen_math.py:tiny
+
+`:tiny` is the same program on a random-weight model of Qwen3's shape with a tokenizer of bytes: no download, under a
+minute on a laptop, and nothing learned.
+"""
+
+from configs.common import base
+
+PRESETS = {"": "qwen3_1p7b", "1p7b": "qwen3_1p7b", "0p6b": "qwen3_0p6b", "4b": "qwen3_4b", "8b": "qwen3_8b"}
+
+
+def get_config(arg=""):
+    """One of the sizes, or tiny."""
+    if arg == "tiny":
+        return _tiny()
+    if arg not in PRESETS:
+        raise ValueError(
+            f"unknown argument {arg!r}: expected one of {', '.join(name for name in PRESETS if name)}, tiny"
+        )
+    config = base()
+    config.model.preset = PRESETS[arg]
+    config.data.sources = ("jsonl:dapo-math-17k.jsonl",)
+    return config
+
+
+def _tiny():
+    config = base()
+    config.model.update(
+        {"weights": "random", "preset": "qwen3_tiny", "tokenizer": "byte", "compute_dtype": "float32", "remat": "none"}
+    )
+    config.data.update(
+        {
+            "sources": ("gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=1&size=200&seed=1",),
+            "heldout": 8,
+            "instruction": "answer_line",
+        }
+    )
+    config.rollout.update(
+        {
+            "problems": 8,
+            "rollouts": 4,
+            "prompt_length": 192,
+            "teacher_prompt_length": 320,
+            "max_new_tokens": 16,
+            "verifier_workers": 1,
+        }
+    )
+    config.optim.update({"learning_rate": 1e-3, "minibatches": 2, "microbatches": 2})
+    config.run.update({"steps": 6, "checkpoint_every": 2, "keep_checkpoints": 2, "eval_problems": 8, "eval_samples": 4})
+    return config

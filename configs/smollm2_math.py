@@ -1,0 +1,51 @@
+"""SmolLM2-135M-Instruct learns short arithmetic with DASD, in float32 on two CPU cores.
+
+make train          (or: python -m dasd_jax.train --config=configs/smollm2_math.py)
+"""
+
+from configs.common import base
+
+WEIGHTS = "~/.cache/dasd_jax/SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def get_config(arg=""):
+    """The one variant; an argument is refused."""
+    if arg:
+        raise ValueError(f"smollm2_math.py takes no argument, got {arg!r}")
+    config = base()
+    config.model.update({"weights": WEIGHTS, "sha256": SHA256, "compute_dtype": "float32", "remat": "full"})
+    config.data.update(
+        {
+            "sources": (
+                "gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=2&size=6000&seed=1",
+                "gym:gcd?min_numbers=2&max_numbers=2&min_value=1&max_value=100&size=3000&seed=2",
+            ),
+            "heldout": 200,
+            "shots": 2,
+            "instruction": "answer_line",
+        }
+    )
+    config.rollout.update(
+        {
+            "problems": 8,
+            "rollouts": 8,
+            "prompt_length": 192,
+            "teacher_prompt_length": 256,
+            "max_new_tokens": 12,
+            "verifier_workers": 1,
+        }
+    )
+    config.objective.token_chunk = 256
+    config.optim.update({"learning_rate": 1e-5, "schedule": "constant", "minibatches": 1, "b2": 0.99})
+    config.run.update(
+        {
+            "steps": 30,
+            "checkpoint_every": 10,
+            "keep_checkpoints": 1,
+            "eval_problems": 128,
+            "eval_samples": 4,
+            "eval_top_p": 1.0,
+        }
+    )
+    return config

@@ -1,0 +1,149 @@
+"""The door of every command: flags and config file in, frozen dataclasses out, one clear line for every mistake.
+
+absl and ml_collections answer an unknown key with a page of traceback and exit code 1, so the flags are parsed here:
+
+    --config=FILE.py[:ARG]           a file with get_config(arg) → ConfigDict
+    --config.GROUP.FIELD=VALUE       an override, read as the type that the field has
+"""
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_collections
+
+from dasd_jax import config as config_module
+from dasd_jax.config import Config
+from dasd_jax.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(f"{message} (--help lists the flags)")
+
+
+def parser(description: str, *, workdir_required: bool = False) -> argparse.ArgumentParser:
+    """An argument parser with the flags that all commands share."""
+    flags = _Parser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog="--config.GROUP.FIELD=VALUE overrides a field; configs/common.py explains each of them.",
+    )
+    flags.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="configuration file and its argument")
+    help_text = "folder of the run" + ("" if workdir_required else " (default: runs/NAME of the config)")
+    flags.add_argument("--workdir", required=workdir_required, metavar="DIR", help=help_text)
+    return flags
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A parsed command line."""
+
+    flags: argparse.Namespace
+    config: Config
+    workdir: Path
+
+
+def parse(flags: argparse.ArgumentParser, argv: list[str]) -> Command:
+    """Reads flags, config file and overrides.
+
+    Raises:
+        UserError: anything on the command line or in the config file that is not as expected.
+    """
+    known, rest = flags.parse_known_args(argv)
+    overrides = {}
+    for item in rest:
+        name, equals, value = item.removeprefix("--config.").partition("=")
+        if not item.startswith("--config.") or not equals:
+            raise UserError(f"{item}: unknown flag: expected --config.GROUP.FIELD=VALUE or a flag that --help lists")
+        overrides[name] = value
+    path, _, arg = known.config.partition(":")
+    raw = load_config(path, arg)
+    for name, value in overrides.items():
+        _override(raw, name, value)
+    default = Path("runs") / (Path(path).stem + (f"-{arg}" if arg else ""))
+    workdir = Path(known.workdir).expanduser() if known.workdir else default
+    return Command(known, config_module.from_dict(raw.to_dict()), workdir)
+
+
+def load_config(path: str, arg: str = "") -> ml_collections.ConfigDict:
+    """The locked ConfigDict that get_config(arg) of a file returns.
+
+    Raises:
+        UserError: there is no such file, it fails, or it does not return a ConfigDict.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"--config: {path} does not exist: expected a Python file with get_config(arg)")
+    # The file may import its neighbours as `configs.common`, from wherever the command is run.
+    root = str(Path(path).resolve().parent.parent)
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        loaded = module.get_config(arg)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--config: {path} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(loaded, ml_collections.ConfigDict):
+        raise UserError(f"--config: get_config of {path} returned {type(loaded).__name__}: expected a ConfigDict")
+    return loaded.lock()
+
+
+def _override(raw: ml_collections.ConfigDict, name: str, text: str) -> None:
+    fields = {f"{group}.{field}": raw[group][field] for group in raw for field in raw[group]}
+    if name not in fields:
+        near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"--config.{name}: no such field{hint} (expected GROUP.FIELD with a group of {', '.join(raw)})")
+    group, field = name.split(".")
+    old = fields[name]
+    try:
+        raw[group][field] = _read(text, type(old))
+    except (ValueError, SyntaxError) as error:
+        kind = type(old).__name__
+        raise UserError(f"--config.{name}: {text!r} is not a value of its type: expected {kind}, as {old!r}") from error
+
+
+def _read(text: str, kind: type):
+    if kind is str:
+        return text
+    if kind is bool:
+        return {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else int("")
+    if kind in (int, float):
+        return kind(text)
+    value = ast.literal_eval(text)
+    if not isinstance(value, list | tuple):
+        raise ValueError(text)
+    return tuple(value)
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs a command and ends the process: 0 when it is done, 2 with one line for a person's mistake, 1 otherwise."""
+    # XLA and Orbax speak of their own affairs; a person's terminal is for this program's.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception:
+        traceback.print_exc()
+        print("unexpected failure (above); the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,167 @@
+"""From problems to prompt batches: tokenised once, too long ones dropped and counted, read at any position.
+
+The position of a run in its data is one integer, the number of batches drawn: batch n is the same on every host,
+whatever came before.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+
+from dasd_jax.batch import PromptBatch, TeacherBatch
+from dasd_jax.data.sources import Problem
+from dasd_jax.errors import UserError
+from dasd_jax.text import prompts
+from dasd_jax.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptText:
+    """What stands around a problem, the same for the student and the teacher."""
+
+    instruction: str  # name in prompts.INSTRUCTIONS
+    privileged: str  # answer | solution | hint
+    enable_thinking: bool | None
+    shots: tuple[Problem, ...]
+
+    def student(self, tokenizer: Tokenizer, problem: Problem) -> list[int]:
+        """Token ids of the prompt that the policy answers."""
+        return self._encode(tokenizer, prompts.student_messages(problem.question, **self._common()))
+
+    def teacher(self, tokenizer: Tokenizer, problem: Problem) -> list[int]:
+        """Token ids of the same prompt with the privileged context in it."""
+        return self._encode(
+            tokenizer,
+            prompts.teacher_messages(
+                problem.question,
+                context_kind=self.privileged,
+                context=getattr(problem, self.privileged),
+                **self._common(),
+            ),
+        )
+
+    def target(self, tokenizer: Tokenizer, problem: Problem) -> list[int]:
+        """Token ids of the reference response, ended by a stop token: what supervised fine-tuning imitates."""
+        answer = prompts.format_answer(problem.answer, self.instruction)
+        text = f"{problem.solution}\n\n{answer}" if problem.solution else answer
+        return [*tokenizer.encode(text), tokenizer.stop_ids[0]]
+
+    def _common(self) -> dict:
+        shots = [(shot.question, prompts.format_answer(shot.answer, self.instruction)) for shot in self.shots]
+        return {"instruction": prompts.INSTRUCTIONS[self.instruction], "shots": shots}
+
+    def _encode(self, tokenizer: Tokenizer, messages) -> list[int]:
+        return prompts.encode_prompt(tokenizer, messages, enable_thinking=self.enable_thinking)
+
+
+class PromptSet:
+    """Problems whose prompts fit, tokenised and padded; `example_id` is the index of a problem in it.
+
+    Attributes:
+        problems: those that are left.
+        dropped: reason → how many problems were left out.
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        tokenizer: Tokenizer,
+        text: PromptText,
+        *,
+        student_width: int,
+        teacher_width: int,
+        target_width: int = 0,
+    ):
+        """Tokenises every problem once.
+
+        Args:
+            student_width, teacher_width: tokens, P and Q.
+            target_width: tokens of the reference response, R, for supervised fine-tuning; 0 makes no targets.
+
+        Raises:
+            UserError: a problem without the privileged context that was asked for, or none that fits.
+        """
+        kept, student, teacher, targets = [], [], [], []
+        widths = {"student prompt": student_width, "teacher prompt": teacher_width, "reference response": target_width}
+        self.dropped = {f"{what} longer than {width} tokens": 0 for what, width in widths.items() if width}
+        for problem in problems:
+            if not getattr(problem, text.privileged):
+                raise UserError(
+                    f"data.privileged: {text.privileged!r}: {problem.source} problem {problem.index} has none: "
+                    "expected it for every problem"
+                )
+            encoded = {
+                "student prompt": text.student(tokenizer, problem),
+                "teacher prompt": text.teacher(tokenizer, problem),
+            }
+            if target_width:
+                encoded["reference response"] = text.target(tokenizer, problem)
+            misfit = next((what for what, ids in encoded.items() if len(ids) > widths[what]), None)
+            if misfit:
+                self.dropped[f"{misfit} longer than {widths[misfit]} tokens"] += 1
+                continue
+            kept.append(problem)
+            student.append(encoded["student prompt"])
+            teacher.append(encoded["teacher prompt"])
+            targets.append(encoded.get("reference response", []))
+        if not kept:
+            reasons = ", ".join(f"{count} with a {reason}" for reason, count in self.dropped.items() if count)
+            raise UserError(f"data.sources: no problem is left of {len(problems)}: dropped {reasons}")
+        self.problems: list[Problem] = kept
+        self._student = prompts.left_pad(student, student_width, tokenizer.pad_id)
+        self._teacher = prompts.left_pad(teacher, teacher_width, tokenizer.pad_id)
+        self._target = prompts.right_pad(targets, target_width, tokenizer.pad_id)
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """One problem for Grain: the fields of a PromptBatch without their batch axis."""
+        tokens, mask = self._student
+        return {
+            "student_prompt": tokens[index],
+            "student_prompt_mask": mask[index],
+            "example_id": np.int32(index),
+        }
+
+    def teacher_batch(self, example_id: np.ndarray) -> TeacherBatch:
+        """The same problems with privileged context: i32[B] → TeacherBatch of NumPy arrays."""
+        tokens, mask = self._teacher
+        return TeacherBatch(teacher_prompt=tokens[example_id], teacher_prompt_mask=mask[example_id])
+
+    def target_batch(self, example_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Reference responses, right-padded: i32[B] → (i32[B, R], bool[B, R])."""
+        tokens, mask = self._target
+        return tokens[example_id], mask[example_id]
+
+    def batches(self, size: int, seed: int) -> grain.MapDataset:
+        """An endless random-access sequence of PromptBatch-es; each epoch in an order of its own.
+
+        No problem stands twice in a batch; an epoch's incomplete last batch is left out.
+
+        Raises:
+            UserError: fewer problems than one batch holds.
+        """
+        if size > len(self):
+            raise UserError(f"rollout.problems: {size}: expected at most the {len(self)} training problems that fit")
+        return (
+            grain.MapDataset.source(self)
+            .seed(seed)
+            .shuffle()
+            .batch(size, drop_remainder=True)
+            .map(lambda batch: PromptBatch(**batch))
+            .repeat()
+        )
+
+    def in_order(self, size: int, count: int) -> Iterator[tuple[PromptBatch, np.ndarray]]:
+        """The first `count` problems in batches of `size`, the last one filled up with problems already seen.
+
+        Yields:
+            PromptBatch, and bool[size] that is False where a problem fills up.
+        """
+        for start in range(0, count, size):
+            ids = np.arange(start, start + size)
+            items = [self[int(i) % count] for i in ids]
+            yield PromptBatch(**{name: np.stack([item[name] for item in items]) for name in items[0]}), ids < count

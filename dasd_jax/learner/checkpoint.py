@@ -1,0 +1,141 @@
+"""Checkpoints: Orbax writes the arrays, a manifest of ours says what is valid.
+
+    checkpoints/000020/params/      the model, all that evaluation and generation need
+    checkpoints/000020/rest/        optimiser state, step, data position
+    checkpoints/000020/manifest.json    architecture and sha256 of every file, written last
+
+A folder without a manifest, or whose files differ from it, does not count, whatever its name: Orbax restores flipped
+bytes without a word and takes an empty folder for the latest step.
+"""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import optax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from dasd_jax.batch import Params, TrainState
+from dasd_jax.errors import UserError
+from dasd_jax.model import params as param_table
+from dasd_jax.model.config import ModelConfig, RopeScaling
+from dasd_jax.model.weights import file_sha256
+
+
+def save(workdir: Path, state: TrainState, model: ModelConfig, keep: int) -> Path:
+    """Writes the state as the newest checkpoint and removes those beyond the newest `keep`.
+
+    Returns:
+        The checkpoint's folder; it is whole when this returns.
+    """
+    folder = workdir / "checkpoints" / f"{int(state.step):06d}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    rest = {"opt_state": state.opt_state, "step": state.step, "batches_drawn": state.batches_drawn}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((folder / "params").absolute(), state.params)
+        checkpointer.save((folder / "rest").absolute(), rest)
+        checkpointer.wait_until_finished()
+    manifest = {"architecture": dataclasses.asdict(model), "files": _checksums(folder)}
+    draft = folder / "manifest.tmp"
+    draft.write_text(json.dumps(manifest, indent=1))
+    draft.rename(folder / "manifest.json")
+    for old in _folders(workdir)[:-keep]:
+        shutil.rmtree(old)
+    return folder
+
+
+def latest(workdir: Path) -> Path | None:
+    """The newest whole checkpoint, or None; newer ones that are not whole are set aside with a line on stdout."""
+    for folder in reversed(_folders(workdir)):
+        problem = _problem(folder)
+        if not problem:
+            return folder
+        aside = folder.with_name(folder.name + ".damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        print(f"checkpoint {folder.name}: {problem}; set aside as {aside.name}")
+    return None
+
+
+def find(workdir: Path, which: str) -> Path:
+    """The checkpoint that a person names: "" for the newest, a step number, or a path.
+
+    Raises:
+        UserError: it does not exist or is not whole.
+    """
+    if not which:
+        folder = latest(workdir)
+        if folder is None:
+            raise UserError(f"--checkpoint: {workdir} holds no whole checkpoint: expected one; has the run started?")
+        return folder
+    folder = workdir / "checkpoints" / f"{int(which):06d}" if which.isdigit() else Path(which).expanduser()
+    if not folder.is_dir():
+        have = ", ".join(str(int(path.name)) for path in _folders(workdir)) or "none"
+        raise UserError(f"--checkpoint: {which}: {folder} does not exist: expected a path or a step of {have}")
+    problem = _problem(folder)
+    if problem:
+        raise UserError(f"--checkpoint: {which}: {folder} is damaged: {problem}")
+    return folder
+
+
+def restore_params(folder: Path, mesh: Mesh) -> tuple[ModelConfig, Params]:
+    """Architecture and parameters of a whole checkpoint, laid out for training on `mesh`."""
+    raw = json.loads((folder / "manifest.json").read_text())["architecture"]
+    scaling = raw.pop("rope_scaling")
+    model = ModelConfig(**raw, rope_scaling=RopeScaling(**scaling) if scaling else None)
+    with ocp.StandardCheckpointer() as checkpointer:
+        return model, checkpointer.restore((folder / "params").absolute(), _abstract_params(model, mesh))
+
+
+def restore(folder: Path, mesh: Mesh, optimizer: optax.GradientTransformation) -> tuple[ModelConfig, TrainState]:
+    """Architecture and state of a whole checkpoint, laid out for training on `mesh`."""
+    model, params = restore_params(folder, mesh)
+    fresh = jax.eval_shape(lambda params: new_state(params, optimizer), params)
+    target = {"opt_state": fresh.opt_state, "step": fresh.step, "batches_drawn": fresh.batches_drawn}
+    with ocp.StandardCheckpointer() as checkpointer:
+        rest = checkpointer.restore((folder / "rest").absolute(), target)
+    return model, TrainState(params=params, **rest)
+
+
+def new_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; call it under jit."""
+    zero = jax.numpy.zeros((), jax.numpy.int32)
+    return TrainState(step=zero, params=params, opt_state=optimizer.init(params), batches_drawn=zero)
+
+
+def _abstract_params(model: ModelConfig, mesh: Mesh) -> Params:
+    shapes = param_table.tree({path: leaf.shape for path, leaf in param_table.table(model).items()})
+    return jax.tree.map(
+        lambda sharding, shape: jax.ShapeDtypeStruct(shape, jax.numpy.float32, sharding=sharding),
+        param_table.shardings(model, mesh),
+        shapes,
+        is_leaf=lambda x: not isinstance(x, dict),
+    )
+
+
+def _folders(workdir: Path) -> list[Path]:
+    return sorted(path for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit())
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
+    return {str(path.relative_to(folder)): file_sha256(path) for path in files}
+
+
+def _problem(folder: Path) -> str:
+    """What is wrong with a checkpoint, in a few words; empty when it is whole."""
+    try:
+        expected = json.loads((folder / "manifest.json").read_text())["files"]
+    except FileNotFoundError:
+        return "it was never finished"
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return "its manifest is damaged"
+    found = _checksums(folder)
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
+            return f"{name} differs from its manifest"
+    return ""

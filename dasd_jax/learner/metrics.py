@@ -1,0 +1,131 @@
+"""What a run says of itself: metrics.jsonl, TensorBoard events, samples.jsonl, and a live line on the terminal."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import rich.console
+import rich.progress
+from tensorboardX import SummaryWriter
+
+
+class RunLog:
+    """One object a step in metrics.jsonl, the same numbers as TensorBoard events, and a few rollouts in samples.jsonl.
+
+    Opened for a run that goes on from step n, it cuts the files back to n and makes the events again, so that each
+    step stands in them once.
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        """Opens the log of a run whose last finished step is `step`; -1 for a run that starts."""
+        kept = list(_cut_back(workdir / "metrics.jsonl", step))
+        for _ in _cut_back(workdir / "samples.jsonl", step):
+            pass
+        shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
+        self._events = SummaryWriter(str(workdir / "tensorboard"), flush_secs=10)
+        for line in kept:
+            self._add_events(line)
+        self._metrics = (workdir / "metrics.jsonl").open("a")
+        self._samples = (workdir / "samples.jsonl").open("a")
+
+    def write(self, step: int, metrics: dict[str, float], samples: Iterable[dict] = ()) -> None:
+        """Appends one step; samples first, so that a step with metrics has its samples."""
+        for sample in samples:
+            self._samples.write(json.dumps({"step": step, **sample}, ensure_ascii=False) + "\n")
+        self._samples.flush()
+        line = {"step": step, **{name: float(value) for name, value in sorted(metrics.items())}}
+        self._metrics.write(json.dumps(line) + "\n")
+        self._metrics.flush()
+        self._add_events(line)
+
+    def close(self) -> None:
+        """Flushes and closes the three."""
+        self._metrics.close()
+        self._samples.close()
+        self._events.close()
+
+    def _add_events(self, line: dict) -> None:
+        for name, value in line.items():
+            if name != "step":
+                self._events.add_scalar(name, value, line["step"])
+
+
+def read_metrics(workdir: Path) -> list[dict]:
+    """The objects of metrics.jsonl in order; empty when there is none."""
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _cut_back(path: Path, step: int) -> Iterable[dict]:
+    """Keeps the lines up to `step` and yields them; a half-written last line goes with the rest."""
+    if not path.exists():
+        return
+    kept = []
+    for text in path.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            break
+        if line["step"] > step:
+            break
+        kept.append((text, line))
+    draft = path.with_suffix(".tmp")
+    draft.write_text("".join(text + "\n" for text, _ in kept))
+    draft.rename(path)
+    yield from (line for _, line in kept)
+
+
+class Display:
+    """A bar with phase, last reward and time left on a terminal; one line a step anywhere else."""
+
+    def __init__(self, total: int, done: int):
+        """A run of `total` steps of which `done` are finished."""
+        self._console = rich.console.Console()
+        self._started, self._first, self._total = time.monotonic(), done, total
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description:<10}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn("{task.fields[last]}"),
+            rich.progress.TimeElapsedColumn(),
+            rich.progress.TextColumn("left"),
+            rich.progress.TimeRemainingColumn(elapsed_when_finished=False),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("start", total=total, completed=done, last="")
+        self._bar.start()
+
+    def phase(self, name: str) -> None:
+        """Says what the program is doing now."""
+        self._bar.update(self._task, description=name)
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        """Marks a step as finished and shows its main numbers."""
+        shown = [f"{label} {metrics[name]:.3f}" for name, label in _SHOWN.items() if name in metrics]
+        self._bar.update(self._task, completed=step, last="  ".join(shown))
+        if not self._console.is_terminal:
+            left = (time.monotonic() - self._started) / (step - self._first) * (self._total - step)
+            numbers = "  ".join([*shown, f"{metrics['time/step_s']:.1f} s"])
+            print(f"step {step}/{self._total}  {numbers}  left {left / 60:.1f} min", flush=True)
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        if self._console.is_terminal:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Gives the terminal back."""
+        self._bar.stop()
+
+
+_SHOWN = {
+    "reward/mean": "reward",
+    "loss/total": "loss",
+    "entropy/mean": "entropy",
+    "rollout/length_mean": "length",
+}

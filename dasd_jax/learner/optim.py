@@ -1,0 +1,29 @@
+"""The optimiser: global-norm clipping, AdamW and a schedule over optimiser steps."""
+
+import optax
+
+from dasd_jax.config import OptimGroup
+
+
+def make_schedule(config: OptimGroup, num_updates: int) -> optax.Schedule:
+    """Learning rate by optimiser step: linear warm-up, then constant or a cosine to 0 at `num_updates`."""
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(num_updates - warmup, 1))
+    else:
+        after = optax.constant_schedule(peak)
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+
+
+def make_optimizer(config: OptimGroup, num_updates: int) -> optax.GradientTransformation:
+    """Clip to `grad_clip`, then AdamW with the schedule of `make_schedule`."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.grad_clip),
+        optax.adamw(
+            make_schedule(config, num_updates),
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        ),
+    )

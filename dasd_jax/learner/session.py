@@ -1,0 +1,151 @@
+"""What every command needs before it can start: the tokenizer, the problems and the model that a config names."""
+
+import dataclasses
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from dasd_jax.batch import Params
+from dasd_jax.config import Config, ModelGroup
+from dasd_jax.data.pipeline import PromptSet, PromptText
+from dasd_jax.data.sources import load_problems, split_heldout
+from dasd_jax.errors import UserError
+from dasd_jax.mesh import row_shards
+from dasd_jax.model import params as param_table
+from dasd_jax.model import weights
+from dasd_jax.model.config import ModelConfig, preset
+from dasd_jax.rollout.sampler import Sampling
+from dasd_jax.text.tokenizer import Tokenizer, load_tokenizer
+
+# Padding of a vocabulary to a round number is common; more than this is another model's tokenizer.
+_MAX_UNUSED_IDS = 1024
+
+
+def open_tokenizer(group: ModelGroup) -> Tokenizer:
+    """The tokenizer that the config names, or the one that lies with the weights.
+
+    Raises:
+        UserError: the config names neither weights nor a tokenizer.
+    """
+    if not group.weights:
+        raise UserError(
+            "model.weights: empty: set --config.model.weights=PATH to a .gguf file or a Hugging Face folder; "
+            "to try the program without weights: --config=configs/qwen_math.py:tiny"
+        )
+    if group.weights == "random" and not group.tokenizer:
+        raise UserError("model.tokenizer: empty: expected one beside random weights, such as byte")
+    path = group.tokenizer or group.weights
+    return load_tokenizer(path if path == "byte" else str(Path(path).expanduser()))
+
+
+def open_model(config: Config, mesh: Mesh) -> tuple[ModelConfig, Params]:
+    """The weights that a run starts from, laid out for training.
+
+    Raises:
+        UserError: weights that are missing, damaged or not what the config says, or a mesh that does not fit them.
+    """
+    group = config.model
+    if group.weights == "random":
+        model, params = preset(group.preset), None
+    else:
+        model, params = weights.load(group.weights, mesh, sha256=group.sha256)
+        if group.preset:
+            _check_architecture(model, group.preset, group.weights)
+    model = dataclasses.replace(model, compute_dtype=group.compute_dtype, remat=group.remat)
+    config.check_context(model.context)
+    return model, param_table.init(model, mesh, config.run.seed) if params is None else params
+
+
+def check_vocabulary(tokenizer: Tokenizer, model: ModelConfig) -> None:
+    """Refuses a tokenizer of another model.
+
+    Raises:
+        UserError: it makes ids that the model does not have, or leaves too many of the model's ids unused.
+    """
+    if not 0 <= model.vocab_size - tokenizer.vocab_size <= _MAX_UNUSED_IDS:
+        raise UserError(
+            f"model.tokenizer: its vocabulary of {tokenizer.vocab_size} does not belong to the model's "
+            f"{model.vocab_size}: expected at most as many, and at most {_MAX_UNUSED_IDS} fewer"
+        )
+
+
+def open_prompts(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, PromptSet, dict[str, int]]:
+    """Training and held-out problems, tokenised.
+
+    Returns:
+        (training, held out, counts of what was read and left out).
+
+    Raises:
+        UserError: sources that cannot be read, or nothing that fits.
+    """
+    problems, counts = load_problems(config.data.sources)
+    train, heldout = split_heldout(problems, config.data.heldout)
+    if config.data.shots >= len(train):
+        raise UserError(f"data.shots: {config.data.shots}: expected fewer than the {len(train)} training problems")
+    text = PromptText(
+        instruction=config.data.instruction,
+        privileged=config.data.privileged,
+        enable_thinking=config.data.enable_thinking,
+        shots=tuple(train[: config.data.shots]),
+    )
+    widths = {
+        "student_width": config.rollout.prompt_length,
+        "teacher_width": config.rollout.teacher_prompt_length,
+        "target_width": config.rollout.max_new_tokens if config.objective.method == "sft" else 0,
+    }
+    train_set = PromptSet(train[config.data.shots :], tokenizer, text, **widths)
+    heldout_set = PromptSet(heldout, tokenizer, text, **widths)
+    counts = {**counts, "training": len(train_set), "held out": len(heldout_set)}
+    for prompt_set in (train_set, heldout_set):
+        for reason, count in prompt_set.dropped.items():
+            counts[reason] = counts.get(reason, 0) + count
+    return train_set, heldout_set, counts
+
+
+def check_rows(config: Config, mesh: Mesh) -> None:
+    """Refuses batches whose parts the mesh cannot split evenly.
+
+    Raises:
+        UserError: naming the field.
+    """
+    parts = config.optim.minibatches * config.optim.microbatches
+    if config.rollout.problems // parts % row_shards(mesh):
+        raise UserError(
+            f"rollout.problems: {config.rollout.problems} in {parts} part(s) (optim.minibatches * optim.microbatches): "
+            f"expected each to be a multiple of the {row_shards(mesh)} devices along mesh.data and mesh.fsdp"
+        )
+
+
+def training_sampling(config: Config, tokenizer: Tokenizer) -> Sampling:
+    """How rollouts are sampled."""
+    group = config.rollout
+    return Sampling(
+        rollouts=group.rollouts,
+        max_new_tokens=group.max_new_tokens,
+        stop_ids=tokenizer.stop_ids,
+        pad_id=tokenizer.pad_id,
+        temperature=group.temperature,
+        top_k=group.top_k,
+        top_p=group.top_p,
+    )
+
+
+def eval_sampling(config: Config, tokenizer: Tokenizer) -> Sampling:
+    """How held-out problems are answered."""
+    return dataclasses.replace(
+        training_sampling(config, tokenizer),
+        rollouts=config.run.eval_samples,
+        temperature=config.run.eval_temperature,
+        top_k=config.run.eval_top_k,
+        top_p=config.run.eval_top_p,
+    )
+
+
+def _check_architecture(model: ModelConfig, name: str, path: str) -> None:
+    expected = preset(name)
+    for field in ("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "ff", "vocab_size"):
+        if getattr(model, field) != getattr(expected, field):
+            raise UserError(
+                f"model.preset: {name} has {field} {getattr(expected, field)}, but {path} has {getattr(model, field)}: "
+                "expected the weights of that model, or an empty preset"
+            )

@@ -1,0 +1,301 @@
+"""The two jitted steps of learning, and the only place where the model meets the objective.
+
+    score_step   both views of every response token under the weights that wrote them, and the credit of each token
+    train_step   several optimiser steps over random sets of whole problems
+
+Student and teacher are two forward passes over one parameter tree.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from dasd_jax.batch import Array, Params, PromptBatch, RolloutBatch, TeacherBatch, TokenStats, TrainState
+from dasd_jax.config import ObjectiveGroup
+from dasd_jax.mesh import reshard, spec
+from dasd_jax.model.config import ModelConfig
+from dasd_jax.model.transformer import response_hidden, unembedding
+from dasd_jax.objective.credit import METHODS, NEEDS_TEACHER, Credit, gated_gap, masked_mean
+from dasd_jax.objective.loss import clipped_surrogate, directional_kl, negative_log_likelihood
+from dasd_jax.objective.token_stats import token_logp, token_logp_and_expectation, token_stats
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """What the steps are compiled for; hashable, a static argument."""
+
+    model: ModelConfig
+    objective: ObjectiveGroup
+    temperature: float
+    rollouts: int  # G
+    minibatches: int
+    microbatches: int
+    row_shards: int  # devices that share the rows, for the size of a chunk
+
+    def chunk(self, rows: int) -> int:
+        """Response positions at a time for which `token_chunk` tokens a device hold logits."""
+        return max(1, self.objective.token_chunk * self.row_shards // rows)
+
+
+@struct.dataclass
+class Experience:
+    """A scored rollout batch with a leading problem axis, so that it is cut by whole problems: [B, ...] or [B, G, ...].
+
+    The fields are those of PromptBatch, TeacherBatch, RolloutBatch, TokenStats and Credit with the same names;
+    without a teacher its prompt is None.
+    """
+
+    student_prompt: Array
+    student_prompt_mask: Array
+    teacher_prompt: Array | None
+    teacher_prompt_mask: Array | None
+    response: Array
+    response_mask: Array
+    old_logp: Array
+    advantage: Array
+    keep: Array
+    scale: Array
+    route: Array
+    verifier: Array
+
+
+# ------------------------------------------------------------------------------------------------ score
+
+
+@partial(jax.jit, static_argnames=("config",))
+def score_step(
+    config: StepConfig,
+    params: Params,
+    prompts: PromptBatch,
+    teacher: TeacherBatch,
+    rollouts: RolloutBatch,
+    reward: Array,
+    in_loss: Array,
+) -> tuple[Experience, TokenStats, dict[str, Array]]:
+    """Statistics of both views of every response token, and the credit that they and the rewards give it.
+
+    Args:
+        params: the weights that wrote the rollouts.
+        reward: f32[rows].
+        in_loss: bool[rows], False for rollouts that count in their group but not in the loss.
+
+    Returns:
+        (Experience for `train_step`, TokenStats f32[rows, R], scalars for the log).
+    """
+    needs_teacher = config.objective.method in NEEDS_TEACHER
+    parts = config.minibatches * config.microbatches
+    cut = partial(_cut, parts)
+
+    def score(part) -> TokenStats:
+        prompts, teacher, response, mask = part
+        response, mask = _rows(response), _rows(mask)
+        student = _view(config, params, prompts.student_prompt, prompts.student_prompt_mask, response, mask)
+        teacher = _teacher_view(config, params, teacher, response, mask) if needs_teacher else (None, None)
+        chunk = config.chunk(response.shape[0])
+        return token_stats(*student, *teacher, response, temperature=config.temperature, chunk=chunk)
+
+    by_problem = partial(_by_problem, config.rollouts)
+    response, mask = rollouts.response, rollouts.response_mask
+    whole = (prompts, teacher, by_problem(response), by_problem(mask))
+    stats = jax.lax.map(score, jax.tree.map(cut, whole))
+    stats = jax.tree.map(lambda x: _rows(_uncut(by_problem(x, axis=1))), stats)
+
+    method = METHODS[config.objective.method]
+    credit: Credit = method(stats, mask, reward, config.rollouts, config.objective)
+    keep = credit.keep & in_loss[:, None]
+    experience = Experience(
+        student_prompt=prompts.student_prompt,
+        student_prompt_mask=prompts.student_prompt_mask,
+        teacher_prompt=teacher.teacher_prompt if needs_teacher else None,
+        teacher_prompt_mask=teacher.teacher_prompt_mask if needs_teacher else None,
+        response=by_problem(response),
+        response_mask=by_problem(mask),
+        old_logp=by_problem(stats.student_logp),
+        advantage=by_problem(credit.advantage),
+        keep=by_problem(keep),
+        scale=by_problem(credit.scale),
+        route=by_problem(credit.route),
+        verifier=by_problem(credit.verifier),
+    )
+    gap = jnp.abs(rollouts.sampled_logp - stats.student_logp)
+    metrics = credit.metrics | {
+        "entropy/mean": masked_mean(stats.student_entropy, mask),
+        "policy/logp_gap_mean": masked_mean(gap, mask),
+        "policy/logp_gap_p999": _pooled_quantile(gap, mask, 0.999),
+        "policy/logp_gap_max": jnp.max(jnp.where(mask, gap, 0.0)),
+    }
+    if needs_teacher:
+        metrics["entropy/teacher_mean"] = masked_mean(stats.teacher_entropy, mask)
+        metrics["gap/forward_kl"] = masked_mean(stats.forward_kl, mask)
+        metrics["gap/reverse_kl"] = masked_mean(stats.reverse_kl, mask)
+    return experience, stats, metrics
+
+
+def supervised_experience(prompts: PromptBatch, target: Array, target_mask: Array) -> Experience:
+    """Reference responses in the place of rollouts, for method `sft`: i32 and bool [B, R], one a problem."""
+    one = target[:, None], target_mask[:, None]
+    nothing = jnp.zeros(one[0].shape, jnp.float32)
+    return Experience(
+        student_prompt=prompts.student_prompt,
+        student_prompt_mask=prompts.student_prompt_mask,
+        teacher_prompt=None,
+        teacher_prompt_mask=None,
+        response=one[0],
+        response_mask=one[1],
+        old_logp=nothing,
+        advantage=nothing,
+        keep=one[1],
+        scale=nothing[..., 0],
+        route=nothing,
+        verifier=nothing[..., 0],
+    )
+
+
+# ------------------------------------------------------------------------------------------------ train
+
+
+@partial(jax.jit, static_argnames=("config", "optimizer"), donate_argnames=("state",))
+def train_step(
+    config: StepConfig, optimizer: optax.GradientTransformation, state: TrainState, experience: Experience
+) -> tuple[TrainState, dict[str, Array]]:
+    """One optimiser step for each minibatch of the rollout batch.
+
+    Minibatch m holds the problems m, m + M, m + 2M, …: the batch itself was drawn in random order, so these are random
+    sets of whole problems. Gradients of its microbatches are summed and divided once by its global count of tokens.
+
+    Args:
+        state: given up (its memory is reused).
+
+    Returns:
+        (new state, scalars for the log: means over the minibatches).
+    """
+
+    def update(carry, minibatch: Experience):
+        params, opt_state = carry
+        num_tokens = jnp.maximum(jnp.sum(minibatch.keep, dtype=jnp.float32), 1.0)
+        value_and_grad = jax.value_and_grad(minibatch_loss, argnums=1, has_aux=True)
+
+        def accumulate(grads, microbatch: Experience):
+            (_, metrics), new = value_and_grad(config, params, params, microbatch, num_tokens)
+            return jax.tree.map(jnp.add, grads, new), metrics
+
+        if config.microbatches == 1:
+            (_, metrics), grads = value_and_grad(config, params, params, minibatch, num_tokens)
+        else:
+            grads = jax.tree.map(jnp.zeros_like, params)
+            grads, metrics = jax.lax.scan(
+                accumulate, grads, jax.tree.map(partial(_cut, config.microbatches), minibatch)
+            )
+            metrics = jax.tree.map(jnp.sum, metrics)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        metrics["optim/grad_norm"] = optax.global_norm(grads)
+        metrics["optim/update_norm"] = optax.global_norm(updates)
+        return (params, opt_state), metrics
+
+    minibatches = jax.tree.map(partial(_cut, config.minibatches), experience)
+    (params, opt_state), metrics = jax.lax.scan(update, (state.params, state.opt_state), minibatches)
+    state = state.replace(
+        step=state.step + 1, params=params, opt_state=opt_state, batches_drawn=state.batches_drawn + 1
+    )
+    return state, jax.tree.map(jnp.mean, metrics)
+
+
+def minibatch_loss(
+    config: StepConfig, params: Params, teacher_params: Params, batch: Experience, num_tokens: Array
+) -> tuple[Array, dict[str, Array]]:
+    """The loss of some problems, divided by `num_tokens` so that the parts of a minibatch add up.
+
+    Args:
+        params: the student's; the gradient goes through it alone.
+        teacher_params: the teacher's, of the full form; in training the same tree.
+        num_tokens: f32[], kept tokens of the whole minibatch on all devices.
+
+    Returns:
+        (loss f32[], scalars that add up over microbatches).
+    """
+    objective = config.objective
+    response, mask, keep = _rows(batch.response), _rows(batch.response_mask), _rows(batch.keep)
+    student = _view(config, params, batch.student_prompt, batch.student_prompt_mask, response, mask)
+    options = {"temperature": config.temperature, "chunk": config.chunk(response.shape[0])}
+
+    if objective.method == "sft":
+        loss = negative_log_likelihood(token_logp(*student, response, **options), keep) / num_tokens
+        return loss, {"loss/total": loss}
+
+    metrics = {}
+    if objective.form == "full":
+        teacher_batch = TeacherBatch(batch.teacher_prompt, batch.teacher_prompt_mask)
+        teacher = _teacher_view(config, teacher_params, teacher_batch, response, mask)
+        logp, expected_gap = token_logp_and_expectation(
+            *student,
+            *teacher,
+            response,
+            lambda student_logp, teacher_logp, scale: gated_gap(teacher_logp - student_logp, scale, objective),
+            _rows(batch.scale),
+            **options,
+        )
+        advantage = jnp.broadcast_to(_rows(batch.verifier)[:, None], keep.shape)
+        dense = directional_kl(expected_gap, _rows(batch.route), keep) / num_tokens
+        metrics["loss/dense"] = dense
+    else:
+        logp, advantage, dense = token_logp(*student, response, **options), _rows(batch.advantage), 0.0
+    surrogate, clipped = clipped_surrogate(
+        logp, _rows(batch.old_logp), advantage, keep, clip_low=objective.clip_low, clip_high=objective.clip_high
+    )
+    loss = surrogate / num_tokens + dense
+    return loss, metrics | {"loss/total": loss, "policy/clip_frac": clipped / num_tokens}
+
+
+# ------------------------------------------------------------------------------------------------ views and cuts
+
+
+def _view(config: StepConfig, params, prompt, prompt_mask, response, mask) -> tuple[Array, Array]:
+    """The hidden states that predict the responses, and the matrix that turns them into logits."""
+    hidden = response_hidden(config.model, params, prompt, prompt_mask, response, mask)
+    return hidden, unembedding(config.model, params)
+
+
+def _teacher_view(config: StepConfig, params, teacher: TeacherBatch, response, mask) -> tuple[Array, Array]:
+    """The teacher is the model under privileged context, and a constant: this is the one stop_gradient."""
+    params = jax.lax.stop_gradient(params)
+    return _view(config, params, teacher.teacher_prompt, teacher.teacher_prompt_mask, response, mask)
+
+
+def _by_problem(rollouts: int, x: Array, axis: int = 0) -> Array:
+    """[rows, ...] → [B, G, ...], or the same one axis further in."""
+    shape = (*x.shape[:axis], x.shape[axis] // rollouts, rollouts, *x.shape[axis + 1 :])
+    axes = (*(None,) * axis, "rows", *(None,) * (len(shape) - axis - 1))
+    return jax.lax.reshape(x, shape, out_sharding=spec(*axes))
+
+
+def _rows(x: Array) -> Array:
+    """[B, G, ...] → [rows, ...]."""
+    shape = (x.shape[0] * x.shape[1], *x.shape[2:])
+    return jax.lax.reshape(x, shape, out_sharding=spec("rows", *(None,) * (len(shape) - 1)))
+
+
+def _cut(parts: int, x: Array) -> Array:
+    """[B, ...] → [parts, B/parts, ...]: part p holds p, p + parts, …, some of every device's rows."""
+    shape = (x.shape[0] // parts, parts, *x.shape[1:])
+    wide = jax.lax.reshape(x, shape, out_sharding=spec("rows", *(None,) * (len(shape) - 1)))
+    return jnp.moveaxis(wide, 1, 0)
+
+
+def _uncut(x: Array) -> Array:
+    """The inverse of `_cut`."""
+    wide = jnp.moveaxis(x, 0, 1)
+    shape = (wide.shape[0] * wide.shape[1], *wide.shape[2:])
+    return jax.lax.reshape(wide, shape, out_sharding=spec("rows", *(None,) * (len(shape) - 1)))
+
+
+def _pooled_quantile(x: Array, mask: Array, q: float) -> Array:
+    """The nearest-rank quantile of all masked values of non-negative f32[rows, R]."""
+    ordered = jnp.sort(reshard(jnp.where(mask, x, -1.0), None, None).reshape(-1))
+    count = jnp.sum(mask)
+    rank = jnp.ceil(q * count).astype(jnp.int32)
+    return jnp.maximum(ordered[ordered.size - count + jnp.maximum(rank - 1, 0)], 0.0)

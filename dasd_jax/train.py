@@ -1,0 +1,404 @@
+"""Post-trains a model: python -m dasd_jax.train --config=configs/smollm2_math.py [--workdir=DIR]
+
+Writes in the workdir: config.json, metrics.jsonl, tensorboard/, samples.jsonl, checkpoints/, eval/, and done.json last.
+The same command again goes on from the last checkpoint.
+"""
+
+import dataclasses
+import json
+import resource
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from dasd_jax import cli
+from dasd_jax.batch import PromptBatch, RolloutBatch
+from dasd_jax.config import Config
+from dasd_jax.errors import UserError
+from dasd_jax.learner import checkpoint, session
+from dasd_jax.learner.evaluation import evaluate, rise, texts_of
+from dasd_jax.learner.metrics import Display, RunLog, read_metrics
+from dasd_jax.learner.optim import make_optimizer, make_schedule
+from dasd_jax.learner.step import StepConfig, score_step, supervised_experience, train_step
+from dasd_jax.mesh import make_mesh, put_rows, replicate, row_shards
+from dasd_jax.rollout.sampler import rollout
+from dasd_jax.rollout.verifier import Verdict, Verifier
+
+
+def main(argv: list[str]) -> None:
+    """The command."""
+    command = cli.parse(cli.parser(__doc__), argv)
+    train(command.config, command.workdir)
+
+
+def train(config: Config, workdir: Path) -> None:
+    """Runs or resumes the training that `config` describes in `workdir`.
+
+    Raises:
+        UserError: anything in the config, the data, the weights or the workdir that a person has to mend; nothing is
+            written before all of it is checked.
+        TrainingError: the sampler and the score pass disagree, or a number is not finite.
+    """
+    _check_workdir(config, workdir)
+    if (workdir / "done.json").exists():
+        print(f"{workdir} holds a finished run:")
+        print(_summary(json.loads((workdir / "done.json").read_text())))
+        return
+    mesh = make_mesh(config.mesh)
+    with (
+        jax.set_mesh(mesh),
+        Verifier(
+            config.rollout.verifier_workers, config.rollout.verifier_deadline_s, config.rollout.verifier_memory_mb
+        ) as verifier,
+    ):
+        Trainer(config, workdir, mesh, verifier).run()
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on and no edit of the command would have told; the message says what to look at."""
+
+
+class Trainer:
+    """The parts of one run, and the loop that moves them."""
+
+    def __init__(self, config: Config, workdir: Path, mesh: jax.sharding.Mesh, verifier: Verifier):
+        """Opens data and model, then the workdir."""
+        self.config, self.workdir, self.mesh, self.verifier = config, workdir, mesh, verifier
+        session.check_rows(config, mesh)
+        self.tokenizer = session.open_tokenizer(config.model)
+        self.prompts, self.heldout, counts = session.open_prompts(config, self.tokenizer)
+        self.batches = self.prompts.batches(config.rollout.problems, config.run.seed)
+        num_updates = config.run.steps * config.optim.minibatches
+        self.schedule = make_schedule(config.optim, num_updates)
+        self.optimizer = make_optimizer(config.optim, num_updates)
+
+        folder = checkpoint.latest(workdir)
+        if folder:
+            self.model, self.state = checkpoint.restore(folder, mesh, self.optimizer)
+        else:
+            self.model, params = session.open_model(config, mesh)
+            self.state = jax.jit(lambda p: checkpoint.new_state(p, self.optimizer), donate_argnums=0)(params)
+        session.check_vocabulary(self.tokenizer, self.model)
+        self.steps = StepConfig(
+            model=self.model,
+            objective=config.objective,
+            temperature=config.rollout.temperature,
+            rollouts=config.rollout.rollouts,
+            minibatches=config.optim.minibatches,
+            microbatches=config.optim.microbatches,
+            row_shards=row_shards(mesh),
+        )
+        self.sampling = session.training_sampling(config, self.tokenizer)
+        self.seed = replicate(mesh, np.int32(config.run.seed))
+
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1))
+        step = int(self.state.step)
+        self.log = RunLog(workdir, step if folder else -1)
+        self.display = Display(config.run.steps, step)
+        self.display.say(
+            f"{self.model.num_params / 1e6:.1f} M parameters on {mesh.size} {jax.devices()[0].platform} device(s), "
+            f"method {config.objective.method}, workdir {workdir}"
+        )
+        self.display.say("problems: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+        if folder:
+            self.display.say(f"resumed from {folder}")
+
+    def run(self) -> None:
+        """The loop: from where the state stands to the last step, with an evaluation before and after."""
+        config, stop = self.config, _StopSignal()
+        started = time.monotonic()
+        try:
+            if int(self.state.step) == 0:
+                self.log.write(0, self._evaluate(0))
+            for step in range(int(self.state.step) + 1, config.run.steps + 1):
+                metrics, samples = self._step(step)
+                last = step == config.run.steps
+                if last or (config.run.eval_every and step % config.run.eval_every == 0):
+                    metrics |= self._evaluate(step)
+                self.log.write(step, metrics, samples)
+                self.display.step(step, metrics)
+                if last or stop.asked or step % config.run.checkpoint_every == 0:
+                    self.display.phase("checkpoint")
+                    checkpoint.save(self.workdir, self.state, self.model, config.run.keep_checkpoints)
+                if stop.asked and not last:
+                    self.display.say(f"stopped by a signal after step {step}; the same command goes on from here")
+                    return
+        finally:
+            self.display.close()
+            self.log.close()
+        done = self._done(time.monotonic() - started)
+        draft = self.workdir / "done.tmp"
+        draft.write_text(json.dumps(done, indent=1))
+        draft.rename(self.workdir / "done.json")
+        print(_summary(done))
+
+    # -------------------------------------------------------------------------------------------- one step
+
+    def _step(self, step: int) -> tuple[dict[str, float], list[dict]]:
+        started = time.monotonic()
+        batch: PromptBatch = self.batches[int(self.state.batches_drawn)]
+        if self.config.objective.method == "sft":
+            metrics, samples = self._learn_references(batch)
+        else:
+            metrics, samples = self._learn_rollouts(step, batch)
+        updates_done = step * self.config.optim.minibatches
+        metrics["optim/learning_rate"] = float(self.schedule(updates_done - 1))
+        metrics["time/step_s"] = time.monotonic() - started
+        broken = [name for name, value in metrics.items() if not np.isfinite(value)]
+        if broken:
+            raise TrainingError(
+                f"step {step}: {', '.join(broken)} not finite; the last checkpoint is from before it. "
+                "Lower optim.learning_rate or optim.grad_clip"
+            )
+        return metrics, samples
+
+    def _learn_references(self, batch: PromptBatch) -> tuple[dict[str, float], list[dict]]:
+        self.display.phase("update")
+        target, mask = self.prompts.target_batch(batch.example_id)
+        experience = supervised_experience(*put_rows(self.mesh, (batch, target, mask)))
+        self.state, metrics = train_step(self.steps, self.optimizer, self.state, experience)
+        return {name: float(value) for name, value in jax.device_get(metrics).items()}, []
+
+    def _learn_rollouts(self, step: int, batch: PromptBatch) -> tuple[dict[str, float], list[dict]]:
+        clock = _Clock(self.display)
+        with clock.phase("rollout"):
+            prompts = put_rows(self.mesh, batch)
+            written = rollout(
+                self.model, self.sampling, self.state.params, prompts, self.seed, "train", self.state.batches_drawn
+            )
+            on_host: RolloutBatch = jax.device_get(written)
+        with clock.phase("verify"):
+            problems = [self.prompts.problems[batch.example_id[i]] for i in on_host.prompt_index]
+            texts = texts_of(self.tokenizer, on_host.response, on_host.response_mask)
+            verdicts = self.verifier.verify(problems, texts)
+            reward, in_loss = self._reward(verdicts, on_host.finished)
+        with clock.phase("score"):
+            teacher = self.prompts.teacher_batch(batch.example_id)
+            experience, stats, metrics = score_step(
+                self.steps, self.state.params, prompts, *put_rows(self.mesh, (teacher,)), written,
+                *put_rows(self.mesh, (reward, in_loss)),
+            )  # fmt: skip
+            metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._check_before_update(step, metrics, jax.device_get(experience.keep))
+        samples = self._samples(on_host, problems, texts, verdicts, experience, stats)
+        with clock.phase("update"):
+            self.state, learned = train_step(self.steps, self.optimizer, self.state, experience)
+            metrics |= {name: float(value) for name, value in jax.device_get(learned).items()}
+        lengths = on_host.response_mask.sum(axis=1)
+        by_group = reward.reshape(-1, self.config.rollout.rollouts)
+        return (
+            metrics
+            | clock.seconds
+            | {
+                "reward/mean": float(reward.mean()),
+                "reward/score_mean": float(np.mean([verdict.score for verdict in verdicts])),
+                "reward/mixed_groups_frac": float(np.mean(by_group.min(axis=1) < by_group.max(axis=1))),
+                "reward/parse_failure_frac": float(np.mean([verdict.parse_failure for verdict in verdicts])),
+                "reward/timeout_frac": float(np.mean([verdict.timeout for verdict in verdicts])),
+                "rollout/length_mean": float(lengths.mean()),
+                "rollout/truncated_frac": float(1 - on_host.finished.mean()),
+                "tokens/generated_per_s": float(lengths.sum()) / clock.seconds["time/rollout_s"],
+                "tokens/padding_frac": float(1 - on_host.response_mask.mean()),
+            },
+            samples,
+        )
+
+    def _reward(self, verdicts: list[Verdict], finished: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """f32[rows] rewards of 0 or 1, and bool[rows] the rollouts that enter the loss."""
+        reward = np.array([verdict.reward for verdict in verdicts], np.float32)
+        how = self.config.objective.truncated
+        if how != "score":
+            reward = np.where(finished, reward, np.float32(0))
+        return reward, finished | (how != "drop_from_loss")
+
+    def _check_before_update(self, step: int, metrics: dict[str, float], keep: np.ndarray) -> None:
+        """Stops a run whose update would mean nothing.
+
+        Never on the largest gap: one token in thousands may sit on a rounding edge.
+        """
+        for name, limit in (
+            ("policy/logp_gap_mean", self.config.rollout.logp_gap_mean_max),
+            ("policy/logp_gap_p999", self.config.rollout.logp_gap_p999_max),
+        ):
+            if not metrics[name] <= limit:
+                raise TrainingError(
+                    f"step {step}: {name} is {metrics[name]:.4g} nats > rollout.{name.split('/')[1]}_max = {limit}: "
+                    "sampler and score pass disagree, nothing was updated. Set model.compute_dtype to float32"
+                )
+        for part in range(self.config.optim.minibatches):
+            if not keep[part :: self.config.optim.minibatches].any():
+                raise TrainingError(
+                    f"step {step}: minibatch {part} has no token in the loss, and nothing was updated. "
+                    "Raise rollout.max_new_tokens, or set objective.truncated to zero"
+                )
+
+    def _samples(self, written: RolloutBatch, problems, texts, verdicts, experience, stats) -> list[dict]:
+        """The first rollouts of the batch, token by token, for samples.jsonl."""
+        arrays = {"entropy": stats.student_entropy, "credit": experience.advantage, "route": experience.route}
+        if stats.teacher_logp is not None:
+            arrays["gap"] = stats.teacher_logp - stats.student_logp
+        count = min(self.config.run.logged_rollouts, len(texts))
+        width = written.response.shape[1]
+        arrays = {name: np.asarray(x).reshape(-1, width)[:count] for name, x in jax.device_get(arrays).items()}
+        samples = []
+        for row in range(count):
+            keep = written.response_mask[row]
+            samples.append(
+                {
+                    "source": problems[row].source,
+                    "question": problems[row].question,
+                    "answer": problems[row].answer,
+                    "text": texts[row],
+                    "reward": verdicts[row].reward,
+                    "score": verdicts[row].score,
+                    "finished": bool(written.finished[row]),
+                    "tokens": [self.tokenizer.piece(int(token)) for token in written.response[row][keep]],
+                    **{name: [round(float(v), 5) for v in x[row][keep]] for name, x in arrays.items()},
+                }
+            )
+        return samples
+
+    # -------------------------------------------------------------------------------------------- before and after
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        """Scores the held-out problems, writes eval/<step>.json and returns the main figures for the log."""
+        self.display.phase("evaluate")
+        started = time.monotonic()
+        config = self.config
+        result = evaluate(
+            model=self.model,
+            params=self.state.params,
+            mesh=self.mesh,
+            tokenizer=self.tokenizer,
+            prompts=self.heldout,
+            verifier=self.verifier,
+            sampling=session.eval_sampling(config, self.tokenizer),
+            num_problems=config.run.eval_problems,
+            rows=config.rollout.problems * config.rollout.rollouts,
+            seed=config.run.seed,
+        )
+        folder = self.workdir / "eval"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{step}.json").write_text(json.dumps(result, indent=1))
+        k = result["samples"]
+        self.display.say(
+            f"held out after step {step}: avg@{k} {result[f'avg@{k}']:.3f} ± {result['standard_error']:.3f}, "
+            f"pass@{k} {result[f'pass@{k}']:.3f}, {result['problems']} problems"
+        )
+        named = (f"avg@{k}", f"pass@{k}", "standard_error", "length_mean", "truncated_frac", "parse_failure_frac")
+        return {f"eval/{name}": result[name] for name in named} | {"time/eval_s": time.monotonic() - started}
+
+    def _done(self, seconds: float) -> dict:
+        """What the run came to, from what lies in the workdir."""
+        before, after = (
+            json.loads((self.workdir / "eval" / f"{step}.json").read_text()) for step in (0, self.config.run.steps)
+        )
+        k = after["samples"]
+        change, error = rise(before, after)
+        lines = [line for line in read_metrics(self.workdir) if line["step"] > 0]
+        watched = (
+            "router/rows_off_frac", "router/attract_mass", "router/repel_mass", "credit/dense_abs_mean",
+            "credit/verifier_abs_mean", "entropy/mean", "reward/mean",
+        )  # fmt: skip
+        return {
+            "workdir": str(self.workdir),
+            "steps": self.config.run.steps,
+            "method": self.config.objective.method,
+            "beta": self.config.objective.beta,
+            "heldout": {
+                f"avg@{k}": [before[f"avg@{k}"], after[f"avg@{k}"]],
+                f"pass@{k}": [before[f"pass@{k}"], after[f"pass@{k}"]],
+                "standard_error": [before["standard_error"], after["standard_error"]],
+                "rise": change,
+                "rise_standard_error": error,
+                "problems": after["problems"],
+            },
+            "mean_over_steps": {
+                name: float(np.mean([line[name] for line in lines])) for name in watched if name in lines[0]
+            },
+            "seconds_this_session": seconds,
+            "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        }
+
+
+# ------------------------------------------------------------------------------------------------ small parts
+
+
+class _Clock:
+    """Times the phases of a step and shows their names."""
+
+    def __init__(self, display: Display):
+        self._display, self.seconds = display, {}
+
+    def phase(self, name: str):
+        self._name = name
+        return self
+
+    def __enter__(self):
+        self._display.phase(self._name)
+        self._started = time.monotonic()
+
+    def __exit__(self, *_):
+        self.seconds[f"time/{self._name}_s"] = time.monotonic() - self._started
+
+
+class _StopSignal:
+    """Remembers a SIGTERM until the step is over; a second one ends the process at once."""
+
+    def __init__(self):
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_):
+        self.asked = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _check_workdir(config: Config, workdir: Path) -> None:
+    """Refuses a folder that belongs to another config.
+
+    Raises:
+        UserError: naming the first field that differs.
+    """
+    path = workdir / "config.json"
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir: {workdir} is not a folder")
+    if not path.exists():
+        return
+    try:
+        theirs = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"--workdir: {path} is damaged: {error}: expected another workdir, or none of it") from error
+    for group, fields in json.loads(json.dumps(dataclasses.asdict(config))).items():
+        for name, value in fields.items():
+            other = theirs.get(group, {}).get(name)
+            if other != value:
+                raise UserError(
+                    f"--workdir: {workdir} belongs to a run with {group}.{name} = {other!r}, not {value!r}: "
+                    "expected the same config, or another --workdir"
+                )
+
+
+def _summary(done: dict) -> str:
+    held = done["heldout"]
+    average = next(name for name in held if name.startswith("avg@"))
+    passed = next(name for name in held if name.startswith("pass@"))
+    errors = held["rise"] / held["rise_standard_error"] if held["rise_standard_error"] else float("nan")
+    lines = [
+        f"held-out {average}: {held[average][0]:.3f} ± {held['standard_error'][0]:.3f} before, "
+        f"{held[average][1]:.3f} ± {held['standard_error'][1]:.3f} after, {held['problems']} problems",
+        f"rise: {held['rise']:+.3f} ± {held['rise_standard_error']:.3f}, {errors:.1f} standard errors by problem",
+        f"held-out {passed}: {held[passed][0]:.3f} before, {held[passed][1]:.3f} after",
+        "means over the run: " + ", ".join(f"{name} {value:.4g}" for name, value in done["mean_over_steps"].items()),
+        f"{done['seconds_this_session'] / 60:.1f} min, peak memory {done['peak_memory_gib']:.1f} GiB",
+        f"the run lies in {done['workdir']}",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,179 @@
+"""Problem sources: what a spec yields, what is held out, and the one line that each mistake earns."""
+
+import importlib
+import json
+import sys
+import textwrap
+
+import pytest
+
+from dasd_jax.data.sources import Problem, load_problems, load_source, split_heldout
+from dasd_jax.errors import UserError
+
+ADDITIONS = "gym:chain_sum?min_terms=2&max_terms=2&max_digits=1&size=300&seed=0"
+
+
+def problem(question: str, index: int = 0) -> Problem:
+    return Problem(question=question, answer="1", source="test", index=index, scorer="math")
+
+
+def write_lines(path, *rows) -> str:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+    return f"jsonl:{path}"
+
+
+def test_a_gym_spec_yields_the_same_problems_again_and_others_with_another_seed():
+    problems = load_source("gym:chain_sum?min_terms=2&max_terms=2&size=5")
+    assert problems == load_source("gym:chain_sum?min_terms=2&max_terms=2&size=5")
+    assert [p.index for p in problems] == list(range(5)) and {p.scorer for p in problems} == {"task"}
+    other = load_source("gym:chain_sum?min_terms=2&max_terms=2&size=5&seed=99")
+    assert not {p.question for p in problems} & {p.question for p in other}
+
+
+def test_a_query_value_may_hold_a_plus_sign():
+    problems = load_source("gym:basic_arithmetic?operators=('+',)&size=8")
+    assert all("+" in p.question and "*" not in p.question and "/" not in p.question for p in problems)
+
+
+def test_a_gym_task_with_worked_answers_gives_them_as_solution():
+    [worked] = load_source("gym:gsm_symbolic?size=1")
+    assert worked.answer in worked.solution
+    assert load_source("gym:chain_sum?size=1")[0].solution == ""
+
+
+def test_jsonl_maps_columns_turns_numbers_to_text_and_keeps_a_unicode_line_whole(tmp_path):
+    spec = write_lines(
+        tmp_path / "p.jsonl",
+        '{"problem": "one\u2028two", "final": 0.5, "solution": "half", "hint": null}',
+        "",
+        {"problem": "three", "final": 7},
+    )
+    first, second = load_source(f"{spec}?question=problem&answer=final")
+    assert (first.question, first.answer, first.solution, first.hint) == ("one\u2028two", "0.5", "half", "")
+    assert (second.answer, second.index, second.scorer) == ("7", 1, "math")
+
+
+def test_a_prepared_tfds_data_set_reads_back_without_tensorflow(tmp_path, monkeypatch):
+    package = tmp_path / "sums_builder"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "sums_builder.py").write_text(
+        textwrap.dedent("""
+        import numpy as np
+        import tensorflow_datasets as tfds
+
+        class Sums(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
+            def _info(self):
+                features = {"problem": tfds.features.Text(), "answer": np.int64, "hint": tfds.features.Text()}
+                return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+            def _split_generators(self, _):
+                return {"test": ((i, {"problem": f"π + {i}", "answer": i, "hint": "add"}) for i in range(3))}
+            def _generate_examples(self):
+                pass
+        """)
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    builder = importlib.import_module("sums_builder.sums_builder").Sums(
+        data_dir=tmp_path / "data", file_format="array_record"
+    )
+    builder.download_and_prepare()
+    spec = f"tfds:{builder.data_dir}"
+    problems = load_source(f"{spec}?split=test&question=problem")
+    assert {(p.question, p.answer, p.hint) for p in problems} == {(f"π + {i}", str(i), "add") for i in range(3)}
+    assert "tensorflow" not in sys.modules
+    with pytest.raises(UserError, match="cannot read split 'train'"):
+        load_source(spec)
+    with pytest.raises(UserError, match=r"test\[0\]: no field 'question'"):
+        load_source(f"{spec}?split=test")
+
+
+def test_equal_questions_are_kept_once_and_counted(tmp_path):
+    first = write_lines(tmp_path / "a.jsonl", *({"question": q, "answer": "1"} for q in ["How  many?", "Why?"]))
+    second = write_lines(tmp_path / "b.jsonl", *({"question": q, "answer": "2"} for q in ["how many? ", "When?"]))
+    problems, counts = load_problems([first, second])
+    assert [(p.question, p.answer) for p in problems] == [("How  many?", "1"), ("Why?", "1"), ("When?", "2")]
+    assert counts == {"read": 4, "duplicates": 1, "kept": 3}
+
+
+def test_train_and_heldout_are_disjoint_and_together_everything_in_order():
+    problems, counts = load_problems([ADDITIONS])
+    assert counts["duplicates"] > 0
+    train, heldout = split_heldout(problems, 40)
+    assert len(heldout) == 40
+    assert not {p.question for p in train} & {p.question for p in heldout}
+    for part in (train, heldout):
+        assert [p.index for p in part] == sorted(p.index for p in part)
+    assert sorted(train + heldout, key=lambda p: p.index) == problems
+
+
+def test_what_is_held_out_depends_on_the_questions_and_not_on_their_order():
+    problems = [problem(f"question {i}", i) for i in range(50)]
+    _, heldout = split_heldout(problems, 10)
+    _, reversed_heldout = split_heldout(problems[::-1], 10)
+    assert reversed_heldout == heldout[::-1]
+    assert heldout != problems[:10]
+    assert set(split_heldout(problems, 9)[1]) < set(heldout)
+
+
+@pytest.mark.parametrize("num_heldout", [-1, 3, 4])
+def test_holding_out_everything_is_refused(num_heldout):
+    with pytest.raises(UserError, match=f"data.heldout: {num_heldout}: .*3 distinct problems"):
+        split_heldout([problem(q) for q in "abc"], num_heldout)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ("parquet:/x", "unknown scheme, expected one of gym:, jsonl:, tfds:"),
+        ("chain_sum", "unknown scheme"),
+        ("gym:chain_sun", "no reasoning-gym task 'chain_sun', nearest are chain_sum"),
+        ("gym:chain_sum?min_term=2", "has no field 'min_term', nearest are min_terms"),
+        ("gym:chain_sum?min_terms=0", "refuses its fields: min_terms must be positive"),
+        ("gym:chain_sum?min_terms=two", "refuses its fields"),
+        ("gym:chain_sum?seed=None", "seed is None, expected an integer"),
+        ("gym:chain_sum?min_terms", "'min_terms' in its query, expected name=value"),
+        ("gym:word_ladder?size=2", "other problems in every process"),
+        ("gym:rubiks_cube?size=2", "problem 0 has no reference answer"),
+        ("jsonl:/no/such.jsonl", "no such file '/no/such.jsonl'"),
+        ("tfds:/no/such/dir", "no such directory '/no/such/dir'"),
+    ],
+)
+def test_a_mistaken_spec_is_one_line_with_field_value_and_expectation(spec, reason):
+    with pytest.raises(UserError) as refusal:
+        load_source(spec)
+    message = str(refusal.value)
+    assert message.startswith(f"data.sources: {spec!r}: ") and reason in message and "\n" not in message
+
+
+GOOD = {"question": "q", "answer": "a"}
+
+
+@pytest.mark.parametrize(
+    ("line", "query", "reason"),
+    [
+        ('{"question": ', "", "not JSON"),
+        ("[1]", "", "a JSON list, expected an object"),
+        ({"question": "q"}, "", "no field 'answer'"),
+        ({"question": " ", "answer": "a"}, "", "field 'question' is empty"),
+        ({"question": "q", "answer": None}, "", "field 'answer' is empty"),
+        ({"question": 3, "answer": "a"}, "", "field 'question' is a int, expected a string"),
+        ({"question": "q", "answer": True}, "", "field 'answer' is a bool"),
+        ({"question": "q", "answer": "a"}, "?hint=tip", "no field 'tip'"),
+    ],
+)
+def test_a_mistaken_row_is_named_by_file_and_line(tmp_path, line, query, reason):
+    good = GOOD | {"tip": "t"}
+    spec = write_lines(tmp_path / "p.jsonl", good, "", line)
+    with pytest.raises(UserError) as refusal:
+        load_source(spec + query)
+    assert f"{tmp_path}/p.jsonl:3: {reason}" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_nothing_to_read_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no problems in it"):
+        load_source(write_lines(tmp_path / "empty.jsonl", ""))
+    with pytest.raises(UserError, match="no sources"):
+        load_problems([])
+    with pytest.raises(UserError, match="unknown query key 'quesiton', expected one of question, answer"):
+        load_source(write_lines(tmp_path / "p.jsonl", GOOD) + "?quesiton=q")

@@ -1,0 +1,251 @@
+"""Statistics of both views against float64, their gradients, and what must never be in memory."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import objective_oracle as oracle
+import pytest
+
+from dasd_jax.mesh import named, put_rows
+from dasd_jax.objective.token_stats import token_logp, token_logp_and_expectation, token_stats
+
+FIELDS = ("student_logp", "teacher_logp", "student_entropy", "teacher_entropy", "forward_kl", "reverse_kl")
+# Logits are of order 1 and log-probabilities of order 5: a few roundings of float32.
+ATOL = 3e-6
+
+
+def draw(rows=3, width=7, d=4, vocab=11, seed=0, dtype=np.float32):
+    """(student_hidden, student_unembed, teacher_hidden, teacher_unembed), response."""
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32).astype(dtype)  # noqa: E731
+    two_views = (normal(rows, width, d), normal(vocab, d), normal(rows, width, d), normal(vocab, d))
+    return two_views, rng.integers(0, vocab, (rows, width)).astype(np.int32)
+
+
+def as_dict(stats):
+    return {name: np.asarray(getattr(stats, name)) for name in FIELDS}
+
+
+def assert_stats(got, want, **tolerance):
+    for name in FIELDS:
+        np.testing.assert_allclose(as_dict(got)[name], want[name], err_msg=name, **tolerance)
+
+
+def pressure(student_logp, teacher_logp, scale):
+    """A value of both views and of the row, as the full form uses it."""
+    return jnp.tanh((teacher_logp - student_logp) / scale)
+
+
+# --- against float64 -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 64])  # 2 and 3 do not divide 7
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
+def test_statistics_are_those_of_float64_at_every_chunk_and_temperature(chunk, temperature):
+    views, response = draw()
+    got = token_stats(*views, response, temperature=temperature, chunk=chunk)
+    assert_stats(got, oracle.stats(*views, response, temperature), rtol=0, atol=ATOL / temperature)
+    assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7])
+def test_token_logp_and_the_expectation_are_those_of_float64(chunk):
+    views, response = draw()
+    scale = np.array([0.3, 1.0, 4.0], np.float32)
+    logp, expectation = token_logp_and_expectation(*views, response, pressure, scale, temperature=0.7, chunk=chunk)
+    student, teacher = oracle.log_probs(*views[:2], 0.7), oracle.log_probs(*views[2:], 0.7)
+    want = (np.exp(student) * np.tanh((teacher - student) / scale[:, None, None])).sum(-1)
+    want_logp = oracle.stats(*views, response, 0.7)["student_logp"]
+    np.testing.assert_allclose(expectation, want, rtol=0, atol=ATOL)
+    np.testing.assert_allclose(logp, want_logp, rtol=0, atol=ATOL / 0.7)
+    np.testing.assert_allclose(
+        token_logp(*views[:2], response, temperature=0.7, chunk=chunk), want_logp, rtol=0, atol=ATOL / 0.7
+    )
+
+
+def test_bfloat16_views_are_reduced_in_float32():
+    views, response = draw(dtype=jnp.bfloat16)
+    got = token_stats(*(jnp.asarray(x) for x in views), response, temperature=1.0, chunk=3)
+    assert_stats(got, oracle.stats(*views, response, 1.0), rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_three_words_by_hand(temperature):
+    student, teacher = np.array([1 / 2, 1 / 4, 1 / 4]), np.array([1 / 8, 1 / 8, 3 / 4])
+    logits = [(temperature * np.log(p)).astype(np.float32).reshape(1, 1, 3) for p in (student, teacher)]
+    identity = np.eye(3, dtype=np.float32)
+    got = token_stats(
+        logits[0], identity, logits[1], identity, np.array([[2]], np.int32), temperature=temperature, chunk=1
+    )
+    log2, log3 = math.log(2), math.log(3)
+    want = {
+        "student_logp": -2 * log2,
+        "teacher_logp": log3 - 2 * log2,
+        "student_entropy": 1.5 * log2,
+        "teacher_entropy": 2.25 * log2 - 0.75 * log3,
+        "forward_kl": -0.375 * log2 + 0.75 * log3,
+        "reverse_kl": 1.25 * log2 - 0.25 * log3,
+    }
+    assert {name: value.item() for name, value in as_dict(got).items()} == pytest.approx(want, abs=1e-6)
+
+
+def test_padding_changes_no_statistic_of_a_real_token_and_stays_finite():
+    views, response = draw(rows=4)
+    mask = np.arange(7) < np.array([7, 1, 0, 4])[:, None]
+    compute = jax.jit(lambda *args: token_stats(*args, temperature=1.0, chunk=3))
+    want = as_dict(compute(*views, response))
+    other, _ = draw(rows=4, seed=9)
+    for x in (0, 2):
+        other[x][mask] = views[x][mask]
+    padded = as_dict(compute(other[0], views[1], other[2], views[3], np.where(mask, response, 0).astype(np.int32)))
+    for name in FIELDS:
+        np.testing.assert_array_equal(padded[name][mask], want[name][mask])
+        assert np.isfinite(padded[name]).all()
+
+
+# --- properties ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sharpness", [0.0, 1.0, 30.0])
+def test_entropies_lie_between_zero_and_log_v_and_divergences_are_not_negative(sharpness):
+    (student, student_unembed, teacher, teacher_unembed), response = draw(rows=4)
+    got = as_dict(
+        token_stats(
+            sharpness * student,
+            student_unembed,
+            sharpness * teacher,
+            teacher_unembed,
+            response,
+            temperature=1.0,
+            chunk=4,
+        )
+    )
+    for name in ("student_entropy", "teacher_entropy"):
+        assert got[name].min() >= 0 and got[name].max() <= math.log(11) + 1e-6
+    for name in ("forward_kl", "reverse_kl"):
+        assert got[name].min() >= -1e-6
+    if sharpness == 0:
+        np.testing.assert_allclose(got["student_entropy"], math.log(11), atol=1e-6)
+    if sharpness == 30:
+        assert got["student_entropy"].min() < 1e-6 and got["reverse_kl"].max() > 10  # certain, and finite all the same
+
+
+def test_equal_views_have_no_divergence_and_no_gap():
+    (hidden, unembed, _, _), response = draw()
+    got = as_dict(token_stats(hidden, unembed, hidden, unembed, response, temperature=1.3, chunk=3))
+    assert not got["forward_kl"].any() and not got["reverse_kl"].any()
+    np.testing.assert_array_equal(got["student_logp"], got["teacher_logp"])
+    np.testing.assert_array_equal(got["student_entropy"], got["teacher_entropy"])
+
+
+def test_swapping_the_views_swaps_their_statistics_and_the_two_divergences():
+    (student, student_unembed, teacher, teacher_unembed), response = draw()
+    there = as_dict(token_stats(student, student_unembed, teacher, teacher_unembed, response, temperature=1.0, chunk=3))
+    back = as_dict(token_stats(teacher, teacher_unembed, student, student_unembed, response, temperature=1.0, chunk=3))
+    for a, b in (
+        ("student_logp", "teacher_logp"),
+        ("student_entropy", "teacher_entropy"),
+        ("forward_kl", "reverse_kl"),
+    ):
+        np.testing.assert_array_equal(there[a], back[b])
+        np.testing.assert_array_equal(there[b], back[a])
+
+
+# --- gradients -------------------------------------------------------------------------------------------------------
+
+
+def dense_stats(student_hidden, student_unembed, teacher_hidden, teacher_unembed, response, temperature):
+    """The same statistics from whole arrays [rows, R, V]."""
+    s, t = (
+        jax.nn.log_softmax(hidden @ unembed.T / temperature)
+        for hidden, unembed in ((student_hidden, student_unembed), (teacher_hidden, teacher_unembed))
+    )
+    at = jax.nn.one_hot(response, s.shape[-1])
+    return {
+        "student_logp": (s * at).sum(-1),
+        "teacher_logp": (t * at).sum(-1),
+        "student_entropy": -(jnp.exp(s) * s).sum(-1),
+        "teacher_entropy": -(jnp.exp(t) * t).sum(-1),
+        "forward_kl": (jnp.exp(t) * (t - s)).sum(-1),
+        "reverse_kl": (jnp.exp(s) * (s - t)).sum(-1),
+    }
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5])  # 3 does not divide 5
+def test_gradient_of_any_linear_functional_is_the_dense_one_and_that_of_finite_differences(chunk):
+    views, response = draw(rows=2, width=5, d=3, vocab=6)
+    rng = np.random.default_rng(1)
+    weights = {name: rng.normal(size=(2, 5)).astype(np.float32) for name in FIELDS}
+    functional = lambda stats: sum((weights[name] * stats[name]).sum() for name in FIELDS)  # noqa: E731
+
+    def chunked(*views):
+        stats = token_stats(*views, response, temperature=0.8, chunk=chunk)
+        return functional({name: getattr(stats, name) for name in FIELDS})
+
+    got = jax.jit(jax.grad(chunked, argnums=(0, 1, 2, 3)))(*views)
+    dense = jax.grad(lambda *views: functional(dense_stats(*views, response, 0.8)), argnums=(0, 1, 2, 3))(*views)
+    # The differences are of the float64 oracle, so that they are exact to 1e-9 and float32 alone is on trial:
+    # slopes are of order 10 and sums of some 50 terms.
+    slopes = oracle.central_differences(lambda *views: functional(oracle.stats(*views, response, 0.8)), views)
+    for mine, whole, slope in zip(got, dense, slopes, strict=True):
+        assert np.abs(slope).max() > 0.1
+        np.testing.assert_allclose(mine, whole, rtol=1e-5, atol=2e-5)
+        np.testing.assert_allclose(mine, slope, rtol=1e-5, atol=2e-5)
+
+
+# --- many devices ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [3, 7])
+def test_eight_devices_with_the_vocabulary_split_agree_with_one_in_value_and_gradient(mesh, mesh8, chunk):
+    views, response = draw(rows=4, vocab=12)
+    scale = np.array([0.3, 1.0, 2.0, 4.0], np.float32)
+
+    def everything(student_hidden, student_unembed, teacher_hidden, teacher_unembed, response, scale):
+        views = (student_hidden, student_unembed, teacher_hidden, teacher_unembed)
+        stats = token_stats(*views, response, temperature=0.8, chunk=chunk)
+        full = token_logp_and_expectation(*views, response, pressure, scale, temperature=0.8, chunk=chunk)
+        total = sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves((stats, full)))
+        return total, (stats, full)
+
+    compute = jax.jit(jax.value_and_grad(everything, argnums=(0, 1, 2, 3), has_aux=True))
+    with jax.set_mesh(mesh):
+        want = compute(*views, response, scale)
+    hidden = put_rows(mesh8, (views[0], views[2], response, scale))
+    unembed = [jax.device_put(views[x], named(mesh8, "vocab", None)) for x in (1, 3)]
+    got = compute(hidden[0], unembed[0], hidden[1], unembed[1], *hidden[2:])
+    assert len(unembed[0].sharding.device_set) == 8 and not unembed[0].sharding.is_fully_replicated
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=2e-5), got, want)
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def largest_array(program, *args):
+    """Elements of the largest array anywhere in the compiled program."""
+    text = jax.jit(program).lower(*args).compile().as_text()
+    return max(math.prod(int(n) for n in dims.split(",")) for dims in re.findall(r"\w\d+\[([\d,]+)\]", text))
+
+
+@pytest.mark.parametrize("what", ["stats", "token_logp", "expectation"])
+def test_no_array_of_rows_by_response_by_vocabulary_is_ever_made_forward_or_backward(what):
+    rows, width, vocab, chunk = 2, 32, 64, 4
+    views, response = draw(rows=rows, width=width, vocab=vocab)
+    scale = np.ones(rows, np.float32)
+
+    def loss(views, chunk):
+        if what == "stats":
+            out = token_stats(*views, response, temperature=1.0, chunk=chunk)
+        elif what == "token_logp":
+            out = token_logp(*views[:2], response, temperature=1.0, chunk=chunk)
+        else:
+            out = token_logp_and_expectation(*views, response, pressure, scale, temperature=1.0, chunk=chunk)
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(out))
+
+    for program in (loss, jax.grad(loss)):
+        assert largest_array(lambda views, program=program: program(views, chunk), views) == rows * chunk * vocab
+        # The same eye sees the whole array where there is only one chunk.
+        assert largest_array(lambda views, program=program: program(views, width), views) >= rows * width * vocab

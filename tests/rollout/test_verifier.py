@@ -1,0 +1,216 @@
+"""The verifier: what counts as the answer, what counts as right, and what a hostile answer may cost."""
+
+import dataclasses
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from dasd_jax.data.sources import Problem, load_source
+from dasd_jax.errors import UserError
+from dasd_jax.rollout.verifier import MAX_ANSWER_CHARS, Verifier, extract_answer
+
+TOWER = r"\boxed{2003^{2002^{2001}}}"
+DEADLINE_S = 2.0
+
+
+def math_problem(answer: str, index: int = 0) -> Problem:
+    return Problem(question=f"problem {index}", answer=answer, source="test", index=index, scorer="math")
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with Verifier(num_workers=1, deadline_s=DEADLINE_S, memory_mb=1024) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"so \boxed{5}", "5"),
+        (r"\boxed{1} then \boxed{2} done", "2"),
+        (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{1}{\sqrt{2}}"),
+        (r"\boxed{\left\{1,2\right.}", r"\left\{1,2\right."),
+        (r"\boxed {$ 7 $}", "7"),
+        (r"\boxed{A sentence.}", "A sentence."),
+        (r"\boxed{3} and \boxed{4", "3"),
+        (r"Answer: \boxed{4", None),
+        (r"put it in \boxed{}", None),
+        ("Answer: 4", "4"),
+        ("Answer: 3\nno,\n**Answer:** $-4$.\nBye", "-4"),
+        ("**Final answer**: **12.5.**", "12.5"),
+        ("The ANSWER IS -4", "-4"),
+        ("The answer is: .5.", ".5"),
+        ("Answer:\n\n  42", "42"),
+        ("Answer: 1 \\boxed{2} Answer: 3", "2"),
+        ("the answers vary; it is 4", None),
+        ("Answer:", None),
+        ("", None),
+        (r"<think>\boxed{1}</think> Answer: 2", "2"),
+        (r"<think>\boxed{1}</think> hm", None),
+        (r"\boxed{1</think>} so \boxed{2}", "2"),
+        ("Answer: " + "7" * MAX_ANSWER_CHARS, "7" * MAX_ANSWER_CHARS),
+        ("Answer: " + "7" * (MAX_ANSWER_CHARS + 1), None),
+    ],
+)
+def test_the_answer_is_the_last_closed_box_or_else_the_last_marked_line(text, answer):
+    assert extract_answer(text) == answer
+
+
+def test_no_answer_is_a_parse_failure_and_not_a_timeout(verifier):
+    [verdict] = verifier.verify([math_problem("4")], ["no idea"])
+    assert (verdict.reward, verdict.score, verdict.answer) == (0.0, 0.0, None)
+    assert verdict.parse_failure and not verdict.timeout
+
+
+def test_partial_credit_is_no_reward_but_extraction_makes_a_verbose_answer_right(verifier):
+    [problem] = load_source("gym:chain_sum?min_terms=2&max_terms=2&size=1")
+    wordy, right = verifier.verify(
+        [problem] * 2, [f"\\boxed{{The answer is {problem.answer}}}", f"The answer is {problem.answer}"]
+    )
+    assert 0 < wordy.score < 0.99 and wordy.reward == 0.0
+    assert (right.score, right.reward) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "right"),
+    [
+        ("1/2", "0.5", True),
+        ("0.5", r"\frac{1}{2}", True),
+        (r"\frac{1}{2}", r"\dfrac{1}{2}", True),
+        ("1/3", "0.33", False),
+        ("1,000", "1000", True),
+        (r"\{1,2\}", r"\{2,1\}", True),
+        (r"\{1,2\}", r"\{1,3\}", False),
+        ("(1,2]", r"\left(1, 2\right]", True),
+        ("(1,2]", "(1,2)", False),
+        (r"\sqrt{8}", r"2\sqrt{2}", True),
+        ("x^2+1", "1+x^2", True),
+        ("5", "5 or 6", False),
+        (r"\text{north east}", r"\text{north east}", True),
+    ],
+)
+def test_equal_mathematics_in_other_words_is_right(verifier, reference, answer, right):
+    [verdict] = verifier.verify([math_problem(reference)], [f"\\boxed{{{answer}}}"])
+    assert verdict.reward == float(right) and verdict.error == ""
+
+
+def test_a_tower_of_exponents_costs_its_deadline_and_the_next_answers_are_right(verifier):
+    verifier.verify([math_problem("1")], ["Answer: 1"])  # so that the start is not timed
+    began = time.monotonic()
+    tower, *rest = verifier.verify([math_problem("1", i) for i in range(4)], [TOWER] + [r"\boxed{2/2}"] * 3)
+    assert time.monotonic() - began < DEADLINE_S + 8  # 8 s: a new worker's start on a busy host
+    assert tower.timeout and tower.reward == 0.0 and not tower.parse_failure
+    assert [verdict.reward for verdict in rest] == [1.0] * 3
+
+
+def test_equal_answers_to_a_problem_are_scored_once(verifier):
+    began = time.monotonic()
+    verdicts = verifier.verify([math_problem("1")] * 8, [TOWER] * 8)
+    assert all(verdict.timeout for verdict in verdicts)
+    assert time.monotonic() - began < 4 * DEADLINE_S
+
+
+def test_a_worker_never_maps_more_than_its_memory_cap():
+    [problem] = load_source("gym:spiral_matrix?size=1")  # its scorer evaluates what the model wrote
+    with Verifier(num_workers=1, deadline_s=20.0, memory_mb=512) as pool:
+        hungry, fine = pool.verify([problem, math_problem("1")], [r"\boxed{['0' * 1000000000]}", r"\boxed{2/2}"])
+        status = Path(f"/proc/{pool._workers[0].process.pid}/status").read_text()
+    assert (hungry.reward, fine.reward) == (0.0, 1.0)
+    assert int(re.search(r"VmPeak:\s+(\d+) kB", status)[1]) <= 512 * 1024
+
+
+def test_a_worker_that_dies_in_the_middle_of_an_answer_costs_that_answer_alone():
+    with Verifier(num_workers=1, deadline_s=20.0, memory_mb=1024) as pool:
+        pool.verify([math_problem("1")], ["Answer: 1"])
+        threading.Timer(0.5, pool._workers[0].process.kill).start()
+        died, fine = pool.verify([math_problem("1"), math_problem("1", 1)], [TOWER, r"\boxed{2/2}"])
+    assert (died.error, died.reward) == ("crash", 0.0)
+    assert (fine.error, fine.reward) == ("", 1.0)
+
+
+def test_a_problem_that_comes_out_otherwise_in_the_worker_is_an_error_and_not_a_wrong_answer(verifier):
+    [problem] = load_source("gym:chain_sum?size=1")
+    [verdict] = verifier.verify([dataclasses.replace(problem, answer="?")], [f"Answer: {problem.answer}"])
+    assert verdict.error == "crash" and verdict.reward == 0.0
+
+
+def test_an_answer_cannot_reach_outside_its_process(verifier, tmp_path):
+    [problem] = load_source("gym:spiral_matrix?size=1")  # its scorer evaluates what the model wrote
+    trace = tmp_path / "trace"
+    attacks = [f"[__import__('os').system('touch {trace}')]", f"[open('{trace}', 'w')]"]
+    verdicts = verifier.verify([problem] * 2, [f"\\boxed{{{attack}}}" for attack in attacks])
+    assert [verdict.reward for verdict in verdicts] == [0.0, 0.0]
+    assert not trace.exists()
+
+
+def test_workers_killed_from_outside_are_replaced_and_results_stay_in_order():
+    with Verifier(num_workers=2, deadline_s=10.0, memory_mb=1024) as pool:
+        problems = [math_problem(str(i), i) for i in range(20)]
+        texts = [f"\\boxed{{{i + i % 2}}}" for i in range(20)]
+        for _ in range(2):
+            verdicts = pool.verify(problems, texts)
+            assert [verdict.reward for verdict in verdicts] == [1.0, 0.0] * 10
+            for worker in pool._workers:
+                os.kill(worker.process.pid, signal.SIGKILL)
+                worker.process.wait()
+
+
+def test_order_is_kept_when_three_workers_finish_out_of_order():
+    cases = [(str(i), f"\\boxed{{{i}.0}}", 1.0) for i in range(12)]
+    cases += [(str(i), f"\\boxed{{{i + 1}}}", 0.0) for i in range(12)]
+    cases += [("1", TOWER, 0.0), ("7", "nothing", 0.0), (r"\sqrt{8}", r"\boxed{2\sqrt{2}}", 1.0)]
+    random.Random(0).shuffle(cases)
+    with Verifier(num_workers=3, deadline_s=DEADLINE_S, memory_mb=1024) as pool:
+        verdicts = pool.verify([math_problem(ref, i) for i, (ref, _, _) in enumerate(cases)], [t for _, t, _ in cases])
+    assert [verdict.reward for verdict in verdicts] == [reward for _, _, reward in cases]
+    assert [verdict.answer for verdict in verdicts] == [extract_answer(text) for _, text, _ in cases]
+
+
+def test_no_worker_outlives_a_killed_parent_even_in_the_middle_of_a_computation():
+    program = f"""
+from dasd_jax.data.sources import Problem
+from dasd_jax.rollout.verifier import Verifier
+pool = Verifier(1, 3.0, 1024)
+print(pool._workers[0].process.pid, flush=True)
+pool.verify([Problem(question="q", answer="1", source="test", index=0, scorer="math")], [{TOWER!r}])
+"""
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    worker = int(parent.stdout.readline())
+    time.sleep(2.5)  # past the imports, into the tower
+    assert is_running(worker)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    gives_up = time.monotonic() + 10
+    while is_running(worker) and time.monotonic() < gives_up:
+        time.sleep(0.1)
+    assert not is_running(worker)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_too_small_a_memory_cap_is_one_clear_line():
+    with (
+        Verifier(num_workers=1, deadline_s=1.0, memory_mb=32) as pool,
+        pytest.raises(UserError, match=r"^rollout.verifier_memory_mb: 32: .*expected room"),
+    ):
+        pool.verify([math_problem("1")], ["Answer: 1"])
+
+
+def test_the_parent_imports_no_scorer_and_no_jax():
+    heavy = {"jax", "sympy", "math_verify", "reasoning_gym", "tensorflow_datasets"}
+    program = f"import sys, dasd_jax.rollout.verifier; print({heavy} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", program]).strip() == b"set()"
