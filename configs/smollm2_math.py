@@ -18,8 +18,9 @@ def get_config(arg=""):
     config.data.update(
         {
             "sources": (
-                "gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=2&size=6000&seed=1",
-                "gym:gcd?min_numbers=2&max_numbers=2&min_value=1&max_value=100&size=3000&seed=2",
+                "gym:letter_counting?min_words=1&max_words=3&size=4000&seed=1",
+                "gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=2&size=3000&seed=1",
+                "gym:gcd?min_numbers=2&max_numbers=2&min_value=1&max_value=100&size=3000&seed=1",
             ),
             "heldout": 200,
             "shots": 2,

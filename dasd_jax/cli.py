@@ -24,14 +24,16 @@ from dasd_jax.config import Config
 from dasd_jax.errors import UserError
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are UserErrors."""
+
     def error(self, message: str):
         raise UserError(f"{message} (--help lists the flags)")
 
 
 def parser(description: str, *, workdir_required: bool = False) -> argparse.ArgumentParser:
     """An argument parser with the flags that all commands share."""
-    flags = _Parser(
+    flags = Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

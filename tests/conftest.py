@@ -1,4 +1,4 @@
-"""Eight fake devices, and a mesh in context: the program is written for explicit axes and needs one even on one device."""
+"""Eight fake devices, and a mesh in context: the program has explicit axes and needs one even on one device."""
 
 import jax
 

@@ -71,7 +71,8 @@ def load_problems(specs: Sequence[str]) -> tuple[list[Problem], dict[str, int]]:
 def split_heldout(problems: Sequence[Problem], num_heldout: int) -> tuple[list[Problem], list[Problem]]:
     """(train, heldout): held out are the problems whose normalised question has the smallest sha256.
 
-    The choice depends on the questions alone, never on the order of problems or sources; both parts keep their order.
+    Choice and order (by that hash, in both parts) depend on the questions alone, never on the order of problems or
+    sources: the first problems of either part are a mixture of all sources.
     Problems with the same normalised question would share a hash, so `load_problems` comes first.
     """
     if not 0 <= num_heldout < len(problems):
@@ -79,12 +80,8 @@ def split_heldout(problems: Sequence[Problem], num_heldout: int) -> tuple[list[P
             f"data.heldout: {num_heldout}: data.sources holds {len(problems)} distinct problems, "
             f"expected 0 to {len(problems) - 1} so that some are left to train on"
         )
-    digests = [hashlib.sha256(_normalise(problem.question).encode()).digest() for problem in problems]
-    heldout = set(sorted(range(len(problems)), key=digests.__getitem__)[:num_heldout])
-    return (
-        [problem for i, problem in enumerate(problems) if i not in heldout],
-        [problem for i, problem in enumerate(problems) if i in heldout],
-    )
+    ordered = sorted(problems, key=lambda problem: hashlib.sha256(_normalise(problem.question).encode()).digest())
+    return ordered[num_heldout:], ordered[:num_heldout]
 
 
 @functools.lru_cache(maxsize=32)

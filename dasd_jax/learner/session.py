@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from dasd_jax.batch import Params
 from dasd_jax.config import Config, ModelGroup
 from dasd_jax.data.pipeline import PromptSet, PromptText
-from dasd_jax.data.sources import load_problems, split_heldout
+from dasd_jax.data.sources import Problem, load_problems, split_heldout
 from dasd_jax.errors import UserError
 from dasd_jax.mesh import row_shards
 from dasd_jax.model import params as param_table
@@ -69,25 +69,40 @@ def check_vocabulary(tokenizer: Tokenizer, model: ModelConfig) -> None:
         )
 
 
-def open_prompts(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, PromptSet, dict[str, int]]:
-    """Training and held-out problems, tokenised.
-
-    Returns:
-        (training, held out, counts of what was read and left out).
+def open_problems(config: Config) -> tuple[list[Problem], list[Problem], dict[str, int]]:
+    """(training problems, held-out problems, counts of what was read and left out), shots among the former.
 
     Raises:
-        UserError: sources that cannot be read, or nothing that fits.
+        UserError: sources that cannot be read, or too few problems in them.
     """
     problems, counts = load_problems(config.data.sources)
     train, heldout = split_heldout(problems, config.data.heldout)
     if config.data.shots >= len(train):
         raise UserError(f"data.shots: {config.data.shots}: expected fewer than the {len(train)} training problems")
-    text = PromptText(
+    return train, heldout, counts
+
+
+def prompt_text(config: Config, train: list[Problem]) -> PromptText:
+    """What stands around each problem; the first training problems are the shots."""
+    return PromptText(
         instruction=config.data.instruction,
         privileged=config.data.privileged,
         enable_thinking=config.data.enable_thinking,
         shots=tuple(train[: config.data.shots]),
     )
+
+
+def open_prompts(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, PromptSet, dict[str, int]]:
+    """Training and held-out problems, tokenised.
+
+    Returns:
+        (training without the shots, held out, counts of what was read and left out).
+
+    Raises:
+        UserError: sources that cannot be read, or nothing that fits.
+    """
+    train, heldout, counts = open_problems(config)
+    text = prompt_text(config, train)
     widths = {
         "student_width": config.rollout.prompt_length,
         "teacher_width": config.rollout.teacher_prompt_length,

@@ -240,7 +240,7 @@ def minibatch_loss(
             **options,
         )
         advantage = jnp.broadcast_to(_rows(batch.verifier)[:, None], keep.shape)
-        dense = directional_kl(expected_gap, _rows(batch.route), keep) / num_tokens
+        dense = directional_kl(expected_gap, objective.beta * _rows(batch.route), keep) / num_tokens
         metrics["loss/dense"] = dense
     else:
         logp, advantage, dense = token_logp(*student, response, **options), _rows(batch.advantage), 0.0

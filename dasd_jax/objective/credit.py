@@ -38,7 +38,7 @@ class DasdParams:
     route: str = "signed"  # signed | hard | attract_only | repel_only | conformity (+1) | novelty (-1)
     min_tokens: int = 4  # shorter responses are not routed
     min_spread: float = 1e-4  # nats, mean absolute deviation of the entropies; below it a response is not routed
-    dense_on_zero_adv: bool = True  # keep the teacher's term where every rollout of the group scored the same
+    dense_on_zero_adv: bool = True  # keep the teacher's term where the verifier's is 0: all of the group scored the same
     repel_kl_max: float = 0.0  # nats; no repulsion where KL(student || teacher) of the token exceeds it; 0: no bound
 
 
@@ -50,7 +50,7 @@ class Credit:
         advantage: the token's credit, in units of the group-standardised reward; 0 where the mask is False.
         keep: bool, the tokens that enter the loss; the divisor is their number.
         scale: f32[rows], the divisor of the response's gap, in nats; the full form takes it as a constant.
-        route: the direction of the teacher's pressure times beta, in [-beta, beta]; the full form's weight.
+        route: the direction of the teacher's pressure, in [-1, 1]; beta times it is the full form's weight.
         verifier: f32[rows], the part of the advantage that comes from the reward alone.
         metrics: scalars for the log.
     """
@@ -111,9 +111,7 @@ def row_quantile(x: Array, mask: Array, q: float) -> Array:
     at = q * jnp.maximum(count - 1, 0).astype(jnp.float32)
     low = jnp.floor(at).astype(jnp.int32)
     high = jnp.minimum(low + 1, jnp.maximum(count - 1, 0))
-    below = jnp.take_along_axis(ordered, low[:, None], axis=1)[:, 0]
-    above = jnp.take_along_axis(ordered, high[:, None], axis=1)[:, 0]
-    below, above = (jnp.where(count > 0, value, 0.0) for value in (below, above))
+    below, above = (jnp.where(count > 0, jax.vmap(lambda row, i: row[i])(ordered, index), 0.0) for index in (low, high))
     return below + (at - low) * (above - below)
 
 
@@ -189,7 +187,8 @@ def dasd(
         group_advantage: f32[rows].
 
     Returns:
-        (credit f32[rows, R], 0 where mask is False; dict of scalars for the log).
+        (credit f32[rows, R], 0 where mask is False; dict of scalars for the log). hp.repel_kl_max needs the divergence
+        of every token, which this function is not given: it holds in the registered method.
     """
     parts = _dasd_parts(student_logp, teacher_logp, entropy, mask, group_advantage, hp)
     return parts.advantage, parts.metrics
@@ -224,7 +223,7 @@ def _dasd_parts(student_logp, teacher_logp, entropy, mask, verifier, hp, reverse
         advantage=jnp.where(mask, verifier[:, None] + hp.beta * pressure, 0.0),
         keep=mask,
         scale=scale,
-        route=hp.beta * route,
+        route=route,
         verifier=verifier,
         metrics=metrics,
     )

@@ -22,7 +22,8 @@ def clipped_surrogate(
         (loss f32[], the sum over kept tokens; number of tokens at which the clip stops the gradient, f32[]).
         Source: arXiv 1707.06347, equation 7.
     """
-    ratio = jnp.exp(jnp.where(keep, logp, 0.0) - jnp.where(keep, old_logp, 0.0))
+    old_logp, advantage = jax.lax.stop_gradient((jnp.where(keep, old_logp, 0.0), jnp.where(keep, advantage, 0.0)))
+    ratio = jnp.exp(jnp.where(keep, logp, 0.0) - old_logp)
     free = ratio * advantage
     held = jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantage
     loss = -jnp.sum(jnp.where(keep, jnp.minimum(free, held), 0.0))
@@ -37,13 +38,14 @@ def directional_kl(expected_gap: Array, route: Array, keep: Array) -> Array:
 
     Args:
         expected_gap: f32[rows, R], from `token_logp_and_expectation` with `credit.gated_gap` as the value.
-        route: f32[rows, R], β times the router, a constant.
+        route: f32[rows, R], β times the router, taken as a constant.
         keep: bool[rows, R].
 
     Returns:
         f32[], the sum over kept tokens.
     """
-    return -jnp.sum(jnp.where(keep, jax.lax.stop_gradient(route) * expected_gap, 0.0))
+    route = jax.lax.stop_gradient(jnp.where(keep, route, 0.0))
+    return -jnp.sum(route * jnp.where(keep, expected_gap, 0.0))
 
 
 def negative_log_likelihood(logp: Array, keep: Array) -> Array:

@@ -201,12 +201,13 @@ def draw(logp: Array, uniform: Array, sampling: Sampling) -> Array:
     target = uniform * edges[:, -1]
     block = _first_above(edges, target)
     before = jnp.where(block > 0, _take(edges, jnp.maximum(block - 1, 0)), 0.0)
-    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    inside = _take(blocks, block)
     return block * size + _first_above(jnp.cumsum(inside, axis=-1), target - before)
 
 
 def _take(x: Array, index: Array) -> Array:
-    return jnp.take_along_axis(x, index[:, None], axis=1)[:, 0]
+    """x[row, index[row]] for every row."""
+    return jax.vmap(lambda row, i: jax.lax.dynamic_index_in_dim(row, i, keepdims=False))(x, index)
 
 
 def _first_above(edges: Array, target: Array) -> Array:

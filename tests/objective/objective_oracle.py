@@ -55,7 +55,7 @@ def advantage(reward, mask, group):
 
 
 def credit(student_logp, teacher_logp, entropy, mask, verifier, hp, reverse_kl=None):
-    """(A, beta * route, scale) of every row; scale is None for rows without a token."""
+    """(A, route, scale) of every row; scale is None for rows without a token."""
     total, direction, scales = np.zeros(mask.shape), np.zeros(mask.shape), []
     for i, keep in enumerate(mask):
         if not keep.any():
@@ -68,7 +68,7 @@ def credit(student_logp, teacher_logp, entropy, mask, verifier, hp, reverse_kl=N
         if verifier[i] == 0 and not hp.dense_on_zero_adv:
             route[:] = 0
         scales.append(row_scale(gap, hp))
-        direction[i, keep] = hp.beta * route
+        direction[i, keep] = route
         total[i, keep] = verifier[i] + hp.beta * route * gated(gap, scales[-1], clip=hp.clip, gate=hp.gate)
     return total, direction, scales
 

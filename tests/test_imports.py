@@ -1,0 +1,99 @@
+"""The arrows between the rooms, held over the syntax trees: they go down only."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "dasd_jax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+COMMANDS = {"train", "evaluate", "generate", "fetch"}
+
+# What each room may import of the package, beside errors, batch and mesh, which everyone may.
+ARROWS = {
+    "errors": set(),
+    "batch": set(),
+    "mesh": set(),
+    "vocab": set(),
+    "model": {"vocab", "model"},
+    "text": {"text"},
+    "data": {"text", "data"},
+    # The verifier's workers draw a task's problem again from its source.
+    "rollout": {"vocab", "model", "data", "rollout"},
+    "objective": {"vocab", "objective"},
+    # Its classes are handed to the rooms; it reads the objective's constants to be checked at the door.
+    "config": {"objective"},
+    "learner": {"vocab", "model", "text", "data", "rollout", "objective", "config", "learner"},
+    "cli": {"config"},
+}
+
+
+def room(path: Path) -> str:
+    """The folder of a file, or its own name at the top."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0] if parts[0] != "__init__" else "errors"
+
+
+def imports(path: Path, top_level_only: bool = False) -> set[str]:
+    """Full dotted names of what a file imports."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_rooms_import_only_what_lies_below_them(path):
+    here = room(path)
+    if here in COMMANDS:
+        return
+    allowed = ARROWS[here] | {"errors", "batch", "mesh"}
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("dasd_jax.")}
+    assert used <= allowed, f"{here} may not import {sorted(used - allowed)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_flag_libraries_stay_at_the_door(path):
+    foreign = {name.split(".")[0] for name in imports(path)}
+    assert "absl" not in foreign
+    assert "ml_collections" not in foreign or path.name == "cli.py"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_mesh_names_the_mesh_axes(path):
+    if path.name == "mesh.py":
+        return
+    strings = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)} - {
+        "data"
+    }  # also a group of the configuration
+    if path.name not in ("config.py",):
+        assert not strings & {"fsdp", "tensor"}, path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_importing_has_no_side_effects(path):
+    """A module's body defines things; calls stand in definitions, assignments, or under the main guard."""
+    for node in ast.parse(path.read_text()).body:
+        assert not isinstance(node, ast.For | ast.While | ast.With | ast.Try), f"{path}:{node.lineno}"
+        if isinstance(node, ast.Expr):
+            assert isinstance(node.value, ast.Constant), f"{path}:{node.lineno}"
+
+
+def test_the_verifier_starts_without_jax():
+    """Its worker processes load what verifier.py loads: the package's light modules and no accelerator runtime."""
+    seen, todo = set(), [PACKAGE / "rollout" / "verifier.py"]
+    while todo:
+        path = todo.pop()
+        for name in imports(path, top_level_only=True):
+            assert name.split(".")[0] not in ("jax", "flax", "optax", "orbax", "grain", "reasoning_gym", "math_verify")
+            if name.startswith("dasd_jax."):
+                module = PACKAGE.parent / Path(*name.split(".")[:-1]).with_suffix(".py")
+                if module.exists() and module not in seen:
+                    seen.add(module)
+                    todo.append(module)
