@@ -1,0 +1,253 @@
+"""The score and train steps on a tiny model: where model and objective meet."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dasd_jax.batch import PromptBatch, RolloutBatch, TeacherBatch
+from dasd_jax.config import ObjectiveGroup
+from dasd_jax.learner.checkpoint import new_state
+from dasd_jax.learner.step import StepConfig, minibatch_loss, score_step, supervised_experience, train_step
+from dasd_jax.mesh import put_rows
+from dasd_jax.model import params as param_table
+from dasd_jax.model import transformer
+from dasd_jax.model.config import preset
+
+MODEL = dataclasses.replace(preset("qwen3_tiny"), remat="none")
+B, G, P, Q, R = 4, 2, 6, 9, 5
+
+
+def config(**objective):
+    microbatches = objective.pop("microbatches", 1)
+    minibatches = objective.pop("minibatches", 1)
+    return StepConfig(MODEL, ObjectiveGroup(token_chunk=16, **objective), 1.0, G, minibatches, microbatches, 1)
+
+
+def batch(seed=0, *, teacher_equals_student=False):
+    """Ragged prompts and responses, one row of them padding, and rewards that differ within groups."""
+    rng = np.random.default_rng(seed)
+
+    def left(width):
+        lengths = rng.integers(1, width + 1, (B, 1))
+        return rng.integers(0, 256, (B, width)).astype(np.int32), np.arange(width) >= width - lengths
+
+    student, teacher = left(P), left(Q)
+    if teacher_equals_student:
+        pad = ((0, 0), (Q - P, 0))
+        teacher = tuple(np.pad(x, pad) for x in student)
+    lengths = np.array([5, 4, 1, 5, 5, 3, 0, 5])[:, None]
+    response = rng.integers(0, 256, (B * G, R)).astype(np.int32)
+    mask = np.arange(R) < lengths
+    zeros = np.zeros((B * G, R), np.float32)
+    rows = np.arange(B * G, dtype=np.int32)
+    rollouts = RolloutBatch(response, mask, zeros, zeros, rows // G, rows % G, np.ones(B * G, bool), rows * 0)
+    reward = np.array([1, 0, 0, 1, 1, 1, 0, 0], np.float32)
+    prompts = PromptBatch(*student, np.arange(B, dtype=np.int32))
+    return prompts, TeacherBatch(*teacher), rollouts, reward, np.ones(B * G, bool)
+
+
+def score(mesh, steps, parts=None, params=None):
+    params = param_table.init(MODEL, mesh, 0) if params is None else params
+    prompts, teacher, rollouts, reward, in_loss = put_rows(mesh, batch() if parts is None else parts)
+    return score_step(steps, params, prompts, teacher, rollouts, reward, in_loss)
+
+
+def wide_params(mesh):
+    """Weights at which student and teacher differ by tenths of a nat."""
+    return jax.tree.map(lambda x: x * 3, param_table.init(MODEL, mesh, 0))
+
+
+def test_the_views_are_the_model_on_each_prompt_alone(mesh):
+    """Log-probabilities of both views equal those of whole unpadded sequences, read at prompt_len - 1 + t of each."""
+    params = wide_params(mesh)
+    parts = batch()
+    _, stats, _ = score(mesh, config(), parts, params)
+    prompts, teacher, rollouts, *_ = parts
+    for row in range(B * G):
+        answer = rollouts.response[row][rollouts.response_mask[row]]
+        for tokens, mask, got in (
+            (prompts.student_prompt, prompts.student_prompt_mask, stats.student_logp),
+            (teacher.teacher_prompt, teacher.teacher_prompt_mask, stats.teacher_logp),
+        ):
+            prompt = tokens[row // G][mask[row // G]]
+            whole = np.concatenate([prompt, answer])[None].astype(np.int32)
+            valid = np.ones(whole.shape, bool)
+            hidden, _ = transformer.forward(MODEL, params, whole, transformer.prompt_positions(valid), valid)
+            logp = jax.nn.log_softmax(transformer.unembed(MODEL, params, hidden))[0]
+            expected = [float(logp[len(prompt) - 1 + t, token]) for t, token in enumerate(answer)]
+            np.testing.assert_allclose(got[row, : len(answer)], expected, atol=2e-5)
+
+
+def test_without_privileged_context_the_gap_is_zero_and_dasd_is_grpo(mesh):
+    """The prompt of the teacher is the student's, in an array of another width."""
+    parts = batch(teacher_equals_student=True)
+    experience, stats, metrics = score(mesh, config(), parts)
+    keep = parts[2].response_mask
+    np.testing.assert_allclose(np.asarray(stats.teacher_logp - stats.student_logp)[keep], 0, atol=2e-6)
+    grpo, _, _ = score(mesh, config(method="grpo"), parts)
+    np.testing.assert_allclose(experience.advantage, grpo.advantage, atol=1e-5)
+    assert float(metrics["gap/mean_abs"]) < 1e-6
+
+
+def test_splitting_the_score_pass_changes_nothing(mesh):
+    whole, _, _ = score(mesh, config())
+    parted, _, _ = score(mesh, config(minibatches=2, microbatches=2))
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parted), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["sampled", "full"])
+def test_gradients_of_microbatches_add_up_to_the_minibatch(form, mesh):
+    """Sums divided once by the global count: two or four parts of different lengths give the same update."""
+    params = wide_params(mesh)
+    results = []
+    for microbatches in (1, 2, 4):
+        steps = config(form=form, microbatches=microbatches)
+        experience, _, _ = score(mesh, steps, params=params)
+        optimizer = optax.sgd(1.0)
+        state = new_state(jax.tree.map(jnp.copy, params), optimizer)
+        state, metrics = train_step(steps, optimizer, state, experience)
+        results.append((state.params, metrics["loss/total"], metrics["optim/grad_norm"]))
+    assert float(results[0][2]) > 1e-3
+    for other in results[1:]:
+        for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(results[0]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("form", ["sampled", "full"])
+def test_the_teacher_receives_no_gradient(form, mesh):
+    """Differentiated with respect to a teacher tree of its own: exactly 0; and the student's is not."""
+    steps = config(form=form)
+    params = wide_params(mesh)
+    experience, _, _ = score(mesh, steps, params=params)
+
+    def loss(student, teacher):
+        return minibatch_loss(steps, student, teacher, experience, 20.0)[0]
+
+    student, teacher = jax.grad(loss, argnums=(0, 1))(params, jax.tree.map(jnp.copy, params))
+    assert all(not np.asarray(x).any() for x in jax.tree.leaves(teacher))
+    assert float(optax.global_norm(student)) > 1e-3
+
+
+def test_at_the_old_policy_the_gradient_is_the_policy_gradient(mesh):
+    """Before any update every ratio is 1: the gradient is -Σ A_t ∇ log p_t / tokens, by finite differences of that."""
+    steps = config(beta=0.5)
+    params = wide_params(mesh)
+    experience, stats, _ = score(mesh, steps, params=params)
+    keep = np.asarray(experience.keep).reshape(B * G, R)
+    advantage = np.asarray(experience.advantage, np.float64).reshape(B * G, R)
+    count = keep.sum()
+    grads = jax.grad(lambda p: minibatch_loss(steps, p, p, experience, jnp.float32(count))[0])(params)
+
+    def weighted_logp(params):
+        logp = np.asarray(score(mesh, steps, params=params)[1].student_logp, np.float64)
+        return -(advantage * logp)[keep].sum() / count
+
+    rng = np.random.default_rng(0)
+    leaves, treedef = jax.tree.flatten(params)
+    for _ in range(3):
+        direction = [rng.normal(size=x.shape).astype(np.float32) for x in leaves]
+        slope = sum(float(jnp.vdot(g, d)) for g, d in zip(jax.tree.leaves(grads), direction, strict=True))
+        # Small enough for the curvature, large enough for float32: the two errors meet near 1e-3 of the slope.
+        size = 2e-3
+        ends = [
+            weighted_logp(treedef.unflatten([x + sign * size * d for x, d in zip(leaves, direction, strict=True)]))
+            for sign in (1, -1)
+        ]
+        assert (ends[0] - ends[1]) / (2 * size) == pytest.approx(slope, rel=0.02, abs=2e-3)
+
+
+def test_minibatches_are_disjoint_sets_of_whole_problems(mesh):
+    """Two optimiser steps on problems (0, 2) and then (1, 3) equal two calls with one of them each."""
+    params = wide_params(mesh)
+    optimizer = optax.sgd(0.1)
+    both = config(minibatches=2)
+    experience, _, _ = score(mesh, both, params=params)
+    state, _ = train_step(both, optimizer, new_state(jax.tree.map(jnp.copy, params), optimizer), experience)
+    one = config()
+    expected = new_state(jax.tree.map(jnp.copy, params), optimizer)
+    for first in (0, 1):
+        part = jax.tree.map(lambda x, first=first: x[first::2], experience)
+        expected, _ = train_step(one, optimizer, expected, part)
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert int(state.step) == 1 and int(expected.step) == 2
+
+
+def test_rollouts_left_out_of_the_loss_still_count_in_their_group(mesh):
+    prompts, teacher, rollouts, reward, _ = batch()
+    in_loss = np.array([False, *[True] * 7])
+    experience, _, _ = score(mesh, config(), (prompts, teacher, rollouts, reward, in_loss))
+    whole, _, _ = score(mesh, config())
+    assert not np.asarray(experience.keep)[0, 0].any()
+    np.testing.assert_array_equal(experience.advantage, whole.advantage)
+
+
+@pytest.mark.parametrize("form", ["sampled", "full"])
+def test_eight_devices_equal_one(form, mesh, mesh8):
+    """Statistics within 1e-4, and the parameters after an update with clipping and Adam."""
+    results = []
+    for where in (mesh, mesh8):
+        with jax.set_mesh(where):
+            steps = dataclasses.replace(config(form=form), row_shards=where.shape["data"] * where.shape["fsdp"])
+            params = jax.jit(lambda p: jax.tree.map(lambda x: x * 3, p))(param_table.init(MODEL, where, 0))
+            experience, stats, metrics = score(where, steps, params=params)
+            optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
+            state = jax.jit(lambda p, o=optimizer: new_state(p, o))(params)
+            state, learned = train_step(steps, optimizer, state, experience)
+            results.append(jax.device_get((stats, metrics, learned, state.params)))
+    keep = batch()[2].response_mask
+    for a, b in zip(jax.tree.leaves(results[1][0]), jax.tree.leaves(results[0][0]), strict=True):
+        np.testing.assert_allclose(a[keep], b[keep], atol=1e-4)
+    for a, b in zip(jax.tree.leaves(results[1][1:]), jax.tree.leaves(results[0][1:]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_what_stands_in_padding_changes_no_update(mesh):
+    """Other ids in the padding of prompts and responses: same loss, same gradient."""
+    prompts, teacher, rollouts, reward, in_loss = batch()
+    noisy = (
+        prompts.replace(student_prompt=np.where(prompts.student_prompt_mask, prompts.student_prompt, 99)),
+        teacher.replace(teacher_prompt=np.where(teacher.teacher_prompt_mask, teacher.teacher_prompt, 98)),
+        rollouts.replace(response=np.where(rollouts.response_mask, rollouts.response, 97)),
+        reward,
+        in_loss,
+    )
+    params = wide_params(mesh)
+    for form in ("sampled", "full"):
+        steps = config(form=form)
+        results = []
+        for parts in (batch(), noisy):
+            experience, _, _ = score(mesh, steps, parts, params)
+            results.append(
+                jax.value_and_grad(lambda p, e: minibatch_loss(steps, p, p, e, 20.0)[0])(params, experience)  # noqa: B023
+            )
+        for a, b in zip(jax.tree.leaves(results[1]), jax.tree.leaves(results[0]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_supervised_fine_tuning_lowers_the_loss_of_its_references(mesh):
+    prompts, _, rollouts, *_ = batch()
+    target, mask = rollouts.response[::2], rollouts.response_mask[::2]
+    mask[3] = [True, True, False, False, False]
+    experience = supervised_experience(*put_rows(mesh, (prompts, target, mask)))
+    steps, optimizer = config(method="sft"), optax.adam(3e-3)
+    state = jax.jit(lambda p: new_state(p, optimizer))(param_table.init(MODEL, mesh, 0))
+    losses = []
+    for _ in range(40):
+        state, metrics = train_step(steps, optimizer, state, experience)
+        losses.append(float(metrics["loss/total"]))
+    assert losses[0] == pytest.approx(np.log(MODEL.vocab_size), abs=0.1)  # nats a token of a uniform model
+    assert losses[-1] < 0.5
+
+
+def test_the_state_is_given_up(mesh):
+    steps, optimizer = config(), optax.sgd(1.0)
+    experience, _, _ = score(mesh, steps)
+    state = jax.jit(lambda p: new_state(p, optimizer))(param_table.init(MODEL, mesh, 0))
+    train_step(steps, optimizer, state, experience)
+    assert all(x.is_deleted() for x in jax.tree.leaves(state.params))

@@ -1,0 +1,188 @@
+"""Sampling: what is drawn, with which probability it is recorded, and that neither neighbours nor devices matter."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dasd_jax import vocab
+from dasd_jax.batch import PromptBatch
+from dasd_jax.mesh import put_rows, replicate
+from dasd_jax.model import params as param_table
+from dasd_jax.model import transformer
+from dasd_jax.model.config import preset
+from dasd_jax.rollout.sampler import Sampling, draw, rollout, row_keys
+
+MODEL = preset("qwen3_tiny")
+PLAIN = Sampling(rollouts=3, max_new_tokens=10, stop_ids=tuple(range(40)), pad_id=256)
+
+
+def prompts(lengths=(7, 2, 5, 4), width=7, seed=0):
+    tokens = np.random.default_rng(seed).integers(0, 256, (len(lengths), width)).astype(np.int32)
+    mask = np.arange(width)[None] >= width - np.array(lengths)[:, None]
+    return PromptBatch(tokens, mask, np.arange(10, 10 + len(lengths), dtype=np.int32))
+
+
+def sample(mesh, sampling=PLAIN, batch=None, params=None, seed=0, step=3):
+    batch = prompts() if batch is None else batch
+    params = param_table.init(MODEL, mesh, 0) if params is None else params
+    seeds = replicate(mesh, (np.int32(seed), np.int32(step)))
+    return jax.device_get(rollout(MODEL, sampling, params, put_rows(mesh, batch), seeds[0], "train", seeds[1]))
+
+
+def scored(mesh, batch, written, temperature=1.0):
+    """Teacher-forced log-probabilities and entropies of what was written."""
+    params = param_table.init(MODEL, mesh, 0)
+    batch, response, mask = put_rows(mesh, (batch, written.response, written.response_mask))
+    hidden = transformer.response_hidden(MODEL, params, batch.student_prompt, batch.student_prompt_mask, response, mask)
+    logp = vocab.log_probs(hidden, transformer.unembedding(MODEL, params), temperature)
+    return jax.device_get((vocab.pick(logp, response), vocab.entropy(logp)))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_sampler_log_probabilities_equal_teacher_forced_ones(temperature, mesh):
+    written = sample(mesh, dataclasses.replace(PLAIN, temperature=temperature, top_k=50, top_p=0.9))
+    logp, entropy = scored(mesh, prompts(), written, temperature)
+    keep = written.response_mask
+    assert keep.sum() > 20
+    np.testing.assert_allclose(written.sampled_logp[keep], logp[keep], atol=1e-5)
+    np.testing.assert_allclose(written.sampled_entropy[keep], entropy[keep], atol=1e-5)
+
+
+def test_every_stop_id_ends_a_row_and_belongs_to_it(mesh):
+    written = sample(mesh)
+    assert {int(i) for i in written.stop_id if i >= 0} > {int(written.stop_id[0])}  # several different ones
+    for row in range(12):
+        length = written.response_mask[row].sum()
+        ids = written.response[row]
+        assert written.response_mask[row, :length].all()
+        assert (ids[: length - 1] >= 40).all()
+        assert written.finished[row] == (ids[length - 1] < 40)
+        assert written.stop_id[row] == (ids[length - 1] if written.finished[row] else -1)
+        assert written.finished[row] or length == 10
+        assert (ids[length:] == 256).all() and not written.sampled_logp[row, length:].any()
+
+
+def test_rows_are_problem_major(mesh):
+    written = sample(mesh)
+    np.testing.assert_array_equal(written.prompt_index, np.repeat(np.arange(4), 3))
+    np.testing.assert_array_equal(written.rollout_index, np.tile(np.arange(3), 4))
+
+
+def test_a_row_does_not_depend_on_its_neighbours(mesh):
+    """Prompts of different lengths in one batch write what each of them writes alone, with its own example id."""
+    together, batch = sample(mesh), prompts()
+    for i in range(4):
+        alone = sample(mesh, batch=jax.tree.map(lambda x, i=i: x[i : i + 1], batch))
+        np.testing.assert_array_equal(alone.response, together.response[3 * i : 3 * i + 3])
+
+
+def test_eight_devices_write_the_same_as_one(mesh, mesh8):
+    with jax.set_mesh(mesh):
+        one = sample(mesh)
+    eight = sample(mesh8)
+    np.testing.assert_array_equal(eight.response, one.response)
+    np.testing.assert_allclose(eight.sampled_logp, one.sampled_logp, atol=1e-4)
+
+
+def test_draws_depend_on_seed_step_example_and_rollout(mesh):
+    first = sample(mesh)
+    np.testing.assert_array_equal(sample(mesh).response, first.response)
+    assert (sample(mesh, seed=1).response != first.response).any(axis=1).mean() > 0.5
+    assert (sample(mesh, step=4).response != first.response).any(axis=1).mean() > 0.5
+    same_prompt = prompts()
+    same_prompt = same_prompt.replace(
+        student_prompt=np.tile(same_prompt.student_prompt[:1], (4, 1)), student_prompt_mask=np.ones((4, 7), bool)
+    )
+    assert len({tuple(row) for row in sample(mesh, batch=same_prompt).response}) == 12
+
+
+def test_purposes_draw_from_separate_streams(mesh):
+    ids = jnp.arange(3)
+    streams = [jax.random.key_data(row_keys(0, purpose, jnp.int32(0), ids, 2)) for purpose in ("train", "eval")]
+    assert not (streams[0] == streams[1]).all(axis=1).any()
+    assert len({tuple(map(int, key)) for stream in streams for key in stream}) == 12
+
+
+def test_temperature_zero_takes_the_arg_max_with_probabilities_at_one(mesh):
+    batch = prompts()
+    written = sample(mesh, dataclasses.replace(PLAIN, temperature=0.0, rollouts=2))
+    np.testing.assert_array_equal(written.response[::2], written.response[1::2])
+    params = param_table.init(MODEL, mesh, 0)
+    hidden = transformer.response_hidden(
+        MODEL,
+        params,
+        *put_rows(mesh, (batch.student_prompt, batch.student_prompt_mask, written.response, written.response_mask)),
+    )
+    best = np.asarray(transformer.unembed(MODEL, params, hidden).argmax(-1))
+    keep = written.response_mask
+    np.testing.assert_array_equal(written.response[keep], best[keep])
+    np.testing.assert_allclose(written.sampled_logp[keep], scored(mesh, batch, written)[0][keep], atol=1e-5)
+
+
+def test_it_stops_when_all_rows_have(mesh):
+    """Every id is a stop id: one token a row, and the loop's steps are not run."""
+    written = sample(mesh, dataclasses.replace(PLAIN, stop_ids=tuple(range(MODEL.vocab_size))))
+    assert written.finished.all() and (written.response_mask.sum(axis=1) == 1).all()
+
+
+# ------------------------------------------------------------------------------------------------ the draw itself
+
+
+def distributions(rows, width, seed=0):
+    logits = np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32) * 3
+    return np.asarray(jax.nn.log_softmax(logits))
+
+
+def kept_by_sorting(prob, top_k, top_p):
+    """What top-k and then top-p keep, by a sort in float64."""
+    prob = prob.astype(np.float64).copy()
+    if top_k:
+        prob[prob < np.sort(prob)[::-1][top_k - 1]] = 0
+    if top_p < 1:
+        order = np.argsort(-prob)
+        mass = np.cumsum(prob[order])
+        count = np.searchsorted(mass, top_p * mass[-1]) + 1
+        prob[order[count:]] = 0
+    return prob / prob.sum()
+
+
+@pytest.mark.parametrize("width", [5, 256, 1000])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.8), (4, 0.5)])
+def test_draw_is_the_inverse_distribution_function_of_what_is_kept(width, top_k, top_p, mesh):
+    """At the middle of every token's interval of the running sum, exactly that token is drawn."""
+    logp = distributions(2, width)
+    sampling = Sampling(1, 1, (0,), 0, temperature=1.0, top_k=top_k, top_p=top_p)
+    drawn_of = jax.jit(lambda logp, u: draw(logp, u, sampling))
+    for row in range(2):
+        kept = kept_by_sorting(np.exp(logp[row]), top_k, top_p)
+        edges = np.concatenate([[0], np.cumsum(kept)])
+        # Intervals far wider than the rounding of a float32 running sum.
+        wide = np.flatnonzero(np.diff(edges) > 1e-4)
+        middles = ((edges[:-1] + edges[1:]) / 2)[wide].astype(np.float32)
+        drawn = drawn_of(np.tile(logp[row], (len(wide), 1)), middles)
+        np.testing.assert_array_equal(drawn, wide)
+
+
+def test_a_token_without_probability_is_never_drawn(mesh):
+    """Neither at 0, nor just below 1, nor in the padding behind the last token."""
+    logp = np.full((4, 300), -np.inf, np.float32)
+    logp[0, 299] = logp[1, 0] = logp[2, 150] = 0.0
+    logp[3, [7, 290]] = np.log(0.5)
+    last = np.float32(1) - np.float32(2**-24)
+    for uniform in (0.0, 0.3, last):
+        drawn = np.asarray(draw(jnp.asarray(logp), jnp.full(4, uniform, jnp.float32), PLAIN))
+        assert list(drawn[:3]) == [299, 0, 150]
+        assert drawn[3] == (290 if uniform == last else 7)
+
+
+def test_draws_follow_the_distribution(mesh):
+    """20,000 draws of one row; each frequency within five standard deviations of its probability."""
+    logp = distributions(1, 20)
+    uniform = jax.random.uniform(jax.random.key(0), (20_000,))
+    drawn = np.asarray(draw(jnp.tile(logp, (20_000, 1)), uniform, PLAIN))
+    expected = np.exp(logp[0].astype(np.float64))
+    found = np.bincount(drawn, minlength=20) / 20_000
+    assert (np.abs(found - expected) < 5 * np.sqrt(expected * (1 - expected) / 20_000) + 1e-9).all()
