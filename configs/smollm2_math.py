@@ -14,16 +14,15 @@ def get_config(arg=""):
     if arg:
         raise ValueError(f"smollm2_math.py takes no argument, got {arg!r}")
     config = base()
-    config.model.update({"weights": WEIGHTS, "sha256": SHA256, "compute_dtype": "float32", "remat": "full"})
+    config.model.update({"weights": WEIGHTS, "sha256": SHA256, "compute_dtype": "float32", "remat": "dots"})
     config.data.update(
         {
             "sources": (
-                "gym:letter_counting?min_words=1&max_words=3&size=4000&seed=1",
-                "gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=2&size=3000&seed=1",
-                "gym:gcd?min_numbers=2&max_numbers=2&min_value=1&max_value=100&size=3000&seed=1",
+                "jsonl:~/.cache/dasd_jax/comparisons.jsonl",
+                "gym:lcm?min_numbers=2&max_numbers=2&min_value=1&max_value=20&size=1000&seed=1",
             ),
             "heldout": 200,
-            "shots": 2,
+            "shots": 1,
             "instruction": "answer_line",
         }
     )
@@ -31,17 +30,17 @@ def get_config(arg=""):
         {
             "problems": 8,
             "rollouts": 8,
-            "prompt_length": 192,
-            "teacher_prompt_length": 256,
+            "prompt_length": 160,
+            "teacher_prompt_length": 200,
             "max_new_tokens": 12,
             "verifier_workers": 1,
         }
     )
     config.objective.token_chunk = 256
-    config.optim.update({"learning_rate": 1e-5, "schedule": "constant", "minibatches": 1, "b2": 0.99})
+    config.optim.update({"learning_rate": 3e-6, "warmup_steps": 5, "minibatches": 1, "b2": 0.99})
     config.run.update(
         {
-            "steps": 30,
+            "steps": 40,
             "checkpoint_every": 10,
             "keep_checkpoints": 1,
             "eval_problems": 128,

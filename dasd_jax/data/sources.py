@@ -130,12 +130,12 @@ def _gym_problems(spec: str, _task: str, _query: Mapping[str, str]) -> Iterator[
 
 
 def _jsonl_problems(spec: str, path: str, query: Mapping[str, str]) -> Iterator[Problem]:
-    if not epath.Path(path).is_file():
+    if not epath.Path(path).expanduser().is_file():
         raise _refusal(spec, f"no such file {path!r}")
 
     def rows() -> Iterator[tuple[str, Mapping]]:
         # Lines of bytes: str.splitlines would also cut at U+2028, which JSON allows inside a string.
-        for number, line in enumerate(epath.Path(path).read_bytes().splitlines(), start=1):
+        for number, line in enumerate(epath.Path(path).expanduser().read_bytes().splitlines(), start=1):
             if not line.strip():
                 continue
             try:
@@ -154,10 +154,10 @@ def _tfds_problems(spec: str, path: str, query: Mapping[str, str]) -> Iterator[P
 
     columns = dict(query)
     split = columns.pop("split", "train")
-    if not epath.Path(path).is_dir():
+    if not epath.Path(path).expanduser().is_dir():
         raise _refusal(spec, f"no such directory {path!r}")
     try:
-        rows = tfds.builder_from_directory(path).as_data_source(split)
+        rows = tfds.builder_from_directory(epath.Path(path).expanduser()).as_data_source(split)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise _refusal(spec, f"TFDS cannot read split {split!r} of {path!r}: {reason}") from error

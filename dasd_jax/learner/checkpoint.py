@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
@@ -102,15 +103,15 @@ def restore(folder: Path, mesh: Mesh, optimizer: optax.GradientTransformation) -
 
 
 def new_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step; call it under jit."""
-    zero = jax.numpy.zeros((), jax.numpy.int32)
-    return TrainState(step=zero, params=params, opt_state=optimizer.init(params), batches_drawn=zero)
+    """The state before the first step; under jit the optimiser's arrays are made in place in their shardings."""
+    counts = {name: jnp.zeros((), jnp.int32) for name in ("step", "batches_drawn")}
+    return TrainState(params=params, opt_state=optimizer.init(params), **counts)
 
 
 def _abstract_params(model: ModelConfig, mesh: Mesh) -> Params:
     shapes = param_table.tree({path: leaf.shape for path, leaf in param_table.table(model).items()})
     return jax.tree.map(
-        lambda sharding, shape: jax.ShapeDtypeStruct(shape, jax.numpy.float32, sharding=sharding),
+        lambda sharding, shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding),
         param_table.shardings(model, mesh),
         shapes,
         is_leaf=lambda x: not isinstance(x, dict),

@@ -38,7 +38,9 @@ class DasdParams:
     route: str = "signed"  # signed | hard | attract_only | repel_only | conformity (+1) | novelty (-1)
     min_tokens: int = 4  # shorter responses are not routed
     min_spread: float = 1e-4  # nats, mean absolute deviation of the entropies; below it a response is not routed
-    dense_on_zero_adv: bool = True  # keep the teacher's term where the verifier's is 0: all of the group scored the same
+    dense_on_zero_adv: bool = (
+        True  # keep the teacher's term where the verifier's is 0: all of the group scored the same
+    )
     repel_kl_max: float = 0.0  # nats; no repulsion where KL(student || teacher) of the token exceeds it; 0: no bound
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
 
 from dasd_jax.batch import PromptBatch, RolloutBatch, TeacherBatch
 from dasd_jax.config import ObjectiveGroup
@@ -94,10 +95,11 @@ def test_without_privileged_context_the_gap_is_zero_and_dasd_is_grpo(mesh):
 
 
 def test_splitting_the_score_pass_changes_nothing(mesh):
-    whole, _, _ = score(mesh, config())
-    parted, _, _ = score(mesh, config(minibatches=2, microbatches=2))
+    params = wide_params(mesh)
+    whole, _, _ = score(mesh, config(), params=params)
+    parted, _, _ = score(mesh, config(minibatches=2, microbatches=2), params=params)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parted), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+        np.testing.assert_allclose(a, b, atol=5e-5)
 
 
 @pytest.mark.parametrize("form", ["sampled", "full"])
@@ -115,7 +117,7 @@ def test_gradients_of_microbatches_add_up_to_the_minibatch(form, mesh):
     assert float(results[0][2]) > 1e-3
     for other in results[1:]:
         for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(results[0]), strict=True):
-            np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6)
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["sampled", "full"])
@@ -147,18 +149,17 @@ def test_at_the_old_policy_the_gradient_is_the_policy_gradient(mesh):
         logp = np.asarray(score(mesh, steps, params=params)[1].student_logp, np.float64)
         return -(advantage * logp)[keep].sum() / count
 
-    rng = np.random.default_rng(0)
-    leaves, treedef = jax.tree.flatten(params)
-    for _ in range(3):
-        direction = [rng.normal(size=x.shape).astype(np.float32) for x in leaves]
-        slope = sum(float(jnp.vdot(g, d)) for g, d in zip(jax.tree.leaves(grads), direction, strict=True))
-        # Small enough for the curvature, large enough for float32: the two errors meet near 1e-3 of the slope.
-        size = 2e-3
-        ends = [
-            weighted_logp(treedef.unflatten([x + sign * size * d for x, d in zip(leaves, direction, strict=True)]))
-            for sign in (1, -1)
-        ]
-        assert (ends[0] - ends[1]) / (2 * size) == pytest.approx(slope, rel=0.02, abs=2e-3)
+    # Along the gradient itself, of all parameters and of parts of them: a random direction would hardly be felt.
+    for part in ("", "layers/q", "layers/down", "embed"):
+        flat = traverse_util.flatten_dict(grads, sep="/")
+        flat = {path: x if path.startswith(part) else jnp.zeros_like(x) for path, x in flat.items()}
+        norm = float(optax.global_norm(flat))
+        direction = traverse_util.unflatten_dict({path: x / norm for path, x in flat.items()}, sep="/")
+        # Small enough for the curvature, large enough for float32.
+        size = 3e-4
+        shifted = [jax.tree.map(lambda x, d, s=s: x + s * d, params, direction) for s in (size, -size)]
+        ends = [weighted_logp(shifted_params) for shifted_params in shifted]
+        assert (ends[0] - ends[1]) / (2 * size) == pytest.approx(norm, rel=0.02)
 
 
 def test_minibatches_are_disjoint_sets_of_whole_problems(mesh):

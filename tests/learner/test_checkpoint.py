@@ -1,0 +1,89 @@
+"""Checkpoints: what is restored is what was saved, on any mesh, and what is not whole never counts."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from dasd_jax.errors import UserError
+from dasd_jax.learner import checkpoint
+from dasd_jax.model import params as param_table
+from dasd_jax.model.config import preset
+
+MODEL = preset("qwen3_tiny")
+OPTIMIZER = optax.adam(1e-3)
+
+
+def make_state(mesh, step):
+    """A state whose every number is distinct from a fresh one's."""
+    params = param_table.init(MODEL, mesh, step)
+    state = jax.jit(lambda p: checkpoint.new_state(p, OPTIMIZER))(params)
+    state = jax.tree.map(lambda x: x + 1 if x.dtype == np.int32 else x * 1.5 + 0.25, state)
+    return state.replace(step=state.step * 0 + step, batches_drawn=state.step * 0 + step + 7)
+
+
+def assert_equal(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_state_comes_back_bit_for_bit(mesh, tmp_path):
+    state = make_state(mesh, 3)
+    folder = checkpoint.save(tmp_path, state, MODEL, keep=2)
+    model, restored = checkpoint.restore(folder, mesh, OPTIMIZER)
+    assert model == MODEL
+    assert_equal(restored, state)
+
+
+def test_a_state_comes_back_on_another_mesh(mesh, mesh8, tmp_path):
+    with jax.set_mesh(mesh):
+        state = make_state(mesh, 3)
+        folder = checkpoint.save(tmp_path, state, MODEL, keep=2)
+    _, restored = checkpoint.restore(folder, mesh8, OPTIMIZER)
+    assert_equal(restored, state)
+    layout = param_table.shardings(MODEL, mesh8)
+    for tree in (restored.params, restored.opt_state[0].mu):
+        for leaf, expected in zip(jax.tree.leaves(tree), jax.tree.leaves(layout), strict=True):
+            assert leaf.sharding.is_equivalent_to(expected, leaf.ndim)
+
+
+def test_only_the_newest_are_kept(mesh, tmp_path):
+    for step in (2, 4, 10):
+        checkpoint.save(tmp_path, make_state(mesh, step), MODEL, keep=2)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["000004", "000010"]
+    assert checkpoint.latest(tmp_path).name == "000010"
+
+
+@pytest.mark.parametrize("damage", ["flipped byte", "no manifest", "cut manifest", "missing file", "empty folder"])
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_used(damage, mesh, tmp_path, capsys):
+    for step in (2, 4):
+        checkpoint.save(tmp_path, make_state(mesh, step), MODEL, keep=2)
+    newest = tmp_path / "checkpoints" / "000004"
+    data = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    if damage == "flipped byte":
+        content = bytearray(data.read_bytes())
+        content[len(content) // 2] ^= 1
+        data.write_bytes(content)
+    elif damage == "no manifest":
+        (newest / "manifest.json").unlink()
+    elif damage == "cut manifest":
+        (newest / "manifest.json").write_text('{"files": {')
+    elif damage == "missing file":
+        data.unlink()
+    else:
+        (tmp_path / "checkpoints" / "000009").mkdir()
+    found = checkpoint.latest(tmp_path)
+    assert found.name == ("000004" if damage == "empty folder" else "000002")
+    assert "set aside" in capsys.readouterr().out
+    assert checkpoint.latest(tmp_path) == found
+    _, state = checkpoint.restore(found, mesh, OPTIMIZER)
+    assert_equal(state, make_state(mesh, int(found.name)))
+
+
+def test_a_checkpoint_that_is_named_and_not_there_is_refused_with_those_that_are(mesh, tmp_path):
+    checkpoint.save(tmp_path, make_state(mesh, 2), MODEL, keep=2)
+    with pytest.raises(UserError, match=r"--checkpoint: 5: .* expected a path or a step of 2"):
+        checkpoint.find(tmp_path, "5")
+    with pytest.raises(UserError, match="holds no whole checkpoint"):
+        checkpoint.find(tmp_path / "elsewhere", "")
+    assert checkpoint.find(tmp_path, "2") == checkpoint.find(tmp_path, "") == tmp_path / "checkpoints" / "000002"

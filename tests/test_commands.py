@@ -1,0 +1,251 @@
+"""The commands as a person runs them: in processes of their own, on the tiny configuration."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY = "--config=configs/qwen_math.py:tiny"
+SHORT = ["--config.run.steps=4", "--config.run.checkpoint_every=2"]
+
+
+def command(name, *args):
+    return [sys.executable, "-m", f"dasd_jax.{name}", *args]
+
+
+def run(name, *args, timeout=240):
+    return subprocess.run(command(name, *args), cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def numbers(workdir):
+    """metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith("time/") and not k.endswith("_per_s")} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run of four steps, as the command leaves it."""
+    workdir = tmp_path_factory.mktemp("run") / "whole"
+    done = run("train", TINY, f"--workdir={workdir}", *SHORT)
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+def test_a_run_leaves_what_the_contract_lists(finished):
+    workdir, stdout = finished
+    names = {path.name for path in workdir.iterdir()}
+    assert names == {
+        "config.json", "metrics.jsonl", "samples.jsonl", "tensorboard", "checkpoints", "eval", "done.json"
+    }  # fmt: skip
+    metrics = numbers(workdir)
+    assert [line["step"] for line in metrics] == [0, 1, 2, 3, 4]
+    contract = (
+        "reward/mean rollout/length_mean rollout/truncated_frac entropy/mean router/attract_frac router/repel_frac "
+        "router/attract_mass router/repel_mass router/rows_off_frac gap/mean_abs gap/repel_kl credit/dense_abs_mean "
+        "policy/logp_gap_mean policy/logp_gap_p999 policy/logp_gap_max policy/clip_frac optim/grad_norm "
+        "tokens/padding_frac"
+    )
+    assert set(contract.split()) <= metrics[1].keys()
+    assert metrics[1]["policy/logp_gap_max"] < 1e-4
+    done = json.loads((workdir / "done.json").read_text())
+    assert done["heldout"]["problems"] == 8
+    assert "rise:" in stdout and str(workdir) in stdout
+    samples = [json.loads(line) for line in (workdir / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 16
+    for sample in samples:
+        assert len(sample["tokens"]) == len(sample["entropy"]) == len(sample["gap"]) == len(sample["credit"])
+
+
+def test_a_finished_run_is_not_run_again(finished):
+    workdir, _ = finished
+    before = (workdir / "metrics.jsonl").read_bytes()
+    again = run("train", TINY, f"--workdir={workdir}", *SHORT)
+    assert again.returncode == 0 and "finished run" in again.stdout
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_that_is_stopped_in_the_middle_ends_the_same(how, finished, tmp_path):
+    """Killed after its third step it goes on from the checkpoint of the second; asked to stop, from where it was."""
+    workdir = tmp_path / "stopped"
+    args = command("train", TINY, f"--workdir={workdir}", *SHORT)
+    process = subprocess.Popen(args, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    for line in process.stdout:
+        if line.startswith("step 3/" if how == signal.SIGKILL else "step 2/"):
+            os.kill(process.pid, how)
+            break
+    process.stdout.read()
+    code = process.wait(timeout=120)
+    assert code == (-9 if how == signal.SIGKILL else 0)
+    assert not (workdir / "done.json").exists()
+    resumed = run("train", TINY, f"--workdir={workdir}", *SHORT)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed from" in resumed.stdout
+    assert numbers(workdir) == numbers(finished[0])
+    assert (workdir / "samples.jsonl").read_bytes() == (finished[0] / "samples.jsonl").read_bytes()
+    for name in ("0", "4"):
+        mine, theirs = (json.loads((d / "eval" / f"{name}.json").read_text()) for d in (workdir, finished[0]))
+        assert mine == theirs
+
+
+def test_evaluate_and_generate_take_the_newest_checkpoint(finished):
+    workdir, _ = finished
+    recorded = json.loads((workdir / "eval" / "4.json").read_text())
+    (workdir / "eval" / "4.json").unlink()
+    scored = run("evaluate", TINY, f"--workdir={workdir}", *SHORT)
+    assert scored.returncode == 0, scored.stderr
+    assert json.loads((workdir / "eval" / "4.json").read_text()) == recorded
+    answers = [run("generate", TINY, f"--workdir={workdir}", *SHORT, "--prompt=What is 1 + 1?") for _ in range(2)]
+    assert answers[0].returncode == 0, answers[0].stderr
+    assert answers[0].stdout == answers[1].stdout != "\n"
+
+
+def test_supervised_fine_tuning_and_the_full_form_run(tmp_path):
+    for name, args in {
+        "sft": ["--config.objective.method=sft", "--config.data.privileged=answer"],
+        "full": ["--config.objective.form=full"],
+        "grpo": ["--config.objective.method=grpo"],
+    }.items():
+        done = run("train", TINY, f"--workdir={tmp_path / name}", "--config.run.steps=3", *args)
+        assert done.returncode == 0, done.stderr
+        metrics = numbers(tmp_path / name)
+        if name == "sft":
+            assert metrics[3]["loss/total"] < metrics[1]["loss/total"] - 0.05
+        assert ("loss/dense" in metrics[1]) == (name == "full")
+        assert ("gap/mean_abs" in metrics[1]) == (name == "full")
+
+
+def test_a_workdir_of_another_config_is_refused_and_left_alone(finished):
+    workdir, _ = finished
+    before = sorted((path, path.stat().st_mtime_ns) for path in workdir.rglob("*"))
+    refused = run("train", TINY, f"--workdir={workdir}", *SHORT, "--config.objective.beta=0.3")
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        f"error: --workdir: {workdir} belongs to a run with objective.beta = 0.1, not 0.3: "
+        "expected the same config, or another --workdir\n"
+    )
+    assert sorted((path, path.stat().st_mtime_ns) for path in workdir.rglob("*")) == before
+
+
+# Each: what is wrong on the command line, and the start of the one line that says so.
+MISTAKES = {
+    "unknown key": (["--config.optim.lr=1"], "--config.optim.lr: no such field"),
+    "unknown group": (["--config.loss.beta=1"], "--config.loss.beta: no such field; did you mean"),
+    "wrong type": (["--config.run.steps=many"], "--config.run.steps: 'many' is not a value of its type: expected int"),
+    "float for int": (["--config.run.steps=1.5"], "--config.run.steps: '1.5' is not"),
+    "bool": (["--config.objective.gate=maybe"], "--config.objective.gate: 'maybe' is not"),
+    "no value": (["--config.run.steps"], "--config.run.steps: unknown flag"),
+    "unknown flag": (["--steps=3"], "--steps=3: unknown flag"),
+    "budget above context": (["--config.rollout.max_new_tokens=500"], "rollout.max_new_tokens: 500 + rollout.prompt"),
+    "group of one": (["--config.rollout.rollouts=1"], "rollout.rollouts: 1: expected at least 2"),
+    "negative temperature": (["--config.rollout.temperature=-1"], "rollout.temperature: -1.0: expected"),
+    "top-p in training": (["--config.rollout.top_p=0.9"], "rollout.top_p: 0.9: expected 1.0 in training"),
+    "rho of 0": (["--config.objective.rho=0"], "objective.rho: 0.0: expected a share strictly between 0 and 1"),
+    "rho of 1": (["--config.objective.rho=1.0"], "objective.rho: 1.0: expected"),
+    "unknown method": (["--config.objective.method=ppo"], "objective.method: 'ppo': expected one of dasd, grpo, sft"),
+    "full form of grpo": (
+        ["--config.objective.method=grpo", "--config.objective.form=full"],
+        "objective.form: 'full' is a form of dasd",
+    ),
+    "missing weights": (["--config.model.weights=/nowhere.gguf"], "model.tokenizer"),
+    "unknown preset": (["--config.model.preset=gpt"], "model.preset: 'gpt' is unknown"),
+    "odd batch": (["--config.rollout.problems=6"], "rollout.problems: 6: expected a multiple of"),
+    "mesh": (["--config.mesh.data=3"], "mesh: data=3 fsdp=-1 tensor=1 does not fit 1 device(s)"),
+    "nothing fits": (["--config.rollout.prompt_length=8"], "data.sources: no problem is left of 124: dropped 124"),
+    "no solution to show": (["--config.data.privileged=solution"], "data.privileged: 'solution': gym:chain_sum"),
+    "missing file": (["--config.data.sources=('jsonl:/nowhere.jsonl',)"], "data.sources: 'jsonl:/nowhere.jsonl': no s"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(mistake, tmp_path, capsys):
+    """In this process, through the same door: importing JAX twenty times would take minutes."""
+    from dasd_jax import cli, train
+
+    args, expected = MISTAKES[mistake]
+    error = through_the_door(cli, train.main, [TINY, f"--workdir={tmp_path / 'w'}", *args], capsys)
+    assert error.startswith(f"error: {expected}"), error
+    assert not (tmp_path / "w").exists()
+
+
+def through_the_door(cli, main, argv, capsys):
+    """stderr of a command that has to refuse its arguments."""
+    before, sys.argv = sys.argv, ["command", *argv]
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(main)
+    finally:
+        sys.argv = before
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2, error
+    assert error.count("\n") == 1, error
+    return error
+
+
+def test_files_that_are_not_what_they_should_be_are_one_line_each(tmp_path, capsys):
+    from dasd_jax import cli, train
+
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + b"\0" * 100)
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text('{"question": "1+1?", "answer": "2"}\n{"question": "1+2?"\n')
+    missing = tmp_path / "missing.jsonl"
+    missing.write_text('{"question": "1+1?", "answer": "2"}\n{"question": "1+2?"}\n')
+    config = tmp_path / "config.py"
+    config.write_text("def get_config(arg):\n    return {}\n")
+    byte = "--config.model.tokenizer=byte"
+    for args, expected in (
+        ([TINY, f"--config.model.weights={broken}", byte, "--config.model.preset="], "model.weights: "),
+        (
+            [TINY, f"--config.model.weights={broken}", byte, "--config.model.sha256=00"],
+            f"model.weights: {broken} has sha",
+        ),
+        ([TINY, f"--config.data.sources=('jsonl:{lines}',)"], f"data.sources: 'jsonl:{lines}': {lines}:2: not JSON"),
+        ([TINY, f"--config.data.sources=('jsonl:{missing}',)"], f"data.sources: 'jsonl:{missing}': {missing}:2"),
+        ([f"--config={config}"], f"--config: get_config of {config} returned dict: expected a ConfigDict"),
+        (["--config=configs/nowhere.py"], "--config: configs/nowhere.py does not exist"),
+        (["--config=configs/qwen_math.py:huge"], "--config: configs/qwen_math.py failed: ValueError: unknown argument"),
+        (["--config=configs/qwen_math.py"], "model.weights: empty: set --config.model.weights=PATH"),
+        ([], "the following arguments are required: --config"),
+    ):
+        workdir = tmp_path / "w"
+        error = through_the_door(cli, train.main, [*args, f"--workdir={workdir}"], capsys)
+        assert error.startswith(f"error: {expected}"), error
+        assert not workdir.exists()
+
+
+def test_a_vocabulary_of_another_model_is_refused(tmp_path, capsys):
+    from dasd_jax import cli, train
+
+    args = [TINY, f"--workdir={tmp_path / 'w'}", "--config.model.preset=qwen3_wide"]
+    from dasd_jax.model import config as model_config
+
+    wide = model_config.PRESETS["qwen3_tiny"].__class__(
+        **{**vars(model_config.PRESETS["qwen3_tiny"]), "vocab_size": 4096}
+    )
+    model_config.PRESETS["qwen3_wide"] = wide
+    try:
+        error = through_the_door(cli, train.main, args, capsys)
+    finally:
+        del model_config.PRESETS["qwen3_wide"]
+    assert error.startswith("error: model.tokenizer: its vocabulary of 259 does not belong to the model's 4096")
+    assert not (tmp_path / "w").exists()
+
+
+def test_help_explains_and_exits_0():
+    for name in ("train", "evaluate", "generate", "fetch"):
+        shown = run(name, "--help")
+        assert shown.returncode == 0 and not shown.stderr
+        assert f"python -m dasd_jax.{name}" in shown.stdout
+
+
+def test_the_progress_lines_say_what_is_left(finished):
+    lines = [line for line in finished[1].splitlines() if line.startswith("step ")]
+    assert len(lines) == 4
+    assert all("reward" in line and "left" in line for line in lines)
