@@ -1,0 +1,90 @@
+"""The pipeline: a position is one integer, nothing is cut short in silence, and both views stand around one problem."""
+
+import numpy as np
+import pytest
+
+from dasd_jax.data.pipeline import PromptSet, PromptText
+from dasd_jax.data.sources import Problem
+from dasd_jax.errors import UserError
+from dasd_jax.text.tokenizer import load_tokenizer
+
+BYTES = load_tokenizer("byte")
+TEXT = PromptText(instruction="answer_line", privileged="answer", enable_thinking=None, shots=())
+
+
+def problems(count=10, **fields):
+    base = {"source": "test", "scorer": "math"}
+    return [Problem(question=f"{i} + 1?", answer=str(i + 1), index=i, **base, **fields) for i in range(count)]
+
+
+def prompt_set(items=None, text=TEXT, **widths):
+    widths = {"student_width": 200, "teacher_width": 400} | widths
+    return PromptSet(problems() if items is None else items, BYTES, text, **widths)
+
+
+def test_a_batch_depends_on_its_position_alone():
+    one, other = prompt_set().batches(3, seed=5), prompt_set().batches(3, seed=5)
+    for n in (7, 0, 1000, 3):
+        np.testing.assert_array_equal(one[n].example_id, other[n].example_id)
+        np.testing.assert_array_equal(one[n].student_prompt, other[n].student_prompt)
+    different = prompt_set().batches(3, seed=6)
+    assert any((one[n].example_id != different[n].example_id).any() for n in range(3))
+
+
+def test_an_epoch_holds_each_problem_once_and_the_next_has_another_order():
+    batches = prompt_set(problems(9)).batches(3, seed=0)
+    epochs = [[int(i) for n in range(3 * e, 3 * e + 3) for i in batches[n].example_id] for e in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(9))
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_no_problem_stands_twice_in_a_batch_at_the_edge_of_an_epoch():
+    batches = prompt_set(problems(10)).batches(4, seed=0)
+    for n in range(20):
+        assert len(set(batches[n].example_id.tolist())) == 4
+
+
+def test_prompts_that_do_not_fit_are_dropped_and_counted():
+    items = problems(5) + [Problem(question="long " * 60, answer="1", source="test", index=5, scorer="math")]
+    kept = prompt_set(items)
+    assert len(kept) == 5
+    assert kept.dropped["student prompt longer than 200 tokens"] == 1
+    tight = max(len(TEXT.teacher(BYTES, problem)) for problem in items[:5]) - 1
+    with pytest.raises(UserError, match=r"no problem is left of 5: dropped 5 with a teacher prompt longer than"):
+        prompt_set(items[:5], teacher_width=tight)
+
+
+def test_prompts_are_whole_and_end_in_the_last_column():
+    kept = prompt_set()
+    batch = next(iter(kept.in_order(4, 10)))[0]
+    teacher = kept.teacher_batch(batch.example_id)
+    for row, i in enumerate(batch.example_id):
+        problem = kept.problems[i]
+        assert batch.student_prompt[row][batch.student_prompt_mask[row]].tolist() == TEXT.student(BYTES, problem)
+        assert teacher.teacher_prompt[row][teacher.teacher_prompt_mask[row]].tolist() == TEXT.teacher(BYTES, problem)
+        assert batch.student_prompt_mask[row, -1] and teacher.teacher_prompt_mask[row, -1]
+
+
+def test_targets_end_in_a_stop_token():
+    kept = prompt_set(target_width=32)
+    tokens, mask = kept.target_batch(np.array([3, 7]))
+    for row, answer in enumerate(("Answer: 4", "Answer: 8")):
+        assert BYTES.decode(tokens[row][mask[row]]) == answer
+        assert tokens[row][mask[row]][-1] in BYTES.stop_ids
+
+
+def test_missing_privileged_context_is_refused():
+    with pytest.raises(UserError, match="data.privileged: 'hint': test problem 0 has none"):
+        prompt_set(text=PromptText("answer_line", "hint", None, ()))
+    assert len(prompt_set(problems(hint="count"), text=PromptText("answer_line", "hint", None, ()))) == 10
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(UserError, match="rollout.problems: 11: expected at most the 10 training problems"):
+        prompt_set().batches(11, seed=0)
+
+
+def test_evaluation_sees_each_problem_once_and_marks_what_fills_up():
+    seen = [batch.example_id[live].tolist() for batch, live in prompt_set().in_order(4, 10)]
+    assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]

@@ -1,0 +1,160 @@
+"""Weights from files: what is written in a file's layout comes back in ours, and what does not belong is named."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from safetensors.numpy import save_file
+
+from dasd_jax.errors import UserError
+from dasd_jax.model import params as param_table
+from dasd_jax.model import transformer, weights
+from dasd_jax.model.config import RopeScaling, preset
+
+TINY = preset("qwen3_tiny")
+FAMILIES = {
+    "Qwen3ForCausalLM": TINY,
+    "Qwen2ForCausalLM": dataclasses.replace(TINY, qk_norm=False, qkv_bias=True, tied=False),
+    "LlamaForCausalLM": dataclasses.replace(TINY, qk_norm=False, rope_scaling=RopeScaling()),
+}
+
+
+def write_hf(folder, family, config, params):
+    """A Hugging Face folder in two shards, by the names and layouts of that format: projections are [out, in]."""
+    folder.mkdir()
+    flat = {path: np.asarray(x) for path, x in traverse_util.flatten_dict(params, sep="/").items()}
+    tensors = {"model.embed_tokens.weight": flat["embed"], "model.norm.weight": flat["final_norm"]}
+    if not config.tied:
+        tensors["lm_head.weight"] = flat["unembed"]
+    for i in range(config.num_layers):
+        prefix = f"model.layers.{i}."
+        tensors[prefix + "input_layernorm.weight"] = flat["layers/attn_norm"][i]
+        tensors[prefix + "post_attention_layernorm.weight"] = flat["layers/mlp_norm"][i]
+        for n in "qkv":
+            tensors[f"{prefix}self_attn.{n}_proj.weight"] = flat[f"layers/{n}"][i].reshape(config.width, -1).T
+            if config.qkv_bias:
+                tensors[f"{prefix}self_attn.{n}_proj.bias"] = flat[f"layers/{n}_bias"][i].reshape(-1)
+            if config.qk_norm and n != "v":
+                tensors[f"{prefix}self_attn.{n}_norm.weight"] = flat[f"layers/{n}_norm"][i]
+        tensors[prefix + "self_attn.o_proj.weight"] = flat["layers/o"][i].reshape(-1, config.width).T
+        for n in ("gate", "up", "down"):
+            tensors[f"{prefix}mlp.{n}_proj.weight"] = flat[f"layers/{n}"][i].T
+    tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}
+    names = sorted(tensors)
+    save_file({name: tensors[name] for name in names[::2]}, folder / "model-00001-of-00002.safetensors")
+    save_file({name: tensors[name] for name in names[1::2]}, folder / "model-00002-of-00002.safetensors")
+    raw = {
+        "architectures": [family],
+        "vocab_size": config.vocab_size,
+        "num_hidden_layers": config.num_layers,
+        "hidden_size": config.width,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.ff,
+        "max_position_embeddings": config.context,
+        "rope_theta": config.rope_base,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied,
+    }
+    if config.rope_scaling:
+        scaling = config.rope_scaling
+        raw["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_context,
+        }
+    (folder / "config.json").write_text(json.dumps(raw))
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_hugging_face_folder_is_read_into_any_mesh(family, mesh, mesh8, tmp_path):
+    config = FAMILIES[family]
+    with jax.set_mesh(mesh):
+        params = jax.tree.map(
+            lambda x: x + jnp.arange(x.size).reshape(x.shape) * 1e-6, param_table.init(config, mesh, 0)
+        )
+    folder = write_hf(tmp_path / "hf", family, config, params)
+    read_config, read = weights.load(str(folder), mesh8)
+    assert read_config == config
+    for got, expected, layout in zip(
+        jax.tree.leaves(read),
+        jax.tree.leaves(params),
+        jax.tree.leaves(param_table.shardings(config, mesh8)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(got, expected)
+        assert got.sharding.is_equivalent_to(layout, got.ndim)
+
+
+def test_what_does_not_belong_is_named(mesh, tmp_path):
+    params = param_table.init(TINY, mesh, 0)
+    folder = write_hf(tmp_path / "hf", "Qwen3ForCausalLM", TINY, params)
+    config = json.loads((folder / "config.json").read_text())
+
+    def refused(match, **change):
+        (folder / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(UserError, match=match):
+            weights.load(str(folder), mesh)
+
+    refused("is a GemmaForCausalLM: expected one of Llama", architectures=["GemmaForCausalLM"])
+    refused("lacks model.layers.2.input_layernorm.weight", num_hidden_layers=3)
+    refused("holds model.layers.0.self_attn.k_norm.weight", architectures=["LlamaForCausalLM"])
+    refused("model.layers.0.mlp.gate_proj.weight has shape", intermediate_size=64)
+    refused("by 'yarn'", rope_scaling={"rope_type": "yarn"})
+    shard = folder / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    refused("is damaged")
+
+
+# ------------------------------------------------------------------------------------------------ the real model
+
+
+SMOLLM2 = Path("~/.cache/dasd_jax/SmolLM2-135M-Instruct.Q4_1.gguf").expanduser()
+TEXTS = [
+    "The capital of France is",
+    "What is 17 + 25? Answer: 42. Let me check: 17 + 20 = 37, and 37 + 5 = 42.",
+    "def fibonacci(n):\n    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)\n",
+    "Die Gleichung $x^2 - 5x + 6 = 0$ hat die Lösungen 2 und 3. 数学は楽しい。",
+]
+
+
+@pytest.mark.slow
+def test_smollm2_logits_equal_those_of_transformers_on_the_same_file(mesh):
+    """float32, ragged batch, max |Δ| < 1e-3 at a logit scale above 20, and the same most likely token."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from dasd_jax.text.prompts import left_pad
+    from dasd_jax.text.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(str(SMOLLM2))
+    reference = AutoModelForCausalLM.from_pretrained(
+        SMOLLM2.parent, gguf_file=SMOLLM2.name, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    config, params = weights.load(str(SMOLLM2), mesh)
+    ids = [tokenizer.encode(text) for text in TEXTS]
+    tokens, mask = left_pad(ids, max(map(len, ids)), tokenizer.pad_id)
+    hidden, _ = jax.jit(
+        lambda params: transformer.forward(
+            config, params, jnp.asarray(tokens), transformer.prompt_positions(jnp.asarray(mask)), jnp.asarray(mask)
+        )
+    )(params)
+    logits = np.asarray(transformer.unembed(config, params, hidden))
+    for row, sequence in enumerate(ids):
+        with torch.no_grad():
+            expected = reference(torch.tensor([sequence])).logits[0].numpy()
+        got = logits[row, -len(sequence) :]
+        difference = np.abs(got - expected).max()
+        print(f"row {row}: max |Δ| {difference:.2e} at scale {np.abs(expected).max():.1f}")
+        assert np.abs(expected).max() > 20
+        assert difference < 1e-3
+        np.testing.assert_array_equal(got.argmax(-1), expected.argmax(-1))
