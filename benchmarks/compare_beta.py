@@ -1,7 +1,7 @@
 """DASD beside the same run with β = 0: python benchmarks/compare_beta.py
 
-Trains configs/smollm2_math.py twice from the same seed (a finished run in its workdir is taken as it is), and prints one
-table of both: held-out figures with standard errors by problem, and the means of the watched metrics over the run. The
+Trains configs/smollm2_math.py twice from the same seed (a finished run in its workdir is taken as it is) and prints
+one table of both: held-out figures with standard errors by problem, and means of the watched metrics over the run. The
 curves go to docs/img/smollm2.png. With β = 0 the teacher is still evaluated and routed, but weighs nothing: GRPO.
 """
 
@@ -65,19 +65,9 @@ def main() -> None:
     for figure in next(iter(done.values()))["heldout"]:
         row(f"held-out {figure}", [shown(run["heldout"][figure]) for run in done.values()])
     for name in WATCHED:
-        # The first step compiles.
-        row(
-            f"{name}, mean of steps 2 on",
-            [f"{np.mean([line[name] for line in run[1:]]):.4g}" for run in lines.values()],
-        )
-    row(
-        "last 5 steps, reward/mean",
-        [f"{np.mean([line['reward/mean'] for line in run[-5:]]):.3f}" for run in lines.values()],
-    )
-    row(
-        "last 5 steps, entropy/mean",
-        [f"{np.mean([line['entropy/mean'] for line in run[-5:]]):.3f}" for run in lines.values()],
-    )
+        row(f"{name}, mean of steps 2 on", mean_of(lines, name, 1))  # the first step compiles
+    for name in ("reward/mean", "entropy/mean"):
+        row(f"{name}, mean of the last 5 steps", mean_of(lines, name, -5))
     row("minutes in all", [f"{run['seconds_this_session'] / 60:.1f}" for run in done.values()])
     row("peak memory, GiB", [f"{run['peak_memory_gib']:.2f}" for run in done.values()])
     draw(lines)
@@ -86,6 +76,11 @@ def main() -> None:
 def row(name: str, values: list[str]) -> None:
     """One line of the table."""
     print(f"| {name} | " + " | ".join(values) + " |")
+
+
+def mean_of(lines: dict[str, list[dict]], name: str, start: int) -> list[str]:
+    """The mean of a metric from one step on, for each run."""
+    return [f"{np.mean([line[name] for line in run[start:]]):.4g}" for run in lines.values()]
 
 
 def shown(value: float | list[float]) -> str:

@@ -22,7 +22,7 @@ def base() -> ml_collections.ConfigDict:
     )
     config.data = ml_collections.ConfigDict(
         {
-            "sources": (),  # "gym:TASK?field=value&size=N&seed=S", "jsonl:FILE", "tfds:DIR?split=train"; the distinct problems of all
+            "sources": (),  # "gym:TASK?field=value&size=N&seed=S", "jsonl:FILE", "tfds:DIR?split=train"; duplicates go
             "heldout": 128,  # problems, at least 1: those with the smallest hash of their text, never trained on
             "shots": 0,  # worked examples before the problem, 0 or more, taken from the training problems
             "instruction": "boxed",  # boxed | answer_line: how the answer is asked for
