@@ -71,6 +71,11 @@ def named(mesh: Mesh, *axes: str | None, rules: dict = TRAIN) -> NamedSharding:
     return NamedSharding(mesh, spec(*axes, rules=rules))
 
 
+def on_mesh(mesh: Mesh, abstract: jax.ShapeDtypeStruct) -> NamedSharding:
+    """The sharding of a traced array on real devices: tracing knows the layout, not the devices (None: on each)."""
+    return NamedSharding(mesh, abstract.sharding.spec if abstract.sharding else PartitionSpec())
+
+
 def row_shards(mesh: Mesh) -> int:
     """How many parts the rows of a batch are split into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]

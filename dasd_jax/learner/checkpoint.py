@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from dasd_jax.batch import Params, TrainState
 from dasd_jax.errors import UserError
+from dasd_jax.mesh import on_mesh
 from dasd_jax.model import params as param_table
 from dasd_jax.model.config import ModelConfig, RopeScaling
 from dasd_jax.model.weights import file_sha256
@@ -96,6 +97,7 @@ def restore(folder: Path, mesh: Mesh, optimizer: optax.GradientTransformation) -
     """Architecture and state of a whole checkpoint, laid out for training on `mesh`."""
     model, params = restore_params(folder, mesh)
     fresh = jax.eval_shape(lambda params: new_state(params, optimizer), params)
+    fresh = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_mesh(mesh, x)), fresh)
     target = {"opt_state": fresh.opt_state, "step": fresh.step, "batches_drawn": fresh.batches_drawn}
     with ocp.StandardCheckpointer() as checkpointer:
         rest = checkpointer.restore((folder / "rest").absolute(), target)

@@ -6,13 +6,16 @@ from dasd_jax.config import OptimGroup
 
 
 def make_schedule(config: OptimGroup, num_updates: int) -> optax.Schedule:
-    """Learning rate by optimiser step: linear warm-up, then constant or a cosine to 0 at `num_updates`."""
+    """Learning rate by optimiser step: linear warm-up from peak / warmup_steps, then constant or a cosine to 0."""
     peak, warmup = config.learning_rate, config.warmup_steps
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, max(num_updates - warmup, 1))
     else:
         after = optax.constant_schedule(peak)
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+    if not warmup:
+        return after
+    # The first step already moves: a rollout batch is too dear to be thrown away at rate 0.
+    return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1)), after], [warmup])
 
 
 def make_optimizer(config: OptimGroup, num_updates: int) -> optax.GradientTransformation:
