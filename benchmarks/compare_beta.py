@@ -68,7 +68,7 @@ def main() -> None:
         row(f"{name}, mean of steps 2 on", mean_of(lines, name, 1))  # the first step compiles
     for name in ("reward/mean", "entropy/mean"):
         row(f"{name}, mean of the last 5 steps", mean_of(lines, name, -5))
-    row("minutes in all", [f"{run['seconds_this_session'] / 60:.1f}" for run in done.values()])
+    row("minutes", [f"{run['seconds_this_session'] / 60:.1f}" for run in done.values()])
     row("peak memory, GiB", [f"{run['peak_memory_gib']:.2f}" for run in done.values()])
     draw(lines)
 

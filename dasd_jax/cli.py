@@ -21,7 +21,7 @@ import ml_collections
 
 from dasd_jax import config as config_module
 from dasd_jax.config import Config
-from dasd_jax.errors import UserError
+from dasd_jax.errors import TrainingError, UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists the flags)")
 
 
-def parser(description: str, *, workdir_required: bool = False) -> argparse.ArgumentParser:
+def parser(description: str) -> argparse.ArgumentParser:
     """An argument parser with the flags that all commands share."""
     flags = Parser(
         description=description,
@@ -40,8 +40,7 @@ def parser(description: str, *, workdir_required: bool = False) -> argparse.Argu
         epilog="--config.GROUP.FIELD=VALUE overrides a field; configs/common.py explains each of them.",
     )
     flags.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="configuration file and its argument")
-    help_text = "folder of the run" + ("" if workdir_required else " (default: runs/NAME of the config)")
-    flags.add_argument("--workdir", required=workdir_required, metavar="DIR", help=help_text)
+    flags.add_argument("--workdir", metavar="DIR", help="folder of the run (default: runs/NAME of the config)")
     return flags
 
 
@@ -82,8 +81,8 @@ def load_config(path: str, arg: str = "") -> ml_collections.ConfigDict:
     Raises:
         UserError: there is no such file, it fails, or it does not return a ConfigDict.
     """
-    if not Path(path).is_file():
-        raise UserError(f"--config: {path} does not exist: expected a Python file with get_config(arg)")
+    if not Path(path).is_file() or not path.endswith(".py"):
+        raise UserError(f"--config: {path} is no Python file: expected one with get_config(arg)")
     # The file may import its neighbours as `configs.common`, from wherever the command is run.
     root = str(Path(path).resolve().parent.parent)
     if root not in sys.path:
@@ -96,7 +95,8 @@ def load_config(path: str, arg: str = "") -> ml_collections.ConfigDict:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"--config: {path} failed: {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"--config: {path} failed: {type(error).__name__}: {reason}") from error
     if not isinstance(loaded, ml_collections.ConfigDict):
         raise UserError(f"--config: get_config of {path} returned {type(loaded).__name__}: expected a ConfigDict")
     return loaded.lock()
@@ -112,7 +112,7 @@ def _override(raw: ml_collections.ConfigDict, name: str, text: str) -> None:
     old = fields[name]
     try:
         raw[group][field] = _read(text, type(old))
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, SyntaxError, TypeError) as error:
         kind = type(old).__name__
         raise UserError(f"--config.{name}: {text!r} is not a value of its type: expected {kind}, as {old!r}") from error
 
@@ -131,7 +131,7 @@ def _read(text: str, kind: type):
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a command and ends the process: 0 when it is done, 2 with one line for a person's mistake, 1 otherwise."""
+    """Runs a command and ends the process: 0 when done, 2 with one line for a person's mistake, 1 for the rest."""
     # XLA and Orbax speak of their own affairs; a person's terminal is for this program's.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
@@ -139,13 +139,19 @@ def run(main: Callable[[list[str]], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; a training run goes on from its last checkpoint with the same command", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception:
         traceback.print_exc()
-        print("unexpected failure (above); the same command goes on from the last checkpoint", file=sys.stderr)
+        print(
+            "unexpected failure (above); a training run goes on from its last checkpoint with the same command",
+            file=sys.stderr,
+        )
         sys.exit(1)

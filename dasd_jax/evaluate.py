@@ -37,11 +37,13 @@ def main(argv: list[str]) -> None:
             name, (model, params) = "start", session.open_model(config, mesh)
         else:
             folder = checkpoint.find(workdir, which)
-            name, (model, params) = str(int(folder.name)), checkpoint.restore_params(folder, mesh)
-            config.check_context(model.context)
+            name = str(int(folder.name)) if folder.name.isdigit() else folder.name
+            model, params = checkpoint.restore_params(folder, mesh)
+            model = session.settle(config, model)
         session.check_vocabulary(tokenizer, model)
-        _, heldout, _ = session.open_prompts(config, tokenizer)
+        _, heldout, counts = session.open_prompts(config, tokenizer)
         console = rich.console.Console()
+        console.print("problems: " + ", ".join(f"{count} {what}" for what, count in counts.items()), highlight=False)
         with console.status("problems") as status:
             result = evaluate(
                 model=model,

@@ -46,8 +46,9 @@ def main(argv: list[str]) -> None:
             model, params = session.open_model(config, mesh)
         else:
             model, params = checkpoint.restore_params(checkpoint.find(command.workdir, command.flags.checkpoint), mesh)
+            model = session.settle(config, model)
         session.check_vocabulary(tokenizer, model)
-        text = session.prompt_text(config, session.open_problems(config)[0])
+        text = session.prompt_text(config, session.open_problems(config)[0] if config.data.shots else [])
         ids = text.student(tokenizer, Problem(question=question, answer="", source="", index=0, scorer="math"))
         sampling = dataclasses.replace(session.eval_sampling(config, tokenizer), rollouts=1)
         if len(ids) + _PROMPT_BUCKET + sampling.max_new_tokens > model.context:

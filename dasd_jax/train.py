@@ -1,11 +1,12 @@
 """Post-trains a model: python -m dasd_jax.train --config=configs/smollm2_math.py [--workdir=DIR]
 
-Writes in the workdir: config.json, metrics.jsonl, tensorboard/, samples.jsonl, checkpoints/, eval/, and done.json last.
-The same command again goes on from the last checkpoint.
+Writes in the workdir: config.json, metrics.jsonl, tensorboard/, samples.jsonl, checkpoints/, heldout/, and
+done.json last. The same command again goes on from the last checkpoint.
 """
 
 import dataclasses
 import json
+import os
 import resource
 import signal
 import time
@@ -17,7 +18,7 @@ import numpy as np
 from dasd_jax import cli
 from dasd_jax.batch import PromptBatch, RolloutBatch
 from dasd_jax.config import Config
-from dasd_jax.errors import UserError
+from dasd_jax.errors import TrainingError, UserError
 from dasd_jax.learner import checkpoint, session
 from dasd_jax.learner.evaluation import evaluate, rise, texts_of
 from dasd_jax.learner.metrics import Display, RunLog, read_metrics
@@ -57,10 +58,6 @@ def train(config: Config, workdir: Path) -> None:
         Trainer(config, workdir, mesh, verifier).run()
 
 
-class TrainingError(RuntimeError):
-    """The run cannot go on and no edit of the command would have told; the message says what to look at."""
-
-
 class Trainer:
     """The parts of one run, and the loop that moves them."""
 
@@ -75,9 +72,10 @@ class Trainer:
         self.schedule = make_schedule(config.optim, num_updates)
         self.optimizer = make_optimizer(config.optim, num_updates)
 
-        folder = checkpoint.latest(workdir)
+        folder = checkpoint.latest(workdir, set_aside=True)
         if folder:
-            self.model, self.state = checkpoint.restore(folder, mesh, self.optimizer)
+            model, self.state = checkpoint.restore(folder, mesh, self.optimizer)
+            self.model = session.settle(config, model)
         else:
             self.model, params = session.open_model(config, mesh)
             self.state = jax.jit(lambda p: checkpoint.new_state(p, self.optimizer), donate_argnums=0)(params)
@@ -95,7 +93,7 @@ class Trainer:
         self.seed = replicate(mesh, np.int32(config.run.seed))
 
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1))
+        _write_json(workdir / "config.json", dataclasses.asdict(config))
         step = int(self.state.step)
         self.log = RunLog(workdir, step if folder else -1)
         self.display = Display(config.run.steps, step)
@@ -121,19 +119,18 @@ class Trainer:
                     metrics |= self._evaluate(step)
                 self.log.write(step, metrics, samples)
                 self.display.step(step, metrics)
-                if last or stop.asked or step % config.run.checkpoint_every == 0:
+                stopping = stop.asked  # read once: the signal may come between two looks
+                if last or stopping or step % config.run.checkpoint_every == 0:
                     self.display.phase("checkpoint")
                     checkpoint.save(self.workdir, self.state, self.model, config.run.keep_checkpoints)
-                if stop.asked and not last:
+                if stopping and not last:
                     self.display.say(f"stopped by a signal after step {step}; the same command goes on from here")
                     return
         finally:
             self.display.close()
             self.log.close()
         done = self._done(time.monotonic() - started)
-        draft = self.workdir / "done.tmp"
-        draft.write_text(json.dumps(done, indent=1))
-        draft.rename(self.workdir / "done.json")
+        _write_json(self.workdir / "done.json", done)
         print(_summary(done))
 
     # -------------------------------------------------------------------------------------------- one step
@@ -152,7 +149,7 @@ class Trainer:
         if broken:
             raise TrainingError(
                 f"step {step}: {', '.join(broken)} not finite; the last checkpoint is from before it. "
-                "Lower optim.learning_rate or optim.grad_clip"
+                "Lower optim.learning_rate or optim.grad_clip in a new --workdir"
             )
         return metrics, samples
 
@@ -184,6 +181,7 @@ class Trainer:
             )  # fmt: skip
             metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._check_before_update(step, metrics, jax.device_get(experience.keep))
+        self._warn_of_an_empty_arm(step, metrics)
         samples = self._samples(on_host, problems, texts, verdicts, experience, stats)
         with clock.phase("update"):
             self.state, learned = train_step(self.steps, self.optimizer, self.state, experience)
@@ -227,14 +225,24 @@ class Trainer:
             if not metrics[name] <= limit:
                 raise TrainingError(
                     f"step {step}: {name} is {metrics[name]:.4g} nats > rollout.{name.split('/')[1]}_max = {limit}: "
-                    "sampler and score pass disagree, nothing was updated. Set model.compute_dtype to float32"
+                    "sampler and score pass disagree, nothing was updated. "
+                    "Set model.compute_dtype to float32 in a new --workdir"
                 )
         for part in range(self.config.optim.minibatches):
             if not keep[part :: self.config.optim.minibatches].any():
                 raise TrainingError(
                     f"step {step}: minibatch {part} has no token in the loss, and nothing was updated. "
-                    "Raise rollout.max_new_tokens, or set objective.truncated to zero"
+                    "Raise rollout.max_new_tokens, or set objective.truncated to zero, in a new --workdir"
                 )
+
+    def _warn_of_an_empty_arm(self, step: int, metrics: dict[str, float]) -> None:
+        """Says when the signed map has all but ceased to attract: the method then only repels."""
+        attract, repel = metrics.get("router/attract_mass", 0.0), metrics.get("router/repel_mass", 0.0)
+        if self.config.objective.route == "signed" and attract < 0.01 * (attract + repel):
+            self.display.say(
+                f"warning: step {step}: the attract arm holds {attract / (attract + repel):.1%} of the router's mass "
+                "(router/attract_mass, router/repel_mass); look at objective.rho and objective.rho_side"
+            )
 
     def _samples(self, written: RolloutBatch, problems, texts, verdicts, experience, stats) -> list[dict]:
         """The first rollouts of the batch, token by token, for samples.jsonl."""
@@ -265,7 +273,7 @@ class Trainer:
     # -------------------------------------------------------------------------------------------- before and after
 
     def _evaluate(self, step: int) -> dict[str, float]:
-        """Scores the held-out problems, writes eval/<step>.json and returns the main figures for the log."""
+        """Scores the held-out problems, writes heldout/<step>.json and returns the main figures for the log."""
         self.display.phase("evaluate")
         started = time.monotonic()
         config = self.config
@@ -281,9 +289,7 @@ class Trainer:
             rows=config.rollout.problems * config.rollout.rollouts,
             seed=config.run.seed,
         )
-        folder = self.workdir / "eval"
-        folder.mkdir(exist_ok=True)
-        (folder / f"{step}.json").write_text(json.dumps(result, indent=1))
+        _write_json(self.workdir / "heldout" / f"{step}.json", result)
         k = result["samples"]
         self.display.say(
             f"held out after step {step}: avg@{k} {result[f'avg@{k}']:.3f} ± {result['standard_error']:.3f}, "
@@ -295,7 +301,7 @@ class Trainer:
     def _done(self, seconds: float) -> dict:
         """What the run came to, from what lies in the workdir."""
         before, after = (
-            json.loads((self.workdir / "eval" / f"{step}.json").read_text()) for step in (0, self.config.run.steps)
+            json.loads((self.workdir / "heldout" / f"{step}.json").read_text()) for step in (0, self.config.run.steps)
         )
         k = after["samples"]
         change, error = rise(before, after)
@@ -358,15 +364,25 @@ class _StopSignal:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+# What may change between two starts of the same run: it decides where and how, never what is computed.
+_OPERATIONAL = {
+    "mesh.data", "mesh.fsdp", "mesh.tensor", "rollout.verifier_workers", "rollout.verifier_memory_mb",
+    "run.checkpoint_every", "run.keep_checkpoints",
+}  # fmt: skip
+
+
 def _check_workdir(config: Config, workdir: Path) -> None:
-    """Refuses a folder that belongs to another config.
+    """Refuses a folder that cannot be written or belongs to another config.
 
     Raises:
-        UserError: naming the first field that differs.
+        UserError: saying why, or naming the first field that differs.
     """
+    if "://" in str(workdir) or str(workdir).startswith("gs:"):
+        raise UserError(f"--workdir: {workdir}: expected a folder of this machine or one that is mounted on it")
+    existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"--workdir: {workdir}: {existing} is not a folder that can be written")
     path = workdir / "config.json"
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir: {workdir} is not a folder")
     if not path.exists():
         return
     try:
@@ -376,22 +392,31 @@ def _check_workdir(config: Config, workdir: Path) -> None:
     for group, fields in json.loads(json.dumps(dataclasses.asdict(config))).items():
         for name, value in fields.items():
             other = theirs.get(group, {}).get(name)
-            if other != value:
+            if other != value and f"{group}.{name}" not in _OPERATIONAL:
                 raise UserError(
                     f"--workdir: {workdir} belongs to a run with {group}.{name} = {other!r}, not {value!r}: "
                     "expected the same config, or another --workdir"
                 )
 
 
+def _write_json(path: Path, content: dict) -> None:
+    """Writes the file whole or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(content, indent=1))
+    draft.rename(path)
+
+
 def _summary(done: dict) -> str:
     held = done["heldout"]
     average = next(name for name in held if name.startswith("avg@"))
     passed = next(name for name in held if name.startswith("pass@"))
-    errors = held["rise"] / held["rise_standard_error"] if held["rise_standard_error"] else float("nan")
+    error = held["rise_standard_error"]
+    errors = f"{held['rise'] / error:.1f} standard errors" if error else "no spread"
     lines = [
         f"held-out {average}: {held[average][0]:.3f} ± {held['standard_error'][0]:.3f} before, "
         f"{held[average][1]:.3f} ± {held['standard_error'][1]:.3f} after, {held['problems']} problems",
-        f"rise: {held['rise']:+.3f} ± {held['rise_standard_error']:.3f}, {errors:.1f} standard errors by problem",
+        f"rise: {held['rise']:+.3f} ± {held['rise_standard_error']:.3f}, {errors} by problem",
         f"held-out {passed}: {held[passed][0]:.3f} before, {held[passed][1]:.3f} after",
         "means over the run: " + ", ".join(f"{name} {value:.4g}" for name, value in done["mean_over_steps"].items()),
         f"{done['seconds_this_session'] / 60:.1f} min, peak memory {done['peak_memory_gib']:.1f} GiB",

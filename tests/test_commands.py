@@ -41,7 +41,7 @@ def test_a_run_leaves_what_the_contract_lists(finished):
     workdir, stdout = finished
     names = {path.name for path in workdir.iterdir()}
     assert names == {
-        "config.json", "metrics.jsonl", "samples.jsonl", "tensorboard", "checkpoints", "eval", "done.json"
+        "config.json", "metrics.jsonl", "samples.jsonl", "tensorboard", "checkpoints", "heldout", "done.json"
     }  # fmt: skip
     metrics = numbers(workdir)
     assert [line["step"] for line in metrics] == [0, 1, 2, 3, 4]
@@ -90,14 +90,13 @@ def test_a_run_that_is_stopped_in_the_middle_ends_the_same(how, finished, tmp_pa
     assert numbers(workdir) == numbers(finished[0])
     assert (workdir / "samples.jsonl").read_bytes() == (finished[0] / "samples.jsonl").read_bytes()
     for name in ("0", "4"):
-        mine, theirs = (json.loads((d / "eval" / f"{name}.json").read_text()) for d in (workdir, finished[0]))
+        mine, theirs = (json.loads((d / "heldout" / f"{name}.json").read_text()) for d in (workdir, finished[0]))
         assert mine == theirs
 
 
 def test_evaluate_and_generate_take_the_newest_checkpoint(finished):
     workdir, _ = finished
-    recorded = json.loads((workdir / "eval" / "4.json").read_text())
-    (workdir / "eval" / "4.json").unlink()
+    recorded = json.loads((workdir / "heldout" / "4.json").read_text())
     scored = run("evaluate", TINY, f"--workdir={workdir}", *SHORT)
     assert scored.returncode == 0, scored.stderr
     assert json.loads((workdir / "eval" / "4.json").read_text()) == recorded
@@ -153,7 +152,7 @@ MISTAKES = {
         ["--config.objective.method=grpo", "--config.objective.form=full"],
         "objective.form: 'full' is a form of dasd",
     ),
-    "missing weights": (["--config.model.weights=/nowhere.gguf"], "model.tokenizer"),
+    "missing weights": (["--config.model.weights=/nowhere.gguf"], "model.weights: /nowhere.gguf does not exist"),
     "unknown preset": (["--config.model.preset=gpt"], "model.preset: 'gpt' is unknown"),
     "odd batch": (["--config.rollout.problems=6"], "rollout.problems: 6: expected a multiple of"),
     "mesh": (["--config.mesh.data=3"], "mesh: data=3 fsdp=-1 tensor=1 does not fit 1 device(s)"),
@@ -209,7 +208,7 @@ def test_files_that_are_not_what_they_should_be_are_one_line_each(tmp_path, caps
         ([TINY, f"--config.data.sources=('jsonl:{lines}',)"], f"data.sources: 'jsonl:{lines}': {lines}:2: not JSON"),
         ([TINY, f"--config.data.sources=('jsonl:{missing}',)"], f"data.sources: 'jsonl:{missing}': {missing}:2"),
         ([f"--config={config}"], f"--config: get_config of {config} returned dict: expected a ConfigDict"),
-        (["--config=configs/nowhere.py"], "--config: configs/nowhere.py does not exist"),
+        (["--config=configs/nowhere.py"], "--config: configs/nowhere.py is no Python file"),
         (["--config=configs/qwen_math.py:huge"], "--config: configs/qwen_math.py failed: ValueError: unknown argument"),
         (["--config=configs/qwen_math.py"], "model.weights: empty: set --config.model.weights=PATH"),
         ([], "the following arguments are required: --config"),

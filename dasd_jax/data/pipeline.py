@@ -71,13 +71,14 @@ class PromptSet:
         text: PromptText,
         *,
         student_width: int,
-        teacher_width: int,
+        teacher_width: int = 0,
         target_width: int = 0,
     ):
         """Tokenises every problem once.
 
         Args:
-            student_width, teacher_width: tokens, P and Q.
+            student_width: tokens, P.
+            teacher_width: tokens, Q; 0 makes no teacher prompts and asks for no privileged context.
             target_width: tokens of the reference response, R, for supervised fine-tuning; 0 makes no targets.
 
         Raises:
@@ -87,15 +88,14 @@ class PromptSet:
         widths = {"student prompt": student_width, "teacher prompt": teacher_width, "reference response": target_width}
         self.dropped = {f"{what} longer than {width} tokens": 0 for what, width in widths.items() if width}
         for problem in problems:
-            if not getattr(problem, text.privileged):
+            if teacher_width and not getattr(problem, text.privileged):
                 raise UserError(
                     f"data.privileged: {text.privileged!r}: {problem.source} problem {problem.index} has none: "
                     "expected it for every problem"
                 )
-            encoded = {
-                "student prompt": text.student(tokenizer, problem),
-                "teacher prompt": text.teacher(tokenizer, problem),
-            }
+            encoded = {"student prompt": text.student(tokenizer, problem)}
+            if teacher_width:
+                encoded["teacher prompt"] = text.teacher(tokenizer, problem)
             if target_width:
                 encoded["reference response"] = text.target(tokenizer, problem)
             misfit = next((what for what, ids in encoded.items() if len(ids) > widths[what]), None)
@@ -104,7 +104,7 @@ class PromptSet:
                 continue
             kept.append(problem)
             student.append(encoded["student prompt"])
-            teacher.append(encoded["teacher prompt"])
+            teacher.append(encoded.get("teacher prompt", []))
             targets.append(encoded.get("reference response", []))
         if not kept:
             reasons = ", ".join(f"{count} with a {reason}" for reason, count in self.dropped.items() if count)

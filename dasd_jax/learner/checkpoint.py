@@ -50,12 +50,19 @@ def save(workdir: Path, state: TrainState, model: ModelConfig, keep: int) -> Pat
     return folder
 
 
-def latest(workdir: Path) -> Path | None:
-    """The newest whole checkpoint, or None; newer ones that are not whole are set aside with a line on stdout."""
+def latest(workdir: Path, *, set_aside: bool) -> Path | None:
+    """The newest whole checkpoint, or None.
+
+    Args:
+        set_aside: rename newer ones that are not whole, with a line on stdout; only for the run that owns the folder,
+            since another may be writing one at this moment.
+    """
     for folder in reversed(_folders(workdir)):
         problem = _problem(folder)
         if not problem:
             return folder
+        if not set_aside:
+            continue
         aside = folder.with_name(folder.name + ".damaged")
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
@@ -70,7 +77,7 @@ def find(workdir: Path, which: str) -> Path:
         UserError: it does not exist or is not whole.
     """
     if not which:
-        folder = latest(workdir)
+        folder = latest(workdir, set_aside=False)
         if folder is None:
             raise UserError(f"--checkpoint: {workdir} holds no whole checkpoint: expected one; has the run started?")
         return folder
@@ -135,7 +142,7 @@ def _problem(folder: Path) -> str:
         expected = json.loads((folder / "manifest.json").read_text())["files"]
     except FileNotFoundError:
         return "it was never finished"
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return "its manifest is damaged"
     found = _checksums(folder)
     for name in sorted(expected.keys() | found.keys()):

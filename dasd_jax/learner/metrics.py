@@ -27,8 +27,8 @@ class RunLog:
         self._events = SummaryWriter(str(workdir / "tensorboard"), flush_secs=10)
         for line in kept:
             self._add_events(line)
-        self._metrics = (workdir / "metrics.jsonl").open("a")
-        self._samples = (workdir / "samples.jsonl").open("a")
+        self._metrics = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
+        self._samples = (workdir / "samples.jsonl").open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: dict[str, float], samples: Iterable[dict] = ()) -> None:
         """Appends one step; samples first, so that a step with metrics has its samples."""
@@ -63,16 +63,17 @@ def _cut_back(path: Path, step: int) -> Iterable[dict]:
     if not path.exists():
         return
     kept = []
-    for text in path.read_text().splitlines():
+    # Lines of bytes: str.splitlines would also cut at U+2028, which model text may hold.
+    for text in path.read_bytes().splitlines():
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
+        except ValueError:
             break
         if line["step"] > step:
             break
         kept.append((text, line))
     draft = path.with_suffix(".tmp")
-    draft.write_text("".join(text + "\n" for text, _ in kept))
+    draft.write_bytes(b"".join(text + b"\n" for text, _ in kept))
     draft.rename(path)
     yield from (line for _, line in kept)
 

@@ -14,6 +14,7 @@ from dasd_jax.mesh import row_shards
 from dasd_jax.model import params as param_table
 from dasd_jax.model import weights
 from dasd_jax.model.config import ModelConfig, preset
+from dasd_jax.objective.credit import NEEDS_TEACHER
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -25,14 +26,16 @@ def open_tokenizer(group: ModelGroup) -> Tokenizer:
     """The tokenizer that the config names, or the one that lies with the weights.
 
     Raises:
-        UserError: the config names neither weights nor a tokenizer.
+        UserError: no weights are named, or they are not there, or no tokenizer is.
     """
     if not group.weights:
         raise UserError(
             "model.weights: empty: set --config.model.weights=PATH to a .gguf file or a Hugging Face folder; "
             "to try the program without weights: --config=configs/qwen_math.py:tiny"
         )
-    if group.weights == "random" and not group.tokenizer:
+    if group.weights != "random":
+        weights.check(group.weights, group.sha256)
+    elif not group.tokenizer:
         raise UserError("model.tokenizer: empty: expected one beside random weights, such as byte")
     path = group.tokenizer or group.weights
     return load_tokenizer(path if path == "byte" else str(Path(path).expanduser()))
@@ -48,12 +51,21 @@ def open_model(config: Config, mesh: Mesh) -> tuple[ModelConfig, Params]:
     if group.weights == "random":
         model, params = preset(group.preset), None
     else:
-        model, params = weights.load(group.weights, mesh, sha256=group.sha256)
+        model, params = weights.load(group.weights, mesh)
         if group.preset:
             _check_architecture(model, group.preset, group.weights)
-    model = dataclasses.replace(model, compute_dtype=group.compute_dtype, remat=group.remat)
-    config.check_context(model.context)
+    model = settle(config, model)
     return model, param_table.init(model, mesh, config.run.seed) if params is None else params
+
+
+def settle(config: Config, model: ModelConfig) -> ModelConfig:
+    """An architecture, from weights or a checkpoint, with what the config says of its computation.
+
+    Raises:
+        UserError: it cannot hold a prompt and a response.
+    """
+    config.check_context(model.context)
+    return dataclasses.replace(model, compute_dtype=config.model.compute_dtype, remat=config.model.remat)
 
 
 def check_vocabulary(tokenizer: Tokenizer, model: ModelConfig) -> None:
@@ -103,13 +115,17 @@ def open_prompts(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, Promp
     """
     train, heldout, counts = open_problems(config)
     text = prompt_text(config, train)
-    widths = {
-        "student_width": config.rollout.prompt_length,
-        "teacher_width": config.rollout.teacher_prompt_length,
-        "target_width": config.rollout.max_new_tokens if config.objective.method == "sft" else 0,
-    }
-    train_set = PromptSet(train[config.data.shots :], tokenizer, text, **widths)
-    heldout_set = PromptSet(heldout, tokenizer, text, **widths)
+    method, width = config.objective.method, config.rollout.prompt_length
+    train_set = PromptSet(
+        train[config.data.shots :],
+        tokenizer,
+        text,
+        student_width=width,
+        teacher_width=config.rollout.teacher_prompt_length if method in NEEDS_TEACHER else 0,
+        target_width=config.rollout.max_new_tokens if method == "sft" else 0,
+    )
+    # Every method is held to the same problems, whatever it shows its teacher.
+    heldout_set = PromptSet(heldout, tokenizer, text, student_width=width)
     counts = {**counts, "training": len(train_set), "held out": len(heldout_set)}
     for prompt_set in (train_set, heldout_set):
         for reason, count in prompt_set.dropped.items():

@@ -21,24 +21,44 @@ from dasd_jax.model.config import ModelConfig, RopeScaling
 from dasd_jax.model.params import Leaf, shardings, table, tree
 
 
-def load(path: str, mesh: Mesh, *, sha256: str = "") -> tuple[ModelConfig, Params]:
-    """Configuration and float32 parameters of a .gguf file or a Hugging Face folder, laid out for training.
+def check(path: str, sha256: str) -> None:
+    """Refuses weights that are not there or not the expected file, before anything else is done.
 
     Args:
         path: `~` is expanded.
         sha256: the expected checksum of a single file; empty means that it is not checked.
 
     Raises:
-        UserError: the path is missing, damaged, has another checksum, or holds a model that is not supported.
+        UserError: the path is missing, or has another checksum.
     """
     where = Path(path).expanduser()
     if not where.exists():
-        raise UserError(f"model.weights: {path} does not exist: expected a .gguf file or a Hugging Face folder")
-    if sha256 and file_sha256(where) != sha256:
         raise UserError(
-            f"model.weights: {path} has sha256 {file_sha256(where)}: expected {sha256} (model.sha256); "
-            "delete the file and fetch it again"
+            f"model.weights: {path} does not exist: expected a .gguf file or a Hugging Face folder "
+            "(python -m dasd_jax.fetch brings the embedded default)"
         )
+    if not sha256:
+        return
+    if where.is_dir():
+        raise UserError(f"model.sha256: {sha256} cannot be of the folder {path}: expected --config.model.sha256=")
+    found = file_sha256(where)
+    if found != sha256:
+        raise UserError(
+            f"model.weights: {path} has sha256 {found}: expected {sha256} (model.sha256); fetch the file again, "
+            "or set --config.model.sha256= for another one"
+        )
+
+
+def load(path: str, mesh: Mesh) -> tuple[ModelConfig, Params]:
+    """Configuration and float32 parameters of a .gguf file or a Hugging Face folder, laid out for training.
+
+    Args:
+        path: `~` is expanded; see `check`.
+
+    Raises:
+        UserError: the path is damaged, or holds a model that is not supported.
+    """
+    where = Path(path).expanduser()
     return load_hf(where, mesh) if where.is_dir() else load_gguf(where, mesh)
 
 
@@ -138,7 +158,11 @@ def load_gguf(path: Path, mesh: Mesh) -> tuple[ModelConfig, Params]:
 
     def read(name: str) -> np.ndarray:
         gguf_name = _gguf_name(name)
-        values = dequantize(tensors[gguf_name].data, tensors[gguf_name].tensor_type)
+        kind = tensors[gguf_name].tensor_type
+        try:
+            values = dequantize(tensors[gguf_name].data, kind)
+        except NotImplementedError as error:
+            raise UserError(f"model.weights: {path} holds {gguf_name} as {kind.name}, which cannot be read") from error
         turned = re.search(r"attn_(q|k)\.weight", gguf_name)
         if arch == "llama" and turned:
             # llama.cpp rotates neighbouring pairs (2h, 2h+1), we rotate (h, h + H/2): its rows are permuted back.

@@ -130,7 +130,8 @@ def begin(config: ModelConfig, sampling: Sampling, params: Params, prompts: Prom
 def advance(
     config: ModelConfig, sampling: Sampling, params: Params, state: SamplerState, keys: Array, until: int | Array
 ) -> SamplerState:
-    """Goes on until `until` tokens are written or every row has stopped."""
+    """Goes on until `until` tokens are written, the response is full, or every row has stopped."""
+    until = jnp.minimum(until, sampling.max_new_tokens)
     prompt_length = transformer.repeat_rows(state.cache.prompt.length, sampling.rollouts)
 
     def more(state: SamplerState) -> Array:
