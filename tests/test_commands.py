@@ -1,5 +1,6 @@
 """The commands as a person runs them: in processes of their own, on the tiny configuration."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -7,7 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+
+from dasd_jax import cli, train
+from dasd_jax.mesh import make_mesh
+from dasd_jax.model.config import PRESETS, preset
 
 ROOT = Path(__file__).parents[1]
 TINY = "--config=configs/qwen_math.py:tiny"
@@ -162,34 +168,35 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_exit_code_2(mistake, tmp_path, capsys):
-    """In this process, through the same door: importing JAX twenty times would take minutes."""
-    from dasd_jax import cli, train
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """What `train` says to arguments that it has to refuse.
 
+    In this process, through the same door, and on one of its eight devices: a process each would take minutes.
+    """
+    monkeypatch.setattr(train, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+
+    def error_of(*argv) -> str:
+        monkeypatch.setattr(sys, "argv", ["train", *argv])
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(train.main)
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2, error
+        assert error.count("\n") == 1, error
+        return error
+
+    return error_of
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(mistake, refused, tmp_path):
     args, expected = MISTAKES[mistake]
-    error = through_the_door(cli, train.main, [TINY, f"--workdir={tmp_path / 'w'}", *args], capsys)
+    error = refused(TINY, f"--workdir={tmp_path / 'w'}", *args)
     assert error.startswith(f"error: {expected}"), error
     assert not (tmp_path / "w").exists()
 
 
-def through_the_door(cli, main, argv, capsys):
-    """stderr of a command that has to refuse its arguments."""
-    before, sys.argv = sys.argv, ["command", *argv]
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            cli.run(main)
-    finally:
-        sys.argv = before
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2, error
-    assert error.count("\n") == 1, error
-    return error
-
-
-def test_files_that_are_not_what_they_should_be_are_one_line_each(tmp_path, capsys):
-    from dasd_jax import cli, train
-
+def test_files_that_are_not_what_they_should_be_are_one_line_each(refused, tmp_path):
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + b"\0" * 100)
     lines = tmp_path / "lines.jsonl"
@@ -214,25 +221,15 @@ def test_files_that_are_not_what_they_should_be_are_one_line_each(tmp_path, caps
         ([], "the following arguments are required: --config"),
     ):
         workdir = tmp_path / "w"
-        error = through_the_door(cli, train.main, [*args, f"--workdir={workdir}"], capsys)
+        error = refused(*args, f"--workdir={workdir}")
         assert error.startswith(f"error: {expected}"), error
         assert not workdir.exists()
 
 
-def test_a_vocabulary_of_another_model_is_refused(tmp_path, capsys):
-    from dasd_jax import cli, train
-
-    args = [TINY, f"--workdir={tmp_path / 'w'}", "--config.model.preset=qwen3_wide"]
-    from dasd_jax.model import config as model_config
-
-    wide = model_config.PRESETS["qwen3_tiny"].__class__(
-        **{**vars(model_config.PRESETS["qwen3_tiny"]), "vocab_size": 4096}
-    )
-    model_config.PRESETS["qwen3_wide"] = wide
-    try:
-        error = through_the_door(cli, train.main, args, capsys)
-    finally:
-        del model_config.PRESETS["qwen3_wide"]
+def test_a_vocabulary_of_another_model_is_refused(refused, monkeypatch, tmp_path):
+    wide = dataclasses.replace(preset("qwen3_tiny"), vocab_size=4096)
+    monkeypatch.setitem(PRESETS, "qwen3_wide", wide)
+    error = refused(TINY, f"--workdir={tmp_path / 'w'}", "--config.model.preset=qwen3_wide")
     assert error.startswith("error: model.tokenizer: its vocabulary of 259 does not belong to the model's 4096")
     assert not (tmp_path / "w").exists()
 
