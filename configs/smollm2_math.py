@@ -30,18 +30,18 @@ def get_config(arg=""):
         {
             "problems": 8,
             "rollouts": 8,
-            "prompt_length": 160,
-            "teacher_prompt_length": 200,
+            "prompt_length": 128,
+            "teacher_prompt_length": 160,
             "max_new_tokens": 12,
             "verifier_workers": 1,
         }
     )
     config.objective.token_chunk = 256
-    config.optim.update({"learning_rate": 3e-6, "warmup_steps": 5, "minibatches": 1, "b2": 0.99})
+    config.optim.update({"learning_rate": 5e-6, "warmup_steps": 3, "minibatches": 1, "b2": 0.99})
     config.run.update(
         {
-            "steps": 40,
-            "checkpoint_every": 10,
+            "steps": 24,
+            "checkpoint_every": 8,
             "keep_checkpoints": 1,
             "eval_problems": 128,
             "eval_samples": 4,

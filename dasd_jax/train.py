@@ -25,6 +25,7 @@ from dasd_jax.learner.metrics import Display, RunLog, read_metrics
 from dasd_jax.learner.optim import make_optimizer, make_schedule
 from dasd_jax.learner.step import StepConfig, score_step, supervised_experience, train_step
 from dasd_jax.mesh import make_mesh, put_rows, replicate, row_shards
+from dasd_jax.objective.credit import dense_bound, smallest_advantage
 from dasd_jax.rollout.sampler import rollout
 from dasd_jax.rollout.verifier import Verdict, Verifier
 
@@ -104,6 +105,7 @@ class Trainer:
         self.display.say("problems: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
         if folder:
             self.display.say(f"resumed from {folder}")
+        self._warn_of_a_loud_teacher()
 
     def run(self) -> None:
         """The loop: from where the state stands to the last step, with an evaluation before and after."""
@@ -234,6 +236,16 @@ class Trainer:
                     f"step {step}: minibatch {part} has no token in the loss, and nothing was updated. "
                     "Raise rollout.max_new_tokens, or set objective.truncated to zero, in a new --workdir"
                 )
+
+    def _warn_of_a_loud_teacher(self) -> None:
+        """Says when the teacher's term can outweigh the verifier on a token of a mixed group."""
+        objective, group = self.config.objective, self.config.rollout.rollouts
+        loudest, smallest = dense_bound(objective), smallest_advantage(group)
+        if objective.method == "dasd" and loudest > smallest:
+            self.display.say(
+                f"warning: the teacher's term reaches {loudest:.3f} and can turn the smallest advantage {smallest:.3f} "
+                f"of a mixed group of {group} (rollout.rollouts); look at objective.beta and objective.clip"
+            )
 
     def _warn_of_an_empty_arm(self, step: int, metrics: dict[str, float]) -> None:
         """Says when the signed map has all but ceased to attract: the method then only repels."""

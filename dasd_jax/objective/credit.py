@@ -12,6 +12,7 @@ Where this differs from the text of arXiv 2605.22263, or fills what the text lea
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -38,9 +39,7 @@ class DasdParams:
     route: str = "signed"  # signed | hard | attract_only | repel_only | conformity (+1) | novelty (-1)
     min_tokens: int = 4  # shorter responses are not routed
     min_spread: float = 1e-4  # nats, mean absolute deviation of the entropies; below it a response is not routed
-    dense_on_zero_adv: bool = (
-        True  # keep the teacher's term where the verifier's is 0: all of the group scored the same
-    )
+    dense_on_zero_adv: bool = True  # keep the teacher's term where all of a group scored the same
     repel_kl_max: float = 0.0  # nats; no repulsion where KL(student || teacher) of the token exceeds it; 0: no bound
 
 
@@ -170,6 +169,19 @@ def gated_gap(gap: Array, scale: Array, hp: DasdParams) -> Array:
     if hp.clip:
         scaled = jnp.clip(scaled, -hp.clip, hp.clip)
     return jax.nn.sigmoid(jnp.abs(scaled) - 1) * scaled if hp.gate else scaled
+
+
+def dense_bound(hp: DasdParams) -> float:
+    """The most that the teacher's term can add to a token's credit: β · c · sigmoid(c - 1); infinite without a clip."""
+    return hp.beta * float(gated_gap(hp.clip, 1.0, hp)) if hp.clip or not hp.beta else math.inf
+
+
+def smallest_advantage(group: int) -> float:
+    """The smallest non-zero |A_G| of 0/1 rewards in a group of G: that of the many in a split of 1 against G - 1.
+
+    With the sample standard deviation it is 1 / √G; a `dense_bound` above it can turn the verifier's verdict.
+    """
+    return group**-0.5
 
 
 def dasd(

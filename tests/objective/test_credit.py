@@ -18,11 +18,13 @@ from dasd_jax.objective.credit import (
     DasdParams,
     dasd,
     dasd_credit,
+    dense_bound,
     gap_scale,
     gated_gap,
     group_advantage,
     grpo_credit,
     router,
+    smallest_advantage,
 )
 
 R = 12
@@ -274,10 +276,21 @@ def test_the_dense_term_stays_under_beta_c_sigma_of_c_minus_one(route, scale):
         hp = DasdParams(route=route, scale=scale, beta=beta, clip=clip)
         dense, _ = dasd(b.student_logp, teacher, b.student_entropy, b.mask, np.zeros(8, np.float32), hp)
         bound = beta * clip / (1 + math.exp(1 - clip))
+        assert dense_bound(hp) == pytest.approx(bound, rel=1e-6)
         assert np.abs(dense).max() <= bound * (1 + 1e-6)
         if route in ("hard", "conformity", "novelty"):
             assert np.abs(dense).max() == pytest.approx(bound, rel=1e-6)  # and it is reached
     assert 0.1 * 3 / (1 + math.exp(-2)) == pytest.approx(0.2642, abs=1e-4)
+
+
+def test_at_the_defaults_the_teacher_cannot_turn_a_verdict_up_to_groups_of_fourteen():
+    for group in (2, 8, 14, 15):
+        reward, mask = np.eye(group, dtype=np.float32)[0], np.ones((group, 1), bool)
+        smallest = np.abs(group_advantage(reward, mask, group)).min()
+        assert smallest_advantage(group) == pytest.approx(smallest, rel=1e-4)
+        assert (dense_bound(DasdParams()) < smallest) == (group < 15)
+    assert dense_bound(DasdParams(gate=False)) == pytest.approx(0.3)
+    assert dense_bound(DasdParams(clip=0.0)) == math.inf
 
 
 @pytest.mark.parametrize("scale", SCALES)
