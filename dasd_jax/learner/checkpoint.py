@@ -23,7 +23,7 @@ from dasd_jax.batch import Params, TrainState
 from dasd_jax.errors import UserError
 from dasd_jax.mesh import on_mesh
 from dasd_jax.model import params as param_table
-from dasd_jax.model.config import ModelConfig, RopeScaling
+from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.weights import file_sha256
 
 
@@ -93,9 +93,7 @@ def find(workdir: Path, which: str) -> Path:
 
 def restore_params(folder: Path, mesh: Mesh) -> tuple[ModelConfig, Params]:
     """Architecture and parameters of a whole checkpoint, laid out for training on `mesh`."""
-    raw = json.loads((folder / "manifest.json").read_text())["architecture"]
-    scaling = raw.pop("rope_scaling")
-    model = ModelConfig(**raw, rope_scaling=RopeScaling(**scaling) if scaling else None)
+    model = ModelConfig.from_dict(json.loads((folder / "manifest.json").read_text())["architecture"])
     with ocp.StandardCheckpointer() as checkpointer:
         return model, checkpointer.restore((folder / "params").absolute(), _abstract_params(model, mesh))
 

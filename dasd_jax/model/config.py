@@ -7,7 +7,7 @@ from dasd_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class RopeScaling:
+class Llama3Scaling:
     """Llama-3's stretching of the low rotary frequencies beyond the context of pre-training."""
 
     factor: float = 8.0
@@ -17,8 +17,22 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class YarnScaling:
+    """YaRN: low rotary frequencies are stretched by `factor`, and queries and keys grow by `attention_factor`.
+
+    Source: arXiv 2309.00071.
+    """
+
+    factor: float
+    original_context: int  # tokens
+    attention_factor: float
+    beta_fast: float = 32.0  # turns within the original context above which a frequency stays as it is
+    beta_slow: float = 1.0  # turns below which it is stretched by the whole factor
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A dense Llama, Qwen2.5 or Qwen3 decoder; hashable, so that it is a static argument of jitted functions."""
+    """A dense Llama, Qwen2.5, Qwen3 or Olmo 3 decoder; hashable, a static argument of jitted functions."""
 
     vocab_size: int  # V
     num_layers: int  # L
@@ -29,10 +43,13 @@ class ModelConfig:
     ff: int  # F
     context: int  # tokens, prompt and response together
     rope_base: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: Llama3Scaling | YarnScaling | None = None  # of layers that see everything
     norm_eps: float = 1e-6
-    qk_norm: bool = False  # RMS norm of each query and key head (Qwen3)
+    qk_norm: str = "none"  # RMS norm of queries and keys: none | head: of each (Qwen3) | all: of all as one (Olmo 3)
     qkv_bias: bool = False  # biases of the q, k and v projections (Qwen2.5)
+    post_norm: bool = False  # attention and feed-forward are normalised behind (Olmo 3) instead of before
+    window: int = 0  # tokens that a sliding layer sees, the query's own among them
+    sliding: tuple[bool, ...] = ()  # which layers slide; empty: none
     tied: bool = True  # the unembedding is the embedding
     compute_dtype: str = "float32"  # activations and KV cache
     remat: str = "full"  # none | dots | full: what the backward pass computes again
@@ -43,6 +60,14 @@ class ModelConfig:
         from dasd_jax.model.params import table  # the table is written in terms of this class
 
         return sum(math.prod(leaf.shape) for leaf in table(self).values())
+
+    @classmethod
+    def from_dict(cls, raw: dict) -> "ModelConfig":
+        """The inverse of `dataclasses.asdict`, also after a way through JSON."""
+        scaling = raw["rope_scaling"]
+        if scaling is not None:
+            scaling = (YarnScaling if "attention_factor" in scaling else Llama3Scaling)(**scaling)
+        return cls(**raw | {"rope_scaling": scaling, "sliding": tuple(raw["sliding"])})
 
 
 def _qwen3(num_layers, width, num_heads, ff, tied) -> ModelConfig:
@@ -56,7 +81,7 @@ def _qwen3(num_layers, width, num_heads, ff, tied) -> ModelConfig:
         ff=ff,
         context=40_960,
         rope_base=1e6,
-        qk_norm=True,
+        qk_norm="head",
         tied=tied,
     )
 
@@ -66,6 +91,8 @@ PRESETS = {
     "qwen3_1p7b": _qwen3(28, 2048, 16, 6144, tied=True),
     "qwen3_4b": _qwen3(36, 2560, 32, 9728, tied=True),
     "qwen3_8b": _qwen3(36, 4096, 32, 12_288, tied=False),
+    "qwen3_14b": _qwen3(40, 5120, 40, 17_408, tied=False),
+    "qwen3_32b": _qwen3(64, 5120, 64, 25_600, tied=False),
     # Qwen3 in shape and 0.1 M parameters in size, for tests and smoke runs with random weights.
     "qwen3_tiny": ModelConfig(
         vocab_size=320,
@@ -77,7 +104,7 @@ PRESETS = {
         ff=128,
         context=512,
         rope_base=1e6,
-        qk_norm=True,
+        qk_norm="head",
     ),
 }
 

@@ -4,6 +4,7 @@ Initialisation, shardings, restore and conversion derive from it; a parameter th
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -24,19 +25,32 @@ class Leaf:
         axes: the logical axis of each dimension, None where it is never split.
         std: standard deviation of the normal initialiser; 0 means ones for norms and zeros for biases.
         name: its name in a Hugging Face checkpoint, `{}` standing for the layer.
-        transpose: the checkpoint stores outputs before inputs.
+        inputs: how many of a layer's dimensions are inputs of a product; 0 for what is not one.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     std: float
     name: str
-    transpose: bool = False
+    inputs: int = 0
 
     @property
     def stacked(self) -> bool:
         """One tensor a layer in the checkpoint, one stack of them here."""
         return "{}" in self.name
+
+    @property
+    def layer_shape(self) -> tuple[int, ...]:
+        """The shape of one of its tensors here."""
+        return self.shape[1:] if self.stacked else self.shape
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape of the same tensor in a checkpoint: products are matrices [outputs, inputs], the rest is flat."""
+        shape = self.layer_shape
+        if self.inputs:
+            return (math.prod(shape[self.inputs :]), math.prod(shape[: self.inputs]))
+        return (math.prod(shape),) if self.stacked else shape
 
 
 def table(config: ModelConfig) -> dict[str, Leaf]:
@@ -52,23 +66,25 @@ def table(config: ModelConfig) -> dict[str, Leaf]:
     if not c.tied:
         rows["unembed"] = Leaf((c.vocab_size, c.width), ("vocab", "embed"), std, "lm_head.weight")
 
-    def layer(path, shape, axes, std, name, transpose=False):
-        rows["layers/" + path] = Leaf((c.num_layers, *shape), (None, *axes), std, name, transpose)
+    def layer(path, shape, axes, std, name, inputs=0):
+        rows["layers/" + path] = Leaf((c.num_layers, *shape), (None, *axes), std, name, inputs)
 
-    layer("attn_norm", (c.width,), (None,), 0.0, "model.layers.{}.input_layernorm.weight")
+    norms = ("input", "post_attention") if not c.post_norm else ("post_attention", "post_feedforward")
+    layer("attn_norm", (c.width,), (None,), 0.0, f"model.layers.{{}}.{norms[0]}_layernorm.weight")
     for path, heads in (("q", c.num_heads), ("k", c.num_kv_heads), ("v", c.num_kv_heads)):
         shape, axes = (c.width, heads, c.head_dim), ("embed", "heads", None)
-        layer(path, shape, axes, std, f"{attn}{path}_proj.weight", transpose=True)
+        layer(path, shape, axes, std, f"{attn}{path}_proj.weight", inputs=1)
         if c.qkv_bias:
             layer(f"{path}_bias", shape[1:], axes[1:], 0.0, f"{attn}{path}_proj.bias")
-        if c.qk_norm and path != "v":
-            layer(f"{path}_norm", (c.head_dim,), (None,), 0.0, f"{attn}{path}_norm.weight")
+        if c.qk_norm != "none" and path != "v":
+            of = slice(1, None) if c.qk_norm == "all" else slice(2, None)
+            layer(f"{path}_norm", shape[of], axes[of], 0.0, f"{attn}{path}_norm.weight")
     o_shape, o_axes = (c.num_heads, c.head_dim, c.width), ("heads", None, "embed")
-    layer("o", o_shape, o_axes, out_std, f"{attn}o_proj.weight", transpose=True)
-    layer("mlp_norm", (c.width,), (None,), 0.0, "model.layers.{}.post_attention_layernorm.weight")
-    layer("gate", (c.width, c.ff), ("embed", "ff"), std, f"{mlp}gate_proj.weight", transpose=True)
-    layer("up", (c.width, c.ff), ("embed", "ff"), std, f"{mlp}up_proj.weight", transpose=True)
-    layer("down", (c.ff, c.width), ("ff", "embed"), out_std, f"{mlp}down_proj.weight", transpose=True)
+    layer("o", o_shape, o_axes, out_std, f"{attn}o_proj.weight", inputs=2)
+    layer("mlp_norm", (c.width,), (None,), 0.0, f"model.layers.{{}}.{norms[1]}_layernorm.weight")
+    layer("gate", (c.width, c.ff), ("embed", "ff"), std, f"{mlp}gate_proj.weight", inputs=1)
+    layer("up", (c.width, c.ff), ("embed", "ff"), std, f"{mlp}up_proj.weight", inputs=1)
+    layer("down", (c.ff, c.width), ("ff", "embed"), out_std, f"{mlp}down_proj.weight", inputs=1)
     return rows
 
 

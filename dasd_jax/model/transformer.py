@@ -9,6 +9,9 @@ One `forward` serves training, scoring, prefill and decoding. What it does with 
 A prompt is stored once for the G rows that continue it.
 """
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -17,7 +20,7 @@ from dasd_jax.batch import Array, Params
 from dasd_jax.mesh import reshard, spec
 from dasd_jax.model import params as param_table
 from dasd_jax.model.attention import attend
-from dasd_jax.model.config import ModelConfig
+from dasd_jax.model.config import Llama3Scaling, ModelConfig, YarnScaling
 from dasd_jax.vocab import EXACT
 
 
@@ -75,26 +78,29 @@ def forward(
         Where mask is False the hidden state is finite and meaningless.
     """
     dtype = jnp.dtype(config.compute_dtype)
-    rotary = _rotary(config, positions)
     write = None if cache is None else cache.response
-    new_allowed = _causal(mask) if write is None else None
+    # Layers that see everything and layers that slide differ in what a query may look at and in its angles.
+    kinds = sorted(set(config.sliding)) or [False]
+    looks = [_look(config, positions, mask, cache, slides) for slides in kinds]
 
     def layer(carry, inputs):
         x, stored = carry
-        index, weights, prompt = inputs
+        index, slides, weights, prompt = inputs
         weights = _gathered(config, weights)
+        rotary, new_seen, prompt_seen = _of_kind(slides, looks)
         query, key, value = _qkv(config, weights, x, rotary)
         if write is None:
-            segments = [(key, value, new_allowed)]
+            segments = [(key, value, new_seen)]
         else:
             stored = tuple(
                 jax.lax.dynamic_update_slice(whole, new[None], (index, 0, write.length, 0, 0))
                 for whole, new in zip(stored, (key, value), strict=True)
             )
-            segments = [(*(whole[index] for whole in stored), _written(write, tokens.shape[1]))]
+            segments = [(*(whole[index] for whole in stored), new_seen)]
         if cache is not None:
-            segments.append((*prompt, _prompt_allowed(cache.prompt)))
-        x = x + _project(attend(query, segments), weights["o"], "rsnh,nhd->rsd")
+            segments.append((*prompt, prompt_seen))
+        mixed = _project(attend(query, segments), weights["o"], "rsnh,nhd->rsd")
+        x = x + (_rms_norm(config, mixed, weights["attn_norm"]) if config.post_norm else mixed)
         x = x + _mlp(config, weights, x)
         return (x, stored), ((key, value) if cache is None else None)
 
@@ -103,7 +109,8 @@ def forward(
     x = embedding.at[tokens].get(out_sharding=spec("rows", None, None))
     stored = None if write is None else (write.key, write.value)
     prompt = None if cache is None else (cache.prompt.key, cache.prompt.value)
-    inputs = (jnp.arange(config.num_layers), params["layers"], prompt)
+    slides = jnp.array(config.sliding or (False,) * config.num_layers)
+    inputs = (jnp.arange(config.num_layers), slides, params["layers"], prompt)
     (x, stored), new = jax.lax.scan(_remat(config, layer), (x, stored), inputs)
 
     if cache is None:
@@ -172,6 +179,7 @@ def repeat_rows(x: Array, times: int) -> Array:
     return jax.lax.reshape(wide, (x.shape[0] * times, *inner), out_sharding=spec("rows", *(None,) * len(inner)))
 
 
+Within = Callable[[Array], Array]  # tokens that a key lies behind its query → whether the query may look at it
 _CACHE = spec(None, "rows", None, "heads", None)
 
 
@@ -192,23 +200,47 @@ def _gathered(config: ModelConfig, weights: Params) -> Params:
     }
 
 
-def _causal(mask: Array) -> Array:
-    """bool[rows, S] → bool[rows, S, S]: query s may look at key t when t ≤ s and t is valid."""
-    new = mask.shape[1]
-    return jnp.tril(jnp.ones((new, new), bool)) & mask[:, None, :]
+def _look(config: ModelConfig, positions: Array, mask: Array, cache: KVCache | None, slides: bool):
+    """(rotary angles, what the new tokens see of themselves and the response, what they see of the prompt or None)."""
+
+    def within(distance: Array) -> Array:
+        return (distance >= 0) & (distance < config.window) if slides else distance >= 0
+
+    write = None if cache is None else cache.response
+    new_seen = _new_seen(within, mask) if write is None else _written(within, write, mask)
+    prompt_seen = None if cache is None else _prompt_seen(within, cache.prompt, positions if slides else None)
+    return _rotary(config, positions, scaled=not slides), new_seen, prompt_seen
 
 
-def _written(response: Segment, new: int) -> Array:
+def _of_kind(slides: Array, looks: list):
+    """The look of a layer: where there are two kinds of layers, the second is that of those that slide."""
+    return looks[0] if len(looks) == 1 else jax.tree.map(lambda *both: jnp.where(slides, both[1], both[0]), *looks)
+
+
+def _new_seen(within: Within, mask: Array) -> Array:
+    """bool[rows, S] → bool[rows, S, S]: query s may look at key t when it is within reach and valid."""
+    place = jnp.arange(mask.shape[1])
+    return within(place[:, None] - place[None, :]) & mask[:, None, :]
+
+
+def _written(within: Within, response: Segment, mask: Array) -> Array:
     """bool[1, S, T]: the response so far, and of the S new tokens those up to the query's own."""
-    width = response.key.shape[2]
-    last = response.length + jnp.arange(new, dtype=jnp.int32)
-    return jnp.arange(width)[None, None, :] <= last[None, :, None]
+    own = response.length + jnp.arange(mask.shape[1], dtype=jnp.int32)
+    return within(own[None, :, None] - jnp.arange(response.key.shape[2])[None, None, :])
 
 
-def _prompt_allowed(prompt: Segment) -> Array:
-    """bool[B, 1, P]: the valid tokens at the right end of each prompt."""
-    width = prompt.key.shape[2]
-    return (jnp.arange(width) >= width - prompt.length[:, None])[:, None, :]
+def _prompt_seen(within: Within, prompt: Segment, positions: Array | None) -> Array:
+    """The valid tokens at the right end of each prompt: bool[B, 1, P], or bool[B, S, P] with positions of queries.
+
+    The rows of one prompt stand at the same positions, since they are scored or decoded side by side.
+    """
+    count, width = prompt.length.shape[0], prompt.key.shape[2]
+    place = reshard((jnp.arange(width) - (width - prompt.length[:, None]))[:, None, :], "rows", None, None)
+    if positions is None:
+        return place >= 0
+    shape = (count, positions.shape[0] // count, positions.shape[1])
+    query = jax.lax.reshape(positions, shape, out_sharding=spec("rows", None, None))[:, 0, :, None]
+    return (place >= 0) & within(query - place)
 
 
 def _project(x: Array, weight: Array, letters: str) -> Array:
@@ -217,46 +249,66 @@ def _project(x: Array, weight: Array, letters: str) -> Array:
 
 
 def _qkv(config: ModelConfig, weights: Params, x: Array, rotary) -> tuple[Array, Array, Array]:
-    x = _rms_norm(config, x, weights["attn_norm"])
+    if not config.post_norm:
+        x = _rms_norm(config, x, weights["attn_norm"])
     heads = {}
     for name in ("q", "k", "v"):
         head = jnp.einsum("rsd,dnh->rsnh", x, weights[name], precision=EXACT)
         if config.qkv_bias:
             head = head + weights[f"{name}_bias"]
-        if config.qk_norm and name != "v":
-            head = _rms_norm(config, head, weights[f"{name}_norm"])
+        if config.qk_norm != "none" and name != "v":
+            axes = (-2, -1) if config.qk_norm == "all" else -1
+            head = _rms_norm(config, head, weights[f"{name}_norm"], axes)
         heads[name] = head if name == "v" else _rotate(head, *rotary)
     return heads["q"], heads["k"], heads["v"]
 
 
 def _mlp(config: ModelConfig, weights: Params, x: Array) -> Array:
-    x = _rms_norm(config, x, weights["mlp_norm"])
+    if not config.post_norm:
+        x = _rms_norm(config, x, weights["mlp_norm"])
     gate = jnp.einsum("rsd,df->rsf", x, weights["gate"], precision=EXACT)
     up = jnp.einsum("rsd,df->rsf", x, weights["up"], precision=EXACT)
-    return _project(jax.nn.silu(gate) * up, weights["down"], "rsf,fd->rsd")
+    out = _project(jax.nn.silu(gate) * up, weights["down"], "rsf,fd->rsd")
+    return _rms_norm(config, out, weights["mlp_norm"]) if config.post_norm else out
 
 
-def _rms_norm(config: ModelConfig, x: Array, scale: Array) -> Array:
+def _rms_norm(config: ModelConfig, x: Array, scale: Array, axes=-1) -> Array:
     wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.norm_eps)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=axes, keepdims=True) + config.norm_eps)
     return wide.astype(x.dtype) * scale.astype(x.dtype)
 
 
-def _rotary(config: ModelConfig, positions: Array) -> tuple[Array, Array]:
+def _rotary(config: ModelConfig, positions: Array, scaled: bool) -> tuple[Array, Array]:
     """cos and sin of the rotary angles, f32[rows, S, 1, H/2].
 
     float32 whatever the compute dtype: bfloat16 cannot tell position 256 from 257.
     """
     half = config.head_dim // 2
     frequency = config.rope_base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    if config.rope_scaling is not None:
-        scaling = config.rope_scaling
-        wavelengths = scaling.original_context * frequency / (2 * jnp.pi)  # that fit into the original context
-        blend = (wavelengths - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-        blend = jnp.clip(blend, 0.0, 1.0)
-        frequency = blend * frequency + (1 - blend) * frequency / scaling.factor
+    scaling, size = config.rope_scaling if scaled else None, 1.0
+    if scaling is not None:
+        keep = _unstretched(scaling, frequency, config.rope_base)
+        frequency = keep * frequency + (1 - keep) * frequency / scaling.factor
+        size = getattr(scaling, "attention_factor", 1.0)
     angles = positions.astype(jnp.float32)[:, :, None, None] * frequency
-    return jnp.cos(angles), jnp.sin(angles)
+    return size * jnp.cos(angles), size * jnp.sin(angles)
+
+
+def _unstretched(scaling: Llama3Scaling | YarnScaling, frequency: Array, base: float) -> Array:
+    """The share of each frequency that stays as it is, f32[H/2] in [0, 1]: 1 for fast ones, 0 for slow ones."""
+    if isinstance(scaling, Llama3Scaling):
+        turns = scaling.original_context * frequency / (2 * jnp.pi)  # within the original context
+        share = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    else:
+        # Where along the frequencies they make beta turns, rounded outward: the share is linear in the index.
+        half = frequency.shape[0]
+        fast, slow = (
+            half * math.log(scaling.original_context / (beta * 2 * math.pi)) / math.log(base)
+            for beta in (scaling.beta_fast, scaling.beta_slow)
+        )
+        first, last = max(math.floor(fast), 0), min(math.ceil(slow), 2 * half - 1)
+        share = 1 - (jnp.arange(half) - first) / max(last - first, 1e-3)
+    return jnp.clip(share, 0.0, 1.0)
 
 
 def _rotate(x: Array, cos: Array, sin: Array) -> Array:

@@ -59,7 +59,7 @@ def score(mesh, steps, parts=None, params=None):
 
 def wide_params(mesh):
     """Weights at which student and teacher differ by tenths of a nat."""
-    return jax.tree.map(lambda x: x * 3, param_table.init(MODEL, mesh, 0))
+    return jax.jit(lambda p: jax.tree.map(lambda x: x * 3, p))(param_table.init(MODEL, mesh, 0))
 
 
 def test_the_views_are_the_model_on_each_prompt_alone(mesh):
@@ -67,6 +67,12 @@ def test_the_views_are_the_model_on_each_prompt_alone(mesh):
     params = wide_params(mesh)
     parts = batch()
     _, stats, _ = score(mesh, config(), parts, params)
+
+    @jax.jit
+    def alone(params, tokens, valid):
+        hidden, _ = transformer.forward(MODEL, params, tokens, transformer.prompt_positions(valid), valid)
+        return jax.nn.log_softmax(transformer.unembed(MODEL, params, hidden))
+
     prompts, teacher, rollouts, *_ = parts
     for row in range(B * G):
         answer = rollouts.response[row][rollouts.response_mask[row]]
@@ -77,9 +83,8 @@ def test_the_views_are_the_model_on_each_prompt_alone(mesh):
             prompt = tokens[row // G][mask[row // G]]
             whole = np.concatenate([prompt, answer])[None].astype(np.int32)
             valid = np.ones(whole.shape, bool)
-            hidden, _ = transformer.forward(MODEL, params, whole, transformer.prompt_positions(valid), valid)
-            logp = jax.nn.log_softmax(transformer.unembed(MODEL, params, hidden))[0]
-            expected = [float(logp[len(prompt) - 1 + t, token]) for t, token in enumerate(answer)]
+            logp = np.asarray(alone(params, whole, valid))[0]
+            expected = [logp[len(prompt) - 1 + t, token] for t, token in enumerate(answer)]
             np.testing.assert_allclose(got[row, : len(answer)], expected, atol=2e-5)
 
 
@@ -130,7 +135,7 @@ def test_the_teacher_receives_no_gradient(form, mesh):
     def loss(student, teacher):
         return minibatch_loss(steps, student, teacher, experience, 20.0)[0]
 
-    student, teacher = jax.grad(loss, argnums=(0, 1))(params, jax.tree.map(jnp.copy, params))
+    student, teacher = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, jax.tree.map(jnp.copy, params))
     assert all(not np.asarray(x).any() for x in jax.tree.leaves(teacher))
     assert float(optax.global_norm(student)) > 1e-3
 
@@ -143,7 +148,7 @@ def test_at_the_old_policy_the_gradient_is_the_policy_gradient(mesh):
     keep = np.asarray(experience.keep).reshape(B * G, R)
     advantage = np.asarray(experience.advantage, np.float64).reshape(B * G, R)
     count = keep.sum()
-    grads = jax.grad(lambda p: minibatch_loss(steps, p, p, experience, jnp.float32(count))[0])(params)
+    grads = jax.jit(jax.grad(lambda p: minibatch_loss(steps, p, p, experience, jnp.float32(count))[0]))(params)
 
     def weighted_logp(params):
         logp = np.asarray(score(mesh, steps, params=params)[1].student_logp, np.float64)
@@ -195,7 +200,7 @@ def test_eight_devices_equal_one(form, mesh, mesh8):
     for where in (mesh, mesh8):
         with jax.set_mesh(where):
             steps = dataclasses.replace(config(form=form), row_shards=where.shape["data"] * where.shape["fsdp"])
-            params = jax.jit(lambda p: jax.tree.map(lambda x: x * 3, p))(param_table.init(MODEL, where, 0))
+            params = wide_params(where)
             experience, stats, metrics = score(where, steps, params=params)
             optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
             state = jax.jit(lambda p, o=optimizer: new_state(p, o))(params)
@@ -221,12 +226,8 @@ def test_what_stands_in_padding_changes_no_update(mesh):
     params = wide_params(mesh)
     for form in ("sampled", "full"):
         steps = config(form=form)
-        results = []
-        for parts in (batch(), noisy):
-            experience, _, _ = score(mesh, steps, parts, params)
-            results.append(
-                jax.value_and_grad(lambda p, e: minibatch_loss(steps, p, p, e, 20.0)[0])(params, experience)  # noqa: B023
-            )
+        loss = jax.jit(jax.value_and_grad(lambda p, e, steps=steps: minibatch_loss(steps, p, p, e, 20.0)[0]))
+        results = [loss(params, score(mesh, steps, parts, params)[0]) for parts in (batch(), noisy)]
         for a, b in zip(jax.tree.leaves(results[1]), jax.tree.leaves(results[0]), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 

@@ -14,13 +14,23 @@ from safetensors.numpy import save_file
 from dasd_jax.errors import UserError
 from dasd_jax.model import params as param_table
 from dasd_jax.model import transformer, weights
-from dasd_jax.model.config import RopeScaling, preset
+from dasd_jax.model.config import Llama3Scaling, YarnScaling, preset
 
 TINY = preset("qwen3_tiny")
 FAMILIES = {
     "Qwen3ForCausalLM": TINY,
-    "Qwen2ForCausalLM": dataclasses.replace(TINY, qk_norm=False, qkv_bias=True, tied=False),
-    "LlamaForCausalLM": dataclasses.replace(TINY, qk_norm=False, rope_scaling=RopeScaling()),
+    "Qwen2ForCausalLM": dataclasses.replace(TINY, qk_norm="none", qkv_bias=True, tied=False),
+    "LlamaForCausalLM": dataclasses.replace(TINY, qk_norm="none", rope_scaling=Llama3Scaling()),
+    "Olmo3ForCausalLM": dataclasses.replace(
+        TINY,
+        num_layers=4,
+        qk_norm="all",
+        post_norm=True,
+        tied=False,
+        window=6,
+        sliding=(True, True, True, False),
+        rope_scaling=YarnScaling(8.0, 64, 1.2),
+    ),
 }
 
 
@@ -33,14 +43,15 @@ def write_hf(folder, family, config, params):
         tensors["lm_head.weight"] = flat["unembed"]
     for i in range(config.num_layers):
         prefix = f"model.layers.{i}."
-        tensors[prefix + "input_layernorm.weight"] = flat["layers/attn_norm"][i]
-        tensors[prefix + "post_attention_layernorm.weight"] = flat["layers/mlp_norm"][i]
+        norms = ("post_attention", "post_feedforward") if config.post_norm else ("input", "post_attention")
+        for name, path in zip(norms, ("attn_norm", "mlp_norm"), strict=True):
+            tensors[f"{prefix}{name}_layernorm.weight"] = flat[f"layers/{path}"][i]
         for n in "qkv":
             tensors[f"{prefix}self_attn.{n}_proj.weight"] = flat[f"layers/{n}"][i].reshape(config.width, -1).T
             if config.qkv_bias:
                 tensors[f"{prefix}self_attn.{n}_proj.bias"] = flat[f"layers/{n}_bias"][i].reshape(-1)
-            if config.qk_norm and n != "v":
-                tensors[f"{prefix}self_attn.{n}_norm.weight"] = flat[f"layers/{n}_norm"][i]
+            if config.qk_norm != "none" and n != "v":
+                tensors[f"{prefix}self_attn.{n}_norm.weight"] = flat[f"layers/{n}_norm"][i].reshape(-1)
         tensors[prefix + "self_attn.o_proj.weight"] = flat["layers/o"][i].reshape(-1, config.width).T
         for n in ("gate", "up", "down"):
             tensors[f"{prefix}mlp.{n}_proj.weight"] = flat[f"layers/{n}"][i].T
@@ -62,8 +73,18 @@ def write_hf(folder, family, config, params):
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tied,
     }
-    if config.rope_scaling:
-        scaling = config.rope_scaling
+    scaling = config.rope_scaling
+    if isinstance(scaling, YarnScaling):
+        raw["sliding_window"] = config.window
+        raw["rope_scaling"] = {
+            "rope_type": "yarn",
+            "factor": scaling.factor,
+            "attention_factor": scaling.attention_factor,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "original_max_position_embeddings": scaling.original_context,
+        }
+    elif scaling:
         raw["rope_scaling"] = {
             "rope_type": "llama3",
             "factor": scaling.factor,
@@ -95,6 +116,27 @@ def test_a_hugging_face_folder_is_read_into_any_mesh(family, mesh, mesh8, tmp_pa
         assert got.sharding.is_equivalent_to(layout, got.ndim)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_written_is_read_back_bit_for_bit_in_files_of_bounded_size(family, mesh8, tmp_path, monkeypatch):
+    """A folder in bfloat16, read and written again from eight devices, holds the same bytes under the same names."""
+    monkeypatch.setattr(weights, "MAX_SHARD_BYTES", 60_000)
+    config = FAMILIES[family]
+    first, second = tmp_path / "first", tmp_path / "second"
+    weights.save_hf(first, config, param_table.init(config, mesh8, 0))
+    read_config, params = weights.load_hf(first, mesh8)
+    assert read_config == config
+    weights.save_hf(second, read_config, params)
+    names = sorted(path.name for path in first.iterdir())
+    assert len(names) >= 5 and names == sorted(path.name for path in second.iterdir())
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    index = json.loads((first / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {name for name in names if name.endswith(".safetensors")}
+    # The one matrix of the vocabulary is larger than a file is meant to be and gets one of its own.
+    sizes = [path.stat().st_size for path in first.glob("*.safetensors")]
+    assert sorted(sizes)[-3 if not config.tied else -2] < 62_000
+
+
 def test_what_does_not_belong_is_named(mesh, tmp_path):
     params = param_table.init(TINY, mesh, 0)
     folder = write_hf(tmp_path / "hf", "Qwen3ForCausalLM", TINY, params)
@@ -109,7 +151,8 @@ def test_what_does_not_belong_is_named(mesh, tmp_path):
     refused("lacks model.layers.2.input_layernorm.weight", num_hidden_layers=3)
     refused("holds model.layers.0.self_attn.k_norm.weight", architectures=["LlamaForCausalLM"])
     refused("model.layers.0.mlp.gate_proj.weight has shape", intermediate_size=64)
-    refused("by 'yarn'", rope_scaling={"rope_type": "yarn"})
+    refused("by 'dynamic'", rope_scaling={"rope_type": "dynamic"})
+    refused("activates with 'gelu'", hidden_act="gelu")
     shard = folder / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
     refused("is damaged")
