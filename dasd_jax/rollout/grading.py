@@ -101,7 +101,7 @@ def _plain(text: str) -> str:
     text = text.translate(_SIGNS)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    text = re.sub(r"\s*\.\s*(\}?)$", r"\1", re.sub(r"\s+", " ", text).strip())
+    text = re.sub(r"\s*\.\s*(\}?)$", r"\1", re.sub(r"\s+", " ", text).strip().rstrip("\\ "))
     while text[:1] == "(" and text[-1:] == ")" and _is_balanced(text[1:-1]) and len(_split(text[1:-1], ",;")) == 1:
         text = text[1:-1].strip()
     braced = re.fullmatch(r"\\?\{(.*?)\\?\}", text)
@@ -128,8 +128,8 @@ _NO_WORDS = re.compile(r"\\(?:begin|end)\s*\{\w+\*?\}|\\[a-zA-Z]+")
 
 def _has_words(text: str) -> bool:
     """Whether it is language and not mathematics; a run such as abc or xyz is a product."""
-    words = _WORD.findall(_NO_WORDS.sub(" ", text))
-    return any(not (word in _NAMES or word in _SCALES or word in string.ascii_lowercase) for word in words)
+    words = [] if _number(text) is not None else _WORD.findall(_NO_WORDS.sub(" ", text))
+    return any(word not in _NAMES and word not in string.ascii_lowercase for word in words)
 
 
 # A choice is one capital letter; beside it may stand the value that it labels.
@@ -207,8 +207,8 @@ _CURRENCY_UNITS = {"dollar": "$", "euro": "€", "pounds": "£"}
 _UNIT_IN_TEXT = re.compile(r"(?<=[^\s,])\s*(°?)\s*\\text\s*\{\s*([a-zA-Z/ .]+?)\s*\}\s*(?:\^\s*\{?\s*(\d)\s*\}?)?$")
 _UNIT_PLAIN = re.compile(r"(?<=[\d})\s])\s*(°\s*[CF]?|%|[a-zA-Z]{2,}(?:/[a-zA-Z]+)?)(?:\^\s*\{?\s*(\d)\s*\}?)?$")
 _NO_UNITS = {
-    "hundred", "thousand", "million", "billion", "dozen", "not", "more", "less", "most", "least", "mod", "squared",
-    "cubed", "factorial",
+    "hundred", "thousand", "million", "billion", "trillion", "dozen", "not", "more", "less", "most", "least", "mod",
+    "squared", "cubed", "factorial",
 }  # fmt: skip
 
 
@@ -236,8 +236,8 @@ def _unit(name: str, power: str | None, known: bool) -> str:
     short = [_UNITS.get(part) or _UNITS.get(part.removesuffix("s")) for part in parts]
     if all(short):
         return "/".join(short) + (power or "")
-    noun = not known and name.isalpha() and len(name) > 2 and name.lower() not in _NO_UNITS
-    return name.lower().removesuffix("s") if noun else ""
+    noun = name.lower().removesuffix("s")
+    return noun if not known and noun.isalpha() and len(name) > 2 and noun not in _NO_UNITS else ""
 
 
 def _in_one_unit(gold: str, gold_unit: str, guess: str, guess_unit: str) -> Iterator[tuple[str, str]]:
@@ -329,14 +329,16 @@ def _same_value(gold: str, guess: str) -> bool | None:
             return _same_algebra(gold, guess)
         gold = gold_sides[-1]
     if len(guess_sides) > 1:
-        # What is left of the last sign names the value, or is equal to it: 5 = 6 says two things.
-        guess_sides = [
-            side
-            for side in guess_sides[:-1]
-            if side and not _NAME.fullmatch(side) and not (_letters(side) and not _letters(gold))
-        ] + guess_sides[-1:]
+        # What stands before the last sign names the value, or is equal to it: 5 = 6 says two things.
+        guess_sides = [side for side in guess_sides[:-1] if not _names_value(side, gold)] + guess_sides[-1:]
     verdicts = [_same_side(gold, side) for side in guess_sides]
     return None if None in verdicts else all(verdicts)
+
+
+def _names_value(side: str, gold: str) -> bool:
+    r"""Whether it is empty, a name such as f(x), or of variables that the value does not have, such as \angle ABC."""
+    has_variables = _letters(side) and not re.search(r"[<>]|\\[lgn]e(?![a-zA-Z])", side)
+    return not side or bool(_NAME.fullmatch(side) or (has_variables and not _letters(gold)))
 
 
 def _before_rounding(text: str) -> str:
@@ -377,7 +379,7 @@ def _same_algebra(gold: str, guess: str) -> bool | None:
     from math_verify import verify
 
     # Numbers side by side are a list without commas; math-verify multiplies them, and tries every closing of brackets.
-    if not _is_balanced(guess) or (_number(guess) is None and re.search(r"(?<![_^0-9])[0-9]+\s+[0-9]", guess)):
+    if not _is_balanced(guess) or (_number(guess) is None and re.search(r"(?<![_^0-9])[0-9]+\s+[0-9.]", guess)):
         return None
     # It also takes every letter for a small one.
     if any(letter.swapcase() in _letters(gold) for letter in _letters(guess) - _letters(gold)):
@@ -399,11 +401,12 @@ def _parse(text: str) -> list:
     text = text if number is None else str(number)
     text = re.sub(r"([0-9.]+)\s*°", r"(\\frac{\1 \\pi}{180})", text)
     text = _DECIMAL_INSIDE.sub(
-        lambda number: f"(\\frac{{{int(number[1] + number[2])}}}{{{10 ** len(number[2])}}})", text
+        lambda number: f"{{\\frac{{{int(number[1] + number[2])}}}{{{10 ** len(number[2])}}}}}", text
     )
     return parse(
         f"\\boxed{{{text}}}",
         [LatexExtractionConfig(normalization_config=notation)],
         fallback_mode="no_fallback",
+        extraction_mode="first_match",  # else it falls back to any \frac inside what it cannot read
         parsing_timeout=None,
     )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import math_verify
@@ -124,9 +125,15 @@ def math_verify_says(row: Row) -> bool:
     return math_verify.verify(gold, guess, timeout_seconds=None)
 
 
-def test_the_page_about_the_verifier_explains_every_disagreement_and_every_limit():
+def test_the_page_about_the_verifier_counts_and_explains_every_disagreement_and_every_limit():
     page = Path(__file__).parents[2].joinpath("docs", "verifier.md").read_text()
-    assert [row for row in ROWS if row.math_verify not in page or row.limit not in page] == []
+    missed = [row for row in ROWS if row.math_verify and row.expected == "right"]
+    accepted = [row for row in ROWS if row.math_verify and row.expected != "right"]
+    assert f"The {len(ROWS)} pairs" in page
+    assert f"calls {len(missed)} right answers wrong and accepts {len(accepted)} that are not right" in page
+    for reason, count in Counter(row.math_verify for row in missed + accepted).items():
+        assert f"| {count} | {reason} |" in page
+    assert [row for row in ROWS if row.limit not in page] == []
 
 
 def test_an_answer_that_nothing_reads_is_neither_wrong_nor_missing(verifier):
