@@ -187,6 +187,11 @@ _UNITS = {
             week
             month
             year
+            N newton
+            J joule
+            W watt
+            V volt
+            Hz hertz
             mi/h mph
             km/h kmh kph
             unit
@@ -202,7 +207,7 @@ _UNITS = {
     )
     for name in (unit, *names)
 }
-_CURRENCY = re.compile(r"^(-?)\\(dollar|euro|pounds)\s*|\s*\\(dollar|euro|pounds)$")
+_CURRENCY = re.compile(r"^((?:[^=]*=)?\s*-?)\\(dollar|euro|pounds)\s*|\s*\\(dollar|euro|pounds)$")
 _CURRENCY_UNITS = {"dollar": "$", "euro": "€", "pounds": "£"}
 _UNIT_IN_TEXT = re.compile(r"(?<=[^\s,])\s*(°?)\s*\\text\s*\{\s*([a-zA-Z/ .]+?)\s*\}\s*(?:\^\s*\{?\s*(\d)\s*\}?)?$")
 _UNIT_PLAIN = re.compile(r"(?<=[\d})\s])\s*(°\s*[CF]?|%|[a-zA-Z]{2,}(?:/[a-zA-Z]+)?)(?:\^\s*\{?\s*(\d)\s*\}?)?$")
@@ -233,7 +238,8 @@ def _unit(name: str, power: str | None, known: bool) -> str:
     if adjective in ("square", "sq", "cubic", "cu") and rest:
         name, power = rest, {"s": "2", "c": "3"}[adjective[0]]
     parts = [part.strip() for part in re.split(r"/|\bper\b", name)]
-    short = [_UNITS.get(part) or _UNITS.get(part.removesuffix("s")) for part in parts]
+    # Two letters are no plural: ms are not metres.
+    short = [_UNITS.get(part) or _UNITS.get(part.removesuffix("s") if len(part) > 2 else part) for part in parts]
     if all(short):
         return "/".join(short) + (power or "")
     noun = name.lower().removesuffix("s")
