@@ -198,6 +198,7 @@ class Trainer:
                 "reward/score_mean": float(np.mean([verdict.score for verdict in verdicts])),
                 "reward/mixed_groups_frac": float(np.mean(by_group.min(axis=1) < by_group.max(axis=1))),
                 "reward/parse_failure_frac": float(np.mean([verdict.parse_failure for verdict in verdicts])),
+                "reward/unreadable_frac": float(np.mean([verdict.unreadable for verdict in verdicts])),
                 "reward/timeout_frac": float(np.mean([verdict.timeout for verdict in verdicts])),
                 "rollout/length_mean": float(lengths.mean()),
                 "rollout/truncated_frac": float(1 - on_host.finished.mean()),

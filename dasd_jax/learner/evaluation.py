@@ -120,6 +120,7 @@ def _figures(verdicts: list[Verdict], lengths: list[int], finished: list[bool], 
         "length_mean": float(np.mean(lengths)),
         "truncated_frac": 1.0 - float(np.mean(finished)),
         "parse_failure_frac": float(np.mean([verdict.parse_failure for verdict in verdicts])),
+        "unreadable_frac": float(np.mean([verdict.unreadable for verdict in verdicts])),
         "timeout_frac": float(np.mean([verdict.timeout for verdict in verdicts])),
     }
 

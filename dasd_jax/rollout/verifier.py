@@ -6,7 +6,6 @@ answer costs more than its deadline. The parent imports no scorer.
 """
 
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from dasd_jax.data.sources import Problem, gym_dataset
 from dasd_jax.errors import UserError
+from dasd_jax.rollout.grading import grade
 
 REWARD_THRESHOLD = 0.99  # task scorers give partial credit, which is not a correct answer
 MAX_ANSWER_CHARS = 1000
@@ -37,25 +37,32 @@ class Verdict:
     reward: float  # 1.0 when score >= REWARD_THRESHOLD, else 0.0
     score: float  # raw score of the scorer in [0, 1]
     answer: str | None  # as extracted; None on a parse failure
-    error: str = ""  # "" | "parse": no answer found | "timeout" | "crash": the scorer raised or its process died
+    error: str = ""  # "" | "parse": no answer found | "unreadable" | "timeout" | "crash": scorer raised or process died
 
     @property
     def parse_failure(self) -> bool:
         return self.error == "parse"
 
     @property
+    def unreadable(self) -> bool:
+        """An answer was found, the reference is mathematics, and nothing reads the answer as any."""
+        return self.error == "unreadable"
+
+    @property
     def timeout(self) -> bool:
         return self.error == "timeout"
 
 
-_BOX = re.compile(r"\\boxed\s*\{")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is text
-_MARKER = re.compile(r"\banswer(?:\*\*)?(?:\s*:|\s+is\b:?)", re.IGNORECASE)
+_MARKER = re.compile(r"\banswer(?:\*\*)?(?:\s*:|\s+is\b:?)|^####\s", re.IGNORECASE | re.MULTILINE)
 _DECORATION = re.compile(r"^(?:\s|\$|\*\*)+|(?:\s|\$|\*\*)+$")
 
 
 def extract_answer(text: str) -> str | None:
-    r"""The last balanced, non-empty `\boxed{...}`, or without any box the line after the last "Answer:" / "answer is".
+    r"""The last balanced, non-empty `\boxed{...}` or `\fbox{...}`; without any box the line after the last marker.
+
+    Markers are "Answer:", "answer is", and "####" at the start of a line.
 
     Text before a `</think>` is ignored; surrounding `$`, `**` and white space are stripped, and a line's final period.
 
@@ -233,21 +240,6 @@ def _task_score(source: str, index: int, reference: str, answer: str) -> float:
     return dataset.score_answer(answer, entry)
 
 
-def _math_score(reference: str, answer: str) -> float:
-    from math_verify import parse, verify
-
-    if _plain(reference) == _plain(answer):
-        return 1.0
-    # No timeouts of its own: they are signals, which do not interrupt the big-integer power that needs them most.
-    gold, guess = (parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (reference, answer))
-    return float(verify(gold, guess, timeout_seconds=None))
-
-
-@functools.lru_cache(maxsize=1024)
-def _plain(text: str) -> str:
-    return re.sub(r"\s|\\left|\\right|\\[,!;]|\$", "", text).replace("dfrac", "frac")
-
-
 def _refuse_side_effects(event: str, args: tuple) -> None:
     """Audit hook: several task scorers and sympy's parser `eval` what the model wrote, so nothing may leave here."""
     writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
@@ -265,7 +257,7 @@ def _serve(memory_mb: int, orphan_s: int) -> None:
     sys.dont_write_bytecode = True
     import reasoning_gym  # noqa: F401
 
-    _math_score("1/2", "0.5")  # the first use builds tables, which is not an answer's time
+    grade(r"\sqrt{4}/x", "2/x")  # the first use builds tables, which is not an answer's time
 
     sys.addaudithook(_refuse_side_effects)
     os.write(replies, b"ready\n")
@@ -276,9 +268,9 @@ def _serve(memory_mb: int, orphan_s: int) -> None:
         try:
             if scorer == "task":
                 score = _task_score(source, index, reference, answer)
+                reply = [min(max(float(score), 0.0), 1.0), ""]
             else:
-                score = _math_score(reference, answer)
-            reply = [min(max(float(score), 0.0), 1.0), ""]
+                reply = grade(reference, answer)
         except MemoryError:
             raise  # what filled the cap may still be cached: end here and be replaced
         except Exception as error:

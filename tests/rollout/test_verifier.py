@@ -9,9 +9,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
+import math_verify
 import pytest
+from verifier_table import ROWS, Row
 
 from dasd_jax.data.sources import Problem, load_source
 from dasd_jax.errors import UserError
@@ -100,6 +103,47 @@ def test_partial_credit_is_no_reward_but_extraction_makes_a_verbose_answer_right
 def test_equal_mathematics_in_other_words_is_right(verifier, reference, answer, right):
     [verdict] = verifier.verify([math_problem(reference)], [f"\\boxed{{{answer}}}"])
     assert verdict.reward == float(right) and verdict.error == ""
+
+
+def test_every_row_of_the_table_gets_its_verdict(verifier):
+    problems = [math_problem(row.reference, i) for i, row in enumerate(ROWS)]
+    verdicts = verifier.verify(problems, [row.response for row in ROWS])
+    said = ["right" if verdict.reward else verdict.error or "wrong" for verdict in verdicts]
+    assert [(row, word) for row, word in zip(ROWS, said, strict=True) if word != row.expected] == []
+
+
+def test_the_marked_rows_of_the_table_are_all_the_disagreements_with_math_verify():
+    judged = [row for row in ROWS if row.expected != "timeout"]  # it has no deadline that holds there
+    disagreements = [row for row in judged if math_verify_says(row) != (row.expected == "right")]
+    assert disagreements == [row for row in judged if row.math_verify]
+
+
+def math_verify_says(row: Row) -> bool:
+    gold, guess = (
+        math_verify.parse(text, parsing_timeout=None) for text in (f"\\boxed{{{row.reference}}}", row.response)
+    )
+    return math_verify.verify(gold, guess, timeout_seconds=None)
+
+
+def test_the_page_about_the_verifier_counts_and_explains_every_disagreement_and_every_limit():
+    page = Path(__file__).parents[2].joinpath("docs", "verifier.md").read_text()
+    missed = [row for row in ROWS if row.math_verify and row.expected == "right"]
+    accepted = [row for row in ROWS if row.math_verify and row.expected != "right"]
+    assert f"The {len(ROWS)} pairs" in page
+    assert f"calls {len(missed)} right answers wrong and accepts {len(accepted)} that are not right" in page
+    for reason, count in Counter(row.math_verify for row in missed + accepted).items():
+        assert f"| {count} | {reason} |" in page
+    assert [row for row in ROWS if row.limit not in page] == []
+
+
+def test_an_answer_that_nothing_reads_is_neither_wrong_nor_missing(verifier):
+    unread, wrong, text = verifier.verify(
+        [math_problem("5"), math_problem("5", 1), math_problem("north")],
+        [r"\boxed{about five}", r"\boxed{6}", r"\boxed{south}"],
+    )
+    assert unread.unreadable and (unread.reward, unread.score, unread.answer) == (0.0, 0.0, "about five")
+    assert not (unread.parse_failure or unread.timeout)
+    assert not (wrong.unreadable or text.unreadable) and (wrong.reward, text.reward) == (0.0, 0.0)
 
 
 def test_a_tower_of_exponents_costs_its_deadline_and_the_next_answers_are_right(verifier):
