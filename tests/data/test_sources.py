@@ -123,7 +123,7 @@ def test_holding_out_everything_is_refused(num_heldout):
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ("parquet:/x", "unknown scheme, expected one of gym:, jsonl:, tfds:"),
+        ("csv:/x", "unknown scheme, expected one of gym:, jsonl:, parquet:, tfds:"),
         ("chain_sum", "unknown scheme"),
         ("gym:chain_sun", "no reasoning-gym task 'chain_sun', nearest are chain_sum"),
         ("gym:chain_sum?min_term=2", "has no field 'min_term', nearest are min_terms"),
