@@ -81,13 +81,11 @@ def prepare(inputs: Sequence[str], output: str, layout: Layout | None, settings:
             counts: Counter[str] = Counter()
             rows = _problems(inputs, layout, counts)
             first = next(rows, None)
-            dropped = dict(counts.most_common())
             if first is None:
-                reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "no rows"
+                reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "no rows"
                 raise UserError(f"--input: {','.join(inputs)}: no problem is left: {reasons}")
             kept, folder = _write(Path(draft), _name(target), first, rows)
-            dropped = dict(counts.most_common())
-            record = {**recipe, "read": kept + counts.total(), "kept": kept, "dropped": dropped}
+            record = {**recipe, "read": kept + counts.total(), "kept": kept, "dropped": dict(counts.most_common())}
             (folder / _RECORD).write_text(json.dumps(record, indent=1))
             target.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(target)
@@ -201,19 +199,19 @@ def _same(target: Path, recipe: dict[str, Any]) -> dict[str, Any]:
     except (OSError, ValueError):
         record = {}
     if not isinstance(record, dict) or any(record.get(name) != value for name, value in recipe.items()):
-        raise UserError(f"--output: {target} exists and was not made by this command: expected a new folder")
+        raise UserError(
+            f"--output: {target} exists and holds something else: expected a folder that does not exist yet"
+        )
+    print(f"{target} is there already, made from the same files")
     return record
 
 
 def _sha256(path: str) -> str:
-    file = epath.Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"--input: no such file {path!r}")
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    try:
+        with tables.open_file(path) as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except UserError as error:
+        raise UserError(f"--input: {error}") from error
 
 
 def _epilog() -> str:

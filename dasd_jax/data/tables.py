@@ -5,7 +5,7 @@ Every mistake in a file is a `UserError` that starts with the file; the caller p
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from etils import epath
 
@@ -19,7 +19,7 @@ Row = tuple[str, Mapping[str, Any]]  # where it stands, for messages, and its co
 
 def read_jsonl(path: str) -> Iterator[Row]:
     """One row a line that is not blank; raises UserError for a missing file or a line that is no JSON object."""
-    with _existing(path).open("rb") as lines:
+    with open_file(path) as lines:
         # Lines of bytes: a text file would also be cut at U+2028, which JSON allows inside a string.
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -39,7 +39,7 @@ def read_parquet(path: str) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
-    with _existing(path).open("rb") as file:
+    with open_file(path) as file:
         try:
             count = 0
             for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=_BATCH_ROWS):
@@ -60,8 +60,12 @@ def read_table(path: str) -> Iterator[Row]:
     return readers[suffix](path)
 
 
-def _existing(path: str) -> epath.Path:
-    file = epath.Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"no such file {path!r}")
-    return file
+def open_file(path: str) -> BinaryIO:
+    """The bytes of a file; raises UserError where there is none, or no way to it."""
+    try:
+        return epath.Path(path).expanduser().open("rb")
+    except FileNotFoundError as error:
+        raise UserError(f"no such file {path!r}") from error
+    # gs:// without gcsfs is an ImportError.
+    except (OSError, ImportError) as error:
+        raise UserError(f"{path}: cannot be opened ({' '.join(str(error).split())[:200]})") from error
