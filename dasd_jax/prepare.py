@@ -156,6 +156,12 @@ def _write(draft: Path, name: str, first: Fields, rest: Iterator[Fields]) -> tup
     """(number of problems, the data set's folder), in the order of the problems."""
     import tensorflow_datasets as tfds
 
+    class Info(tfds.core.DatasetInfo):
+        """Without the question to Google's own bucket, which leaves an empty temporary folder behind."""
+
+        def initialize_from_bucket(self):
+            pass
+
     class Problems(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """The generator of one data set."""
 
@@ -163,7 +169,7 @@ def _write(draft: Path, name: str, first: Fields, rest: Iterator[Fields]) -> tup
 
         def _info(self):
             text = {field: tfds.features.Text() for field in layouts.FIELDS}
-            return tfds.core.DatasetInfo(
+            return Info(
                 builder=self,
                 description="Problems with verifiable answers.",
                 features=tfds.features.FeaturesDict(text),
