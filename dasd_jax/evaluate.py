@@ -114,8 +114,8 @@ class Partial:
         identity = json.loads(json.dumps(identity))
         # A line that a kill cut short does not count.
         whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
-        if whole:
-            first, *lines = whole.splitlines()
+        first, *lines = whole.splitlines() or [b""]
+        if lines:
             try:
                 theirs = json.loads(first)
                 self.known = [Answers(**json.loads(line)) for line in lines]

@@ -90,7 +90,9 @@ def prepare(inputs: Sequence[str], output: str, layout: Layout | None, settings:
             target.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(target)
     except OSError as error:
-        raise UserError(f"--output: {output}: {error.strerror}: expected a folder that can be written") from error
+        raise UserError(
+            f"--output: {output}: {error.strerror or error}: expected a folder that can be written"
+        ) from error
     return record
 
 
@@ -114,6 +116,8 @@ def _problems(inputs: Sequence[str], layout: Layout | None, dropped: Counter[str
                 dropped[found.reason] += 1
         except UserError as error:
             raise UserError(f"--input: {error}") from error
+        except OSError as error:
+            raise UserError(f"--input: {path}: cannot be read ({error})") from error
 
 
 def _fields(where: str, row: dict, layout: Layout) -> Fields | Drop:

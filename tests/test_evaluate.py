@@ -34,6 +34,13 @@ def test_a_line_that_a_kill_cut_short_is_forgotten(tmp_path, kept):
     assert Partial(path, IDENTITY).known == [*again.known, answers(9)]
 
 
+def test_a_file_without_an_answer_is_nobodys(tmp_path):
+    path = tmp_path / "4.partial.jsonl"
+    Partial(path, IDENTITY)
+    Partial(path, IDENTITY | {"run.eval_samples": 128}).append([answers(7)])
+    assert Partial(path, IDENTITY | {"run.eval_samples": 128}).known == [answers(7)]
+
+
 def test_a_file_of_other_settings_is_refused_and_left_alone(tmp_path):
     path = tmp_path / "4.partial.jsonl"
     Partial(path, IDENTITY).append([answers(7)])

@@ -170,7 +170,7 @@ def _last_box(text: str) -> str:
     for brace in re.finditer(r"\\.|[{}]", rest, re.DOTALL):  # an escaped brace is text
         depth += {"{": 1, "}": -1}.get(brace.group(), 0)
         if depth == 0:
-            return rest[: brace.start()].strip()
+            return " ".join(rest[: brace.start()].split())  # a line break inside it is a space to LaTeX
     return ""
 
 

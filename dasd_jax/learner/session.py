@@ -102,6 +102,8 @@ def open_problems(config: Config) -> tuple[list[Problem], list[Problem], dict[st
     train, heldout = split_heldout(problems, config.data.heldout)
     if config.data.shots >= len(train):
         raise UserError(f"data.shots: {config.data.shots}: expected fewer than the {len(train)} training problems")
+    if benchmarks and heldout:
+        counts["held out and not evaluated"] = len(heldout)
     return train, benchmarks or heldout, counts
 
 

@@ -77,9 +77,9 @@ PUBLISHED = {
     ),
     "Minerva": ({"question": "1+1?", "answer": "2"}, "question_answer", Fields("1+1?", "2")),
     "Minerva, boxed": (
-        {"problem": "1?", "solution": "Not \\boxed{3}, \\boxed{\\frac{1}{2}\\}}.", "type": "Astronomy", "idx": 0},
+        {"problem": "1?", "solution": "Not \\boxed{3}, \\boxed{\n\\frac{1}{2}\\} }.", "type": "Astronomy", "idx": 0},
         "boxed",
-        Fields("1?", "\\frac{1}{2}\\}", "Not \\boxed{3}, \\boxed{\\frac{1}{2}\\}}."),
+        Fields("1?", "\\frac{1}{2}\\}", "Not \\boxed{3}, \\boxed{\n\\frac{1}{2}\\} }."),
     ),
     "OlympiadBench": (olympiad(), "olympiadbench", Fields("Find $x$.", "\\frac{1}{2}", "Double it.\n\nOr guess.")),
 }

@@ -41,6 +41,8 @@ def test_problems_of_a_benchmark_are_not_trained_on(files):
     assert not {f"What is {i} + 1?" for i in (0, 1, 2, 19)} & {problem.question for problem in train.problems}
     assert [problem.source for problem in evaluated.problems] == [first] * 7 + [second] * 2
     assert counts["to evaluate"] == 9
+    _, _, both = session.open_prompts(tiny([source], [first], heldout=5), BYTES)
+    assert both["held out and not evaluated"] == 5 and both["training"] == 20 - 3 - 5
     _, _, without = session.open_prompts(tiny([source], [], heldout=4), BYTES)
     assert "in a benchmark" not in without and without["training"] == 16
 
