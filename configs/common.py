@@ -23,7 +23,8 @@ def base() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict(
         {
             "sources": (),  # "gym:TASK?field=value&size=N&seed=S", "jsonl:FILE", "tfds:DIR?split=train"; duplicates go
-            "heldout": 128,  # problems, at least 1: those with the smallest hash of their text, never trained on
+            "benchmarks": (),  # specs as in sources: what is evaluated; their problems are never trained on
+            "heldout": 128,  # problems of smallest hash, never trained on; without benchmarks evaluated, and at least 1
             "shots": 0,  # worked examples before the problem, 0 or more, taken from the training problems
             "instruction": "boxed",  # boxed | answer_line: how the answer is asked for
             "privileged": "answer",  # answer | solution | hint: what the teacher is shown
@@ -97,7 +98,7 @@ def base() -> ml_collections.ConfigDict:
             "checkpoint_every": 10,  # steps
             "keep_checkpoints": 2,  # the newest N stay
             "eval_every": 0,  # steps between held-out evaluations; 0: only before and after
-            "eval_problems": 128,  # held-out problems, at most data.heldout
+            "eval_problems": 128,  # of each benchmark, or held out and at most data.heldout; 0: all of them
             "eval_samples": 16,  # responses to each of them (K of Avg@K and Pass@k)
             "eval_temperature": 1.0,  # >= 0; 0: arg-max
             "eval_top_k": 0,  # tokens; 0: all

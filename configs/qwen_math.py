@@ -11,6 +11,7 @@ minute on a laptop, and nothing learned.
 
 from configs.common import base
 
+BENCHMARKS = ("math500", "aime24", "aime25", "hmmt25", "minerva", "olympiadbench")  # made as docs/data.md says
 PRESETS = {"": "qwen3_1p7b", "1p7b": "qwen3_1p7b", "0p6b": "qwen3_0p6b", "4b": "qwen3_4b", "8b": "qwen3_8b"}
 
 
@@ -24,7 +25,10 @@ def get_config(arg=""):
         )
     config = base()
     config.model.preset = PRESETS[arg]
-    config.data.sources = ("jsonl:dapo-math-17k.jsonl",)
+    config.data.sources = ("tfds:data/dapo_math_17k",)
+    config.data.benchmarks = tuple(f"tfds:data/{name}" for name in BENCHMARKS)
+    config.data.heldout = 0
+    config.run.eval_problems = 0
     return config
 
 

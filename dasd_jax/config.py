@@ -32,6 +32,7 @@ class DataGroup:
     """Which problems, and what the prompts around them say."""
 
     sources: tuple[str, ...]
+    benchmarks: tuple[str, ...]
     heldout: int
     shots: int
     instruction: str
@@ -40,7 +41,10 @@ class DataGroup:
 
     def __post_init__(self):
         _require("data.sources", self.sources, len(self.sources) > 0, "at least one source")
-        _require("data.heldout", self.heldout, self.heldout >= 1, "at least 1 problem")
+        once = len(set(self.benchmarks)) == len(self.benchmarks)
+        _require("data.benchmarks", self.benchmarks, once, "each benchmark once")
+        fewest = 0 if self.benchmarks else 1
+        _require("data.heldout", self.heldout, self.heldout >= fewest, f"at least {fewest} problem(s)")
         _require("data.shots", self.shots, self.shots >= 0, "0 or more")
         _one_of("data.instruction", self.instruction, ("boxed", "answer_line"))
         _one_of("data.privileged", self.privileged, ("answer", "solution", "hint"))
@@ -161,8 +165,9 @@ class RunGroup:
     logged_rollouts: int
 
     def __post_init__(self):
-        for name in ("steps", "checkpoint_every", "keep_checkpoints", "eval_problems", "eval_samples"):
+        for name in ("steps", "checkpoint_every", "keep_checkpoints", "eval_samples"):
             _require(f"run.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        _require("run.eval_problems", self.eval_problems, self.eval_problems >= 0, "0 (all of them) or more")
         _require("run.eval_every", self.eval_every, self.eval_every >= 0, "0 (start and end only) or more")
         _require("run.seed", self.seed, 0 <= self.seed < 2**31, "0 to 2147483647")
         _require("run.eval_temperature", self.eval_temperature, self.eval_temperature >= 0, "0 (arg-max) or more")
@@ -194,7 +199,7 @@ class Config:
         _require(
             "run.eval_problems",
             self.run.eval_problems,
-            self.run.eval_problems <= self.data.heldout,
+            bool(self.data.benchmarks) or self.run.eval_problems <= self.data.heldout,
             f"at most data.heldout = {self.data.heldout}",
         )
 

@@ -1,18 +1,32 @@
-"""Scores held-out problems: python -m dasd_jax.evaluate --config=… --workdir=DIR [--checkpoint=STEP|PATH|start]
+"""Scores a checkpoint: python -m dasd_jax.evaluate --config=… --workdir=DIR [--checkpoint=STEP|PATH|start]
 
-Prints Avg@k with its standard error by problem, and Pass@k, per source and overall; writes eval/<step>.json.
+Answers data.benchmarks, or the held-out problems of data.sources, run.eval_samples times each. Prints Avg@K with its
+standard error by problem, Pass@k, length and truncation, a row a benchmark and their mean; writes eval/<step>.json.
+Interrupted, the same command goes on behind the problems that are answered.
 """
 
+import dataclasses
+import hashlib
 import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import rich.box
 import rich.console
 import rich.table
+from jax.sharding import Mesh
 
 from dasd_jax import cli
+from dasd_jax.config import Config
+from dasd_jax.data.sources import Problem
+from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint, session
-from dasd_jax.learner.evaluation import evaluate
+from dasd_jax.learner.evaluation import Answers, evaluate
+from dasd_jax.learner.metrics import write_json
 from dasd_jax.mesh import make_mesh
 from dasd_jax.rollout.verifier import Verifier
 
@@ -34,44 +48,128 @@ def main(argv: list[str]) -> None:
     ):
         tokenizer = session.open_tokenizer(config.model)
         if which == "start":
-            name, (model, params) = "start", session.open_model(config, mesh)
+            name, manifest, (model, params) = "start", "", session.open_model(config, mesh)
         else:
             folder = checkpoint.find(workdir, which)
             name = str(int(folder.name)) if folder.name.isdigit() else folder.name
+            manifest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
             model, params = checkpoint.restore_params(folder, mesh)
             model = session.settle(config, model)
         session.check_vocabulary(tokenizer, model)
-        _, heldout, counts = session.open_prompts(config, tokenizer)
-        console = rich.console.Console()
+        prompts, counts = session.open_evaluation(config, tokenizer)
+        example_ids = session.evaluated(config, prompts)
+        asked = [prompts.problems[i] for i in example_ids]
+        partial = Partial(workdir / "eval" / f"{name}.partial.jsonl", _identity(config, mesh, name, manifest, asked))
+        done = len(partial.known)
+        # A log file has no width, and 80 columns would break the table.
+        console = rich.console.Console(width=None if sys.stdout.isatty() else 200)
         console.print("problems: " + ", ".join(f"{count} {what}" for what, count in counts.items()), highlight=False)
-        with console.status("problems") as status:
+        if done:
+            console.print(f"{done} of {len(asked)} are answered already, in {partial.path}", highlight=False)
+        with console.status(f"problems {done}/{len(asked)}") as status:
+
+            def each_batch(answers: list[Answers]) -> None:
+                nonlocal done
+                partial.append(answers)
+                done += len(answers)
+                status.update(f"problems {done}/{len(asked)}")
+
             result = evaluate(
                 model=model,
                 params=params,
                 mesh=mesh,
                 tokenizer=tokenizer,
-                prompts=heldout,
+                prompts=prompts,
                 verifier=verifier,
                 sampling=session.eval_sampling(config, tokenizer),
-                num_problems=config.run.eval_problems,
+                example_ids=example_ids,
                 rows=config.rollout.problems * config.rollout.rollouts,
                 seed=config.run.seed,
-                progress=lambda done, total: status.update(f"problems {done}/{total}"),
+                known=partial.known,
+                each_batch=each_batch,
             )
     path = workdir / "eval" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1))
+    write_json(path, result)
+    partial.path.unlink()
     console.print(_table(result))
     console.print(f"written to {path}", highlight=False)
 
 
+class Partial:
+    """The answers of an evaluation that has not ended: a line a problem, behind one that says whose they are.
+
+    Attributes:
+        path: the file.
+        known: what earlier starts of the same command left in it.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any]):
+        """Opens or begins the file.
+
+        Raises:
+            UserError: it belongs to an evaluation of anything else. It is hours of sampling and somebody may still
+                want them, so it is not begun anew without being asked.
+        """
+        self.path, self.known = path, []
+        identity = json.loads(json.dumps(identity))
+        # A line that a kill cut short does not count.
+        whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
+        first, *lines = whole.splitlines() or [b""]
+        if lines:
+            try:
+                theirs = json.loads(first)
+                self.known = [Answers(**json.loads(line)) for line in lines]
+            except (ValueError, TypeError) as error:
+                raise UserError(
+                    f"--workdir: {path} is damaged ({error}): expected to find it whole or removed"
+                ) from error
+            for name, value in identity.items():
+                if theirs.get(name) != value:
+                    raise UserError(
+                        f"--workdir: {path} was begun with {name} = {theirs.get(name)!r}, not {value!r}: "
+                        "expected the same settings, or the file removed to begin anew"
+                    )
+            os.truncate(path, len(whole) + 1)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(identity) + "\n")
+
+    def append(self, answers: Sequence[Answers]) -> None:
+        """Adds the answers of a batch; they are on disk when this returns."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(dataclasses.asdict(answer)) + "\n" for answer in answers)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _identity(config: Config, mesh: Mesh, name: str, manifest: str, asked: Sequence[Problem]) -> dict[str, Any]:
+    """All that decides draws and scores: of two evaluations that agree in it, each can finish the other."""
+    groups = dataclasses.asdict(config)
+    named = ("seed", "eval_problems", "eval_samples", "eval_temperature", "eval_top_k", "eval_top_p")
+    run = {field: groups["run"][field] for field in named}
+    # How many workers verify is the one field of its group that decides nothing.
+    rollout = {field: value for field, value in groups["rollout"].items() if field != "verifier_workers"}
+    deciding = {"model": groups["model"], "data": groups["data"], "rollout": rollout, "run": run}
+    texts = json.dumps([[problem.source, problem.question, problem.answer] for problem in asked])
+    return {
+        "checkpoint": name,
+        "manifest": manifest,
+        # Logits of a row differ in their last digits between devices and between numbers of rows on one of them.
+        "devices": [jax.devices()[0].device_kind, *mesh.devices.shape],
+        "problems": hashlib.sha256(texts.encode()).hexdigest(),
+        **{f"{group}.{field}": value for group, fields in deciding.items() for field, value in fields.items()},
+    }
+
+
 def _table(result: dict) -> rich.table.Table:
     k = result["samples"]
-    columns = [f"avg@{k}", "standard_error", *(name for name in result if name.startswith("pass@"))]
-    columns += ["length_mean", "truncated_frac", "parse_failure_frac"]
-    table = rich.table.Table("source", "problems", *columns, box=rich.box.SIMPLE)
-    for source, figures in [*result["sources"].items(), ("all", result)]:
-        table.add_row(source.partition("?")[0], str(figures["problems"]), *(f"{figures[name]:.3f}" for name in columns))
+    passed = [name for name in result if name.startswith("pass@") and name != "pass@1"]  # pass@1 is avg@k
+    columns = {name: name for name in passed}
+    columns |= {"length": "length_mean", "truncated": "truncated_frac", "no answer": "parse_failure_frac"}
+    table = rich.table.Table("benchmark", "problems", f"avg@{k}", *columns, box=rich.box.SIMPLE)
+    for label, figures in [*result["benchmarks"].items(), ("macro", result["macro"])]:
+        average = f"{figures[f'avg@{k}']:.3f} ± {figures['standard_error']:.3f}"
+        table.add_row(label, str(figures["problems"]), average, *(f"{figures[name]:.3f}" for name in columns.values()))
     return table
 
 

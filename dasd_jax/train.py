@@ -21,7 +21,7 @@ from dasd_jax.config import Config
 from dasd_jax.errors import TrainingError, UserError
 from dasd_jax.learner import checkpoint, session
 from dasd_jax.learner.evaluation import evaluate, rise, texts_of
-from dasd_jax.learner.metrics import Display, RunLog, read_metrics
+from dasd_jax.learner.metrics import Display, RunLog, read_metrics, write_json
 from dasd_jax.learner.optim import make_optimizer, make_schedule
 from dasd_jax.learner.step import StepConfig, score_step, supervised_experience, train_step
 from dasd_jax.mesh import make_mesh, put_rows, replicate, row_shards
@@ -94,7 +94,7 @@ class Trainer:
         self.seed = replicate(mesh, np.int32(config.run.seed))
 
         workdir.mkdir(parents=True, exist_ok=True)
-        _write_json(workdir / "config.json", dataclasses.asdict(config))
+        write_json(workdir / "config.json", dataclasses.asdict(config))
         step = int(self.state.step)
         self.log = RunLog(workdir, step if folder else -1)
         self.display = Display(config.run.steps, step)
@@ -132,7 +132,7 @@ class Trainer:
             self.display.close()
             self.log.close()
         done = self._done(time.monotonic() - started)
-        _write_json(self.workdir / "done.json", done)
+        write_json(self.workdir / "done.json", done)
         print(_summary(done))
 
     # -------------------------------------------------------------------------------------------- one step
@@ -298,18 +298,24 @@ class Trainer:
             prompts=self.heldout,
             verifier=self.verifier,
             sampling=session.eval_sampling(config, self.tokenizer),
-            num_problems=config.run.eval_problems,
+            example_ids=session.evaluated(config, self.heldout),
             rows=config.rollout.problems * config.rollout.rollouts,
             seed=config.run.seed,
         )
-        _write_json(self.workdir / "heldout" / f"{step}.json", result)
+        write_json(self.workdir / "heldout" / f"{step}.json", result)
         k = result["samples"]
         self.display.say(
             f"held out after step {step}: avg@{k} {result[f'avg@{k}']:.3f} ± {result['standard_error']:.3f}, "
             f"pass@{k} {result[f'pass@{k}']:.3f}, {result['problems']} problems"
         )
         named = (f"avg@{k}", f"pass@{k}", "standard_error", "length_mean", "truncated_frac", "parse_failure_frac")
-        return {f"eval/{name}": result[name] for name in named} | {"time/eval_s": time.monotonic() - started}
+        metrics = {f"eval/{name}": result[name] for name in named}
+        if config.data.benchmarks:
+            parts = {**result["benchmarks"], "macro": result["macro"]}
+            averages = {name: figures[f"avg@{k}"] for name, figures in parts.items()}
+            self.display.say("    " + ", ".join(f"{name} {average:.3f}" for name, average in averages.items()))
+            metrics |= {f"eval/{name}/avg@{k}": average for name, average in averages.items()}
+        return metrics | {"time/eval_s": time.monotonic() - started}
 
     def _done(self, seconds: float) -> dict:
         """What the run came to, from what lies in the workdir."""
@@ -331,6 +337,7 @@ class Trainer:
             "heldout": {
                 f"avg@{k}": [before[f"avg@{k}"], after[f"avg@{k}"]],
                 f"pass@{k}": [before[f"pass@{k}"], after[f"pass@{k}"]],
+                f"macro_avg@{k}": [before["macro"][f"avg@{k}"], after["macro"][f"avg@{k}"]],
                 "standard_error": [before["standard_error"], after["standard_error"]],
                 "rise": change,
                 "rise_standard_error": error,
@@ -410,14 +417,6 @@ def _check_workdir(config: Config, workdir: Path) -> None:
                     f"--workdir: {workdir} belongs to a run with {group}.{name} = {other!r}, not {value!r}: "
                     "expected the same config, or another --workdir"
                 )
-
-
-def _write_json(path: Path, content: dict) -> None:
-    """Writes the file whole or not at all."""
-    path.parent.mkdir(exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, indent=1))
-    draft.rename(path)
 
 
 def _summary(done: dict) -> str:

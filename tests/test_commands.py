@@ -235,7 +235,7 @@ def test_a_vocabulary_of_another_model_is_refused(refused, monkeypatch, tmp_path
 
 
 def test_help_explains_and_exits_0():
-    for name in ("train", "evaluate", "generate", "fetch"):
+    for name in ("train", "evaluate", "generate", "prepare", "fetch"):
         shown = run(name, "--help")
         assert shown.returncode == 0 and not shown.stderr
         assert f"python -m dasd_jax.{name}" in shown.stdout

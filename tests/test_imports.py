@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "dasd_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
-COMMANDS = {"train", "evaluate", "generate", "fetch"}
+COMMANDS = {"train", "evaluate", "generate", "prepare", "fetch"}
 
 # What each room may import of the package, beside errors, batch and mesh, which everyone may.
 ARROWS = {

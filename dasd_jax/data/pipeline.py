@@ -73,6 +73,7 @@ class PromptSet:
         student_width: int,
         teacher_width: int = 0,
         target_width: int = 0,
+        field: str = "data.sources",
     ):
         """Tokenises every problem once.
 
@@ -80,6 +81,7 @@ class PromptSet:
             student_width: tokens, P.
             teacher_width: tokens, Q; 0 makes no teacher prompts and asks for no privileged context.
             target_width: tokens of the reference response, R, for supervised fine-tuning; 0 makes no targets.
+            field: the one that names the problems, for the message when none fits.
 
         Raises:
             UserError: a problem without the privileged context that was asked for, or none that fits.
@@ -108,7 +110,7 @@ class PromptSet:
             targets.append(encoded.get("reference response", []))
         if not kept:
             reasons = ", ".join(f"{count} with a {reason}" for reason, count in self.dropped.items() if count)
-            raise UserError(f"data.sources: no problem is left of {len(problems)}: dropped {reasons}")
+            raise UserError(f"{field}: no problem is left of {len(problems)}: dropped {reasons}")
         self.problems: list[Problem] = kept
         self._student = prompts.left_pad(student, student_width, tokenizer.pad_id)
         self._teacher = prompts.left_pad(teacher, teacher_width, tokenizer.pad_id)
@@ -155,13 +157,14 @@ class PromptSet:
             .repeat()
         )
 
-    def in_order(self, size: int, count: int) -> Iterator[tuple[PromptBatch, np.ndarray]]:
-        """The first `count` problems in batches of `size`, the last one filled up with problems already seen.
+    def in_order(self, size: int, example_ids: Sequence[int]) -> Iterator[tuple[PromptBatch, np.ndarray]]:
+        """These problems in batches of `size`, the last one filled up with the first of them.
 
         Yields:
             PromptBatch, and bool[size] that is False where a problem fills up.
         """
-        for start in range(0, count, size):
-            ids = np.arange(start, start + size)
-            items = [self[int(i) % count] for i in ids]
-            yield PromptBatch(**{name: np.stack([item[name] for item in items]) for name in items[0]}), ids < count
+        for start in range(0, len(example_ids), size):
+            places = np.arange(start, start + size)
+            items = [self[int(example_ids[place % len(example_ids)])] for place in places]
+            batch = PromptBatch(**{name: np.stack([item[name] for item in items]) for name in items[0]})
+            yield batch, places < len(example_ids)

@@ -2,9 +2,10 @@
 
     gym:chain_sum?min_terms=2&max_terms=2&size=4000&seed=0      a reasoning-gym task and its own config fields
     jsonl:/path/file.jsonl?question=problem&answer=final_answer one object a line; the query maps columns
+    parquet:/path/file.parquet?question=problem                 the same for the rows of a Parquet file
     tfds:/path/to/prepared/dataset?split=train                  a TFDS data set in ArrayRecord form, no TensorFlow
 
-Every mistake in a spec or in a file is a `UserError` that starts with `data.sources`.
+Every mistake in a spec or in a file is a `UserError` that starts with the field that names it.
 """
 
 import ast
@@ -13,12 +14,14 @@ import difflib
 import functools
 import hashlib
 import itertools
-import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
+from dasd_jax.data import layouts, tables
 from dasd_jax.errors import UserError
 
 # These tasks walk over sets while they draw, so the same (spec, index) is another problem in the next process: a
@@ -41,14 +44,21 @@ class Problem:
     scorer: str  # "math": math-verify against `answer`; "task": the reasoning-gym task's own `score_answer`
 
 
-def load_source(spec: str) -> list[Problem]:
-    """Every problem of one source, in its own order; raises UserError when the spec or its data are at fault."""
-    scheme, colon, rest = spec.partition(":")
-    if not colon or scheme not in _LOADERS:
-        raise _refusal(spec, f"unknown scheme, expected one of {', '.join(f'{name}:' for name in _LOADERS)}")
-    problems = list(_LOADERS[scheme](spec, *_split_query(spec, rest)))
-    if not problems:
-        raise _refusal(spec, "no problems in it, expected at least one")
+def load_source(spec: str, field: str = "data.sources") -> list[Problem]:
+    """Every problem of one source, in its own order.
+
+    Raises:
+        UserError: the spec or its data are at fault; starts with `field`, the one that names the spec.
+    """
+    try:
+        scheme, colon, rest = spec.partition(":")
+        if not colon or scheme not in _LOADERS:
+            raise UserError(f"unknown scheme, expected one of {', '.join(f'{name}:' for name in _LOADERS)}")
+        problems = list(_LOADERS[scheme](spec, *_split_query(rest)))
+        if not problems:
+            raise UserError("no problems in it, expected at least one")
+    except UserError as error:
+        raise UserError(f"{field}: {spec!r}: {error}") from error
     return problems
 
 
@@ -63,9 +73,31 @@ def load_problems(specs: Sequence[str]) -> tuple[list[Problem], dict[str, int]]:
     read = list(itertools.chain.from_iterable(map(load_source, specs)))
     first_of: dict[str, Problem] = {}
     for problem in read:
-        first_of.setdefault(_normalise(problem.question), problem)
+        first_of.setdefault(normalise(problem.question), problem)
     kept = list(first_of.values())
     return kept, {"read": len(read), "duplicates": len(read) - len(kept), "kept": len(kept)}
+
+
+def load_benchmarks(specs: Sequence[str]) -> list[Problem]:
+    """The benchmarks one after the other, each in the order of `split_heldout` and otherwise as it was published.
+
+    Its first problems are therefore a mixture of its parts, whatever the order of the file.
+    """
+    return [problem for spec in specs for problem in _by_hash(load_source(spec, "data.benchmarks"))]
+
+
+def labels(specs: Iterable[str]) -> dict[str, str]:
+    """Spec → a name for tables: the task, or the last part of its path; the whole spec where two would be equal."""
+    short = {spec: _label(spec) for spec in specs}
+    uses = Counter(short.values())
+    return {spec: name if uses[name] == 1 else spec for spec, name in short.items()}
+
+
+def _label(spec: str) -> str:
+    path = spec.partition(":")[2].partition("?")[0].rstrip("/")
+    # Folders that TFDS makes end in a version, which names nothing.
+    path = re.sub(r"/\d+\.\d+\.\d+$", "", path)
+    return re.sub(r"\.(jsonl|parquet)$", "", path.rpartition("/")[2])
 
 
 def split_heldout(problems: Sequence[Problem], num_heldout: int) -> tuple[list[Problem], list[Problem]]:
@@ -80,8 +112,12 @@ def split_heldout(problems: Sequence[Problem], num_heldout: int) -> tuple[list[P
             f"data.heldout: {num_heldout}: data.sources holds {len(problems)} distinct problems, "
             f"expected 0 to {len(problems) - 1} so that some are left to train on"
         )
-    ordered = sorted(problems, key=lambda problem: hashlib.sha256(_normalise(problem.question).encode()).digest())
+    ordered = _by_hash(problems)
     return ordered[num_heldout:], ordered[:num_heldout]
+
+
+def _by_hash(problems: Sequence[Problem]) -> list[Problem]:
+    return sorted(problems, key=lambda problem: hashlib.sha256(normalise(problem.question).encode()).digest())
 
 
 @functools.lru_cache(maxsize=32)
@@ -89,23 +125,23 @@ def gym_dataset(spec: str) -> Any:
     """The reasoning-gym data set that a `gym:` spec describes: the same entries in every process that asks."""
     from reasoning_gym.factory import DATASETS, create_dataset
 
-    task, query = _split_query(spec, spec.removeprefix("gym:"))
+    task, query = _split_query(spec.removeprefix("gym:"))
     if task not in DATASETS:
-        raise _refusal(spec, f"no reasoning-gym task {task!r}, nearest are {_nearest(task, DATASETS)}")
+        raise UserError(f"no reasoning-gym task {task!r}, nearest are {_nearest(task, DATASETS)}")
     if task in _UNREPEATABLE_TASKS:
-        raise _refusal(spec, f"task {task!r} draws other problems in every process, expected a repeatable task")
+        raise UserError(f"task {task!r} draws other problems in every process, expected a repeatable task")
     known = [field.name for field in dataclasses.fields(DATASETS[task][1])]
     for name in query:
         if name not in known:
-            raise _refusal(spec, f"task {task!r} has no field {name!r}, nearest are {_nearest(name, known)}")
+            raise UserError(f"task {task!r} has no field {name!r}, nearest are {_nearest(name, known)}")
     fields = {"seed": 0} | {name: _literal(value) for name, value in query.items()}
     if not isinstance(fields["seed"], int):
-        raise _refusal(spec, f"seed is {fields['seed']!r}, expected an integer")
+        raise UserError(f"seed is {fields['seed']!r}, expected an integer")
     try:
         return create_dataset(task, **fields)
     except Exception as error:
         # 100 tasks by many hands: their validation raises AssertionError, ValueError, TypeError and more.
-        raise _refusal(spec, f"task {task!r} refuses its fields: {error}") from error
+        raise UserError(f"task {task!r} refuses its fields: {error}") from error
 
 
 def _gym_problems(spec: str, _task: str, _query: Mapping[str, str]) -> Iterator[Problem]:
@@ -114,11 +150,9 @@ def _gym_problems(spec: str, _task: str, _query: Mapping[str, str]) -> Iterator[
         try:
             entry = dataset[index]
         except Exception as error:
-            raise _refusal(spec, f"the task fails to draw its problem {index}: {error}") from error
+            raise UserError(f"the task fails to draw its problem {index}: {error}") from error
         if not entry["answer"]:
-            raise _refusal(
-                spec, f"problem {index} has no reference answer, expected a task whose problems all have one"
-            )
+            raise UserError(f"problem {index} has no reference answer, expected a task whose problems all have one")
         yield Problem(
             question=entry["question"],
             answer=str(entry["answer"]),
@@ -130,23 +164,11 @@ def _gym_problems(spec: str, _task: str, _query: Mapping[str, str]) -> Iterator[
 
 
 def _jsonl_problems(spec: str, path: str, query: Mapping[str, str]) -> Iterator[Problem]:
-    if not epath.Path(path).expanduser().is_file():
-        raise _refusal(spec, f"no such file {path!r}")
+    return _mapped_problems(spec, tables.read_jsonl(path), query)
 
-    def rows() -> Iterator[tuple[str, Mapping]]:
-        # Lines of bytes: str.splitlines would also cut at U+2028, which JSON allows inside a string.
-        for number, line in enumerate(epath.Path(path).expanduser().read_bytes().splitlines(), start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise _refusal(spec, f"{path}:{number}: not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise _refusal(spec, f"{path}:{number}: a JSON {type(row).__name__}, expected an object")
-            yield f"{path}:{number}", row
 
-    return _mapped_problems(spec, rows(), query)
+def _parquet_problems(spec: str, path: str, query: Mapping[str, str]) -> Iterator[Problem]:
+    return _mapped_problems(spec, tables.read_parquet(path), query)
 
 
 def _tfds_problems(spec: str, path: str, query: Mapping[str, str]) -> Iterator[Problem]:
@@ -155,58 +177,50 @@ def _tfds_problems(spec: str, path: str, query: Mapping[str, str]) -> Iterator[P
     columns = dict(query)
     split = columns.pop("split", "train")
     if not epath.Path(path).expanduser().is_dir():
-        raise _refusal(spec, f"no such directory {path!r}")
+        raise UserError(f"no such directory {path!r}")
     try:
         rows = tfds.builder_from_directory(epath.Path(path).expanduser()).as_data_source(split)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise _refusal(spec, f"TFDS cannot read split {split!r} of {path!r}: {reason}") from error
+        raise UserError(f"TFDS cannot read split {split!r} of {path!r}: {reason}") from error
     return _mapped_problems(spec, ((f"{path}:{split}[{i}]", rows[i]) for i in range(len(rows))), columns)
 
 
-_LOADERS = {"gym": _gym_problems, "jsonl": _jsonl_problems, "tfds": _tfds_problems}
-_COLUMNS = ("question", "answer", "solution", "hint")
+_LOADERS = {
+    "gym": _gym_problems,
+    "jsonl": _jsonl_problems,
+    "parquet": _parquet_problems,
+    "tfds": _tfds_problems,
+}
 
 
-def _mapped_problems(spec: str, rows: Iterable[tuple[str, Mapping]], columns: Mapping[str, str]) -> Iterator[Problem]:
+def _mapped_problems(spec: str, rows: Iterable[tables.Row], columns: Mapping[str, str]) -> Iterator[Problem]:
     """One problem a row; a column that the spec names must exist, `solution` and `hint` may otherwise be absent."""
     for name in columns:
-        if name not in _COLUMNS:
-            raise _refusal(spec, f"unknown query key {name!r}, expected one of {', '.join(_COLUMNS)}")
+        if name not in layouts.FIELDS:
+            raise UserError(f"unknown query key {name!r}, expected one of {', '.join(layouts.FIELDS)}")
     for index, (where, row) in enumerate(rows):
         text = {}
-        for field in _COLUMNS:
+        for field in layouts.FIELDS:
             column = columns.get(field, field)
             if column not in row and (field in columns or field in ("question", "answer")):
-                raise _refusal(spec, f"{where}: no field {column!r}, expected it to hold the {field}")
-            text[field] = _as_text(spec, where, column, row.get(column), is_answer=field == "answer")
+                raise UserError(f"{where}: no field {column!r}, expected it to hold the {field}")
+            try:
+                text[field] = layouts.as_text(row, column, number=field == "answer")
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from error
             if not text[field] and field in ("question", "answer"):
-                raise _refusal(spec, f"{where}: field {column!r} is empty, expected the {field}")
+                raise UserError(f"{where}: field {column!r} is empty, expected the {field}")
         yield Problem(**text, source=spec, index=index, scorer="math")
 
 
-def _as_text(spec: str, where: str, column: str, value: Any, *, is_answer: bool) -> str:
-    """The stripped text of one field: null is "", TFDS gives bytes and NumPy scalars, an answer may be a number."""
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, bytes):
-        value = value.decode()
-    if value is None:
-        return ""
-    if is_answer and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise _refusal(spec, f"{where}: field {column!r} is a {type(value).__name__}, expected a string")
-    return value.strip()
-
-
-def _split_query(spec: str, rest: str) -> tuple[str, dict[str, str]]:
+def _split_query(rest: str) -> tuple[str, dict[str, str]]:
     # Not urllib's parse_qs: it turns "+" into a space, and operators=("+","-") is a value of several tasks.
     target, _, query = rest.partition("?")
     pairs = [pair.partition("=") for pair in query.split("&") if pair]
     for name, equals, value in pairs:
         if not (name and equals and value):
-            raise _refusal(spec, f"{name + equals + value!r} in its query, expected name=value")
+            raise UserError(f"{name + equals + value!r} in its query, expected name=value")
     return target, {name: value for name, _, value in pairs}
 
 
@@ -217,13 +231,10 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _normalise(question: str) -> str:
+def normalise(question: str) -> str:
+    """What two questions share when they are the same problem."""
     return " ".join(question.casefold().split())
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     return ", ".join(difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.0))
-
-
-def _refusal(spec: str, reason: str) -> UserError:
-    return UserError(f"data.sources: {spec!r}: {reason}")

@@ -1,5 +1,6 @@
-"""Held-out evaluation: Avg@k with standard errors by problem, unbiased Pass@k, and figures of health."""
+"""Evaluation: Avg@k with standard errors by problem, unbiased Pass@k and figures of health, by benchmark and in all."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
@@ -10,11 +11,23 @@ from jax.sharding import Mesh
 
 from dasd_jax.batch import Params
 from dasd_jax.data.pipeline import PromptSet
+from dasd_jax.data.sources import Problem, labels
 from dasd_jax.mesh import put_rows, replicate, row_shards
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout.sampler import Sampling, rollout
-from dasd_jax.rollout.verifier import Verdict, Verifier
+from dasd_jax.rollout.verifier import Verifier
 from dasd_jax.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What became of the K samples of one problem; each list has K entries."""
+
+    example_id: int
+    reward: list[float]
+    length: list[int]  # tokens, the stop token among them
+    finished: list[bool]
+    error: list[str]  # as in Verdict
 
 
 def pass_at_k(num_samples: int, num_correct: np.ndarray, k: int) -> float:
@@ -51,78 +64,101 @@ def evaluate(
     prompts: PromptSet,
     verifier: Verifier,
     sampling: Sampling,
-    num_problems: int,
+    example_ids: Sequence[int],
     rows: int,
     seed: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    known: Sequence[Answers] = (),
+    each_batch: Callable[[list[Answers]], None] = lambda batch: None,
 ) -> dict:
-    """Answers the first `num_problems` held-out problems and scores them.
+    """Answers the problems `example_ids` and scores them.
 
-    The draws depend on the seed and the problem alone, so two checkpoints meet the same random numbers.
+    The draws depend on the seed and the problem alone, so two checkpoints meet the same random numbers, and an
+    evaluation that goes on behind the `known` answers of an interrupted one ends like a whole one.
 
     Args:
         rows: responses sampled at a time, about; what one device program holds.
-        progress: called with (problems done, problems in all).
+        known: answers to the first of `example_ids`, in that order.
+        each_batch: called with the answers of every batch of problems as soon as they are scored.
 
     Returns:
-        A dictionary for JSON: figures over all problems, per source under "sources", the mean over sources under
-        "macro", and "per_problem" with the share of right samples of each problem.
+        What `summary` says of all answers.
     """
     shards = row_shards(mesh)
     size = max(rows // sampling.rollouts // shards, 1) * shards
-    num_problems = min(num_problems, len(prompts))
-    count = 0
-    problems, verdicts, lengths, finished = [], [], [], []
-    for batch, live in prompts.in_order(size, num_problems):
+    answers = list(known)
+    for batch, live in prompts.in_order(size, example_ids[len(known) :]):
         written = rollout(
             model, sampling, params, put_rows(mesh, batch), *replicate(mesh, (jnp.int32(seed),)), "eval", jnp.int32(0)
         )
-        response, mask, done = jax.device_get((written.response, written.response_mask, written.finished))
-        asked = [prompts.problems[i] for i in batch.example_id[live]]
+        response, mask, finished = jax.device_get((written.response, written.response_mask, written.finished))
+        ids = batch.example_id[live].tolist()
         keep = np.repeat(live, sampling.rollouts)
         texts = texts_of(tokenizer, response[keep], mask[keep])
-        verdicts += verifier.verify([problem for problem in asked for _ in range(sampling.rollouts)], texts)
-        problems += asked
-        lengths += mask[keep].sum(axis=1).tolist()
-        finished += done[keep].tolist()
-        count += len(asked)
-        progress(count, num_problems)
+        verdicts = verifier.verify([prompts.problems[i] for i in ids for _ in range(sampling.rollouts)], texts)
+        columns = {
+            "reward": [verdict.reward for verdict in verdicts],
+            "length": mask[keep].sum(axis=1).tolist(),
+            "finished": finished[keep].tolist(),
+            "error": [verdict.error for verdict in verdicts],
+        }
+        starts = range(0, len(verdicts), sampling.rollouts)
+        of_batch = [
+            Answers(i, **{name: column[start : start + sampling.rollouts] for name, column in columns.items()})
+            for i, start in zip(ids, starts, strict=True)
+        ]
+        answers += of_batch
+        each_batch(of_batch)
+    return summary(prompts.problems, answers)
 
-    groups: dict[str, list[int]] = {}
-    for index, problem in enumerate(problems):
-        groups.setdefault(problem.source, []).append(index)
-    samples = sampling.rollouts
 
-    def figures(chosen: Sequence[int]) -> dict:
-        rows = [i * samples + g for i in chosen for g in range(samples)]
-        return _figures([verdicts[r] for r in rows], [lengths[r] for r in rows], [finished[r] for r in rows], samples)
+def summary(problems: Sequence[Problem], answers: Sequence[Answers]) -> dict:
+    """The figures of an evaluation, as a dictionary for JSON.
 
-    sources = {source: figures(chosen) for source, chosen in groups.items()}
-    whole = figures(range(len(problems)))
-    average, passed = f"avg@{samples}", f"pass@{samples}"
+    Args:
+        problems: by example id.
+        answers: at least one, all with the same number of samples.
+
+    Returns:
+        Figures over all problems; under "benchmarks" those of each source by its label; under "macro" their means,
+        each benchmark counting once; and "per_problem" with the share of right samples of each problem.
+    """
+    groups: dict[str, list[Answers]] = {}
+    for answer in answers:
+        groups.setdefault(problems[answer.example_id].source, []).append(answer)
+    names = labels(groups)
+    benchmarks = {names[source]: _figures(group) for source, group in groups.items()}
     return {
-        **whole,
-        "samples": samples,
-        "macro": {name: float(np.mean([source[name] for source in sources.values()])) for name in (average, passed)},
-        "sources": sources,
-        "per_problem": np.array([v.reward for v in verdicts]).reshape(-1, samples).mean(axis=1).tolist(),
+        **_figures(answers),
+        "samples": len(answers[0].reward),
+        "macro": _macro(list(benchmarks.values())),
+        "benchmarks": benchmarks,
+        "per_problem": [float(np.mean(answer.reward)) for answer in answers],
     }
 
 
-def _figures(verdicts: list[Verdict], lengths: list[int], finished: list[bool], samples: int) -> dict:
-    correct = np.array([verdict.reward for verdict in verdicts]).reshape(-1, samples)
+def _figures(answers: Sequence[Answers]) -> dict:
+    correct = np.array([answer.reward for answer in answers])
+    errors = np.array([answer.error for answer in answers])
+    samples = correct.shape[1]
     ks = sorted({2**i for i in range(samples.bit_length()) if 2**i <= samples} | {samples})
     return {
         "problems": len(correct),
         f"avg@{samples}": float(correct.mean()),
         "standard_error": standard_error(correct.mean(axis=1)),
         **{f"pass@{k}": pass_at_k(samples, correct.sum(axis=1), k) for k in ks},
-        "length_mean": float(np.mean(lengths)),
-        "truncated_frac": 1.0 - float(np.mean(finished)),
-        "parse_failure_frac": float(np.mean([verdict.parse_failure for verdict in verdicts])),
-        "unreadable_frac": float(np.mean([verdict.unreadable for verdict in verdicts])),
-        "timeout_frac": float(np.mean([verdict.timeout for verdict in verdicts])),
+        "length_mean": float(np.mean([answer.length for answer in answers])),
+        "truncated_frac": 1.0 - float(np.mean([answer.finished for answer in answers])),
+        "parse_failure_frac": float(np.mean(errors == "parse")),
+        "unreadable_frac": float(np.mean(errors == "unreadable")),
+        "timeout_frac": float(np.mean(errors == "timeout")),
     }
+
+
+def _macro(benchmarks: Sequence[dict]) -> dict:
+    """Means over benchmarks, whose problems are independent of one another; "problems" is their sum."""
+    mean = {name: float(np.mean([figures[name] for figures in benchmarks])) for name in benchmarks[0]}
+    error = math.sqrt(sum(figures["standard_error"] ** 2 for figures in benchmarks)) / len(benchmarks)
+    return mean | {"problems": sum(figures["problems"] for figures in benchmarks), "standard_error": error}
 
 
 def rise(before: dict, after: dict) -> tuple[float, float]:

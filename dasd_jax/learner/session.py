@@ -1,6 +1,7 @@
 """What every command needs before it can start: the tokenizer, the problems and the model that a config names."""
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -8,7 +9,7 @@ from jax.sharding import Mesh
 from dasd_jax.batch import Params
 from dasd_jax.config import Config, ModelGroup
 from dasd_jax.data.pipeline import PromptSet, PromptText
-from dasd_jax.data.sources import Problem, load_problems, split_heldout
+from dasd_jax.data.sources import Problem, load_benchmarks, load_problems, normalise, split_heldout
 from dasd_jax.errors import UserError
 from dasd_jax.mesh import row_shards
 from dasd_jax.model import params as param_table
@@ -82,16 +83,28 @@ def check_vocabulary(tokenizer: Tokenizer, model: ModelConfig) -> None:
 
 
 def open_problems(config: Config) -> tuple[list[Problem], list[Problem], dict[str, int]]:
-    """(training problems, held-out problems, counts of what was read and left out), shots among the former.
+    """(training problems, problems to evaluate, counts of what was read and left out), shots among the former.
+
+    The second are the benchmarks', or those held out of the sources; neither stands among the first.
 
     Raises:
-        UserError: sources that cannot be read, or too few problems in them.
+        UserError: sources or benchmarks that cannot be read, or too few problems in them.
     """
     problems, counts = load_problems(config.data.sources)
+    benchmarks = load_benchmarks(config.data.benchmarks)
+    if benchmarks:
+        asked = {normalise(problem.question) for problem in benchmarks}
+        unasked = [problem for problem in problems if normalise(problem.question) not in asked]
+        counts["in a benchmark"] = len(problems) - len(unasked)
+        problems = unasked
+        if not problems:
+            raise UserError("data.sources: all of their problems are in data.benchmarks: expected others to train on")
     train, heldout = split_heldout(problems, config.data.heldout)
     if config.data.shots >= len(train):
         raise UserError(f"data.shots: {config.data.shots}: expected fewer than the {len(train)} training problems")
-    return train, heldout, counts
+    if benchmarks and heldout:
+        counts["held out and not evaluated"] = len(heldout)
+    return train, benchmarks or heldout, counts
 
 
 def prompt_text(config: Config, train: list[Problem]) -> PromptText:
@@ -105,10 +118,10 @@ def prompt_text(config: Config, train: list[Problem]) -> PromptText:
 
 
 def open_prompts(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, PromptSet, dict[str, int]]:
-    """Training and held-out problems, tokenised.
+    """Training problems and those to evaluate, tokenised.
 
     Returns:
-        (training without the shots, held out, counts of what was read and left out).
+        (training without the shots, to evaluate, counts of what was read and left out).
 
     Raises:
         UserError: sources that cannot be read, or nothing that fits.
@@ -124,13 +137,52 @@ def open_prompts(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, Promp
         teacher_width=config.rollout.teacher_prompt_length if method in NEEDS_TEACHER else 0,
         target_width=config.rollout.max_new_tokens if method == "sft" else 0,
     )
-    # Every method is held to the same problems, whatever it shows its teacher.
-    heldout_set = PromptSet(heldout, tokenizer, text, student_width=width)
-    counts = {**counts, "training": len(train_set), "held out": len(heldout_set)}
+    heldout_set = _evaluation_set(config, heldout, tokenizer, text)
+    counts = {**counts, "training": len(train_set), "to evaluate": len(heldout_set)}
     for prompt_set in (train_set, heldout_set):
         for reason, count in prompt_set.dropped.items():
             counts[reason] = counts.get(reason, 0) + count
     return train_set, heldout_set, counts
+
+
+def open_evaluation(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, dict[str, int]]:
+    """The problems to evaluate, tokenised, and the counts of those and of what was left out.
+
+    Benchmarks without shots need no training source: another machine may evaluate what this one trains.
+
+    Raises:
+        UserError: sources or benchmarks that cannot be read, or nothing that fits.
+    """
+    if config.data.benchmarks and not config.data.shots:
+        train, heldout = [], load_benchmarks(config.data.benchmarks)
+    else:
+        train, heldout, _ = open_problems(config)
+    prompts = _evaluation_set(config, heldout, tokenizer, prompt_text(config, train))
+    return prompts, {"to evaluate": len(prompts), **prompts.dropped}
+
+
+def _evaluation_set(config: Config, problems: list[Problem], tokenizer: Tokenizer, text: PromptText) -> PromptSet:
+    # Every method is held to the same problems, whatever it shows its teacher.
+    field = "data.benchmarks" if config.data.benchmarks else "data.sources"
+    prompts = PromptSet(problems, tokenizer, text, student_width=config.rollout.prompt_length, field=field)
+    left = {problem.source for problem in prompts.problems}
+    for spec in config.data.benchmarks:
+        if spec not in left:
+            raise UserError(f"data.benchmarks: {spec!r}: no problem fits rollout.prompt_length: expected at least one")
+    return prompts
+
+
+def evaluated(config: Config, prompts: PromptSet) -> list[int]:
+    """The example ids that an evaluation answers: the first `run.eval_problems` of each benchmark, or of all."""
+    limit = config.run.eval_problems or len(prompts)
+    taken: Counter[str] = Counter()
+    chosen = []
+    for example_id, problem in enumerate(prompts.problems):
+        group = problem.source if config.data.benchmarks else ""
+        if taken[group] < limit:
+            taken[group] += 1
+            chosen.append(example_id)
+    return chosen
 
 
 def check_rows(config: Config, mesh: Mesh) -> None:

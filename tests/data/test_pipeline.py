@@ -57,7 +57,7 @@ def test_prompts_that_do_not_fit_are_dropped_and_counted():
 
 def test_prompts_are_whole_and_end_in_the_last_column():
     kept = prompt_set()
-    batch = next(iter(kept.in_order(4, 10)))[0]
+    batch = next(iter(kept.in_order(4, range(10))))[0]
     teacher = kept.teacher_batch(batch.example_id)
     for row, i in enumerate(batch.example_id):
         problem = kept.problems[i]
@@ -86,5 +86,7 @@ def test_a_batch_larger_than_the_data_is_refused():
 
 
 def test_evaluation_sees_each_problem_once_and_marks_what_fills_up():
-    seen = [batch.example_id[live].tolist() for batch, live in prompt_set().in_order(4, 10)]
+    seen = [batch.example_id[live].tolist() for batch, live in prompt_set().in_order(4, range(10))]
     assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    [(batch, live)] = prompt_set().in_order(4, [7, 3])
+    assert batch.example_id.tolist() == [7, 3, 7, 3] and live.tolist() == [True, True, False, False]

@@ -5,9 +5,11 @@ import json
 import sys
 import textwrap
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from dasd_jax.data.sources import Problem, load_problems, load_source, split_heldout
+from dasd_jax.data.sources import Problem, labels, load_problems, load_source, split_heldout
 from dasd_jax.errors import UserError
 
 ADDITIONS = "gym:chain_sum?min_terms=2&max_terms=2&max_digits=1&size=300&seed=0"
@@ -123,7 +125,7 @@ def test_holding_out_everything_is_refused(num_heldout):
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ("parquet:/x", "unknown scheme, expected one of gym:, jsonl:, tfds:"),
+        ("csv:/x", "unknown scheme, expected one of gym:, jsonl:, parquet:, tfds:"),
         ("chain_sum", "unknown scheme"),
         ("gym:chain_sun", "no reasoning-gym task 'chain_sun', nearest are chain_sum"),
         ("gym:chain_sum?min_term=2", "has no field 'min_term', nearest are min_terms"),
@@ -175,3 +177,29 @@ def test_nothing_to_read_is_refused(tmp_path):
         load_problems([])
     with pytest.raises(UserError, match="unknown query key 'quesiton', expected one of question, answer"):
         load_source(write_lines(tmp_path / "p.jsonl", GOOD) + "?quesiton=q")
+
+
+def test_parquet_rows_are_problems_too(tmp_path):
+    path = tmp_path / "p.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"problem": ["1+1?", "1+2?"], "answer": [2, 3]}), path)
+    problems = load_source(f"parquet:{path}?question=problem")
+    assert [(p.question, p.answer, p.index) for p in problems] == [("1+1?", "2", 0), ("1+2?", "3", 1)]
+    with pytest.raises(UserError, match=r"p.parquet\[0\]: no field 'question', expected it to hold the question"):
+        load_source(f"parquet:{path}")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match="data.sources: .*p.parquet: cannot be read as Parquet"):
+        load_source(f"parquet:{path}")
+
+
+def test_a_label_is_the_task_or_the_last_part_of_the_path():
+    gym = ("gym:lcm?size=2", "gym:chain_sum?size=2", "gym:chain_sum?size=3")
+    files = ("tfds:data/aime24/?split=train", "jsonl:/d/math500.jsonl?question=q", "tfds:/d/hmmt/1.0.0", "tfds:dapo")
+    assert labels(gym + files) == {
+        "gym:lcm?size=2": "lcm",
+        "gym:chain_sum?size=2": "gym:chain_sum?size=2",
+        "gym:chain_sum?size=3": "gym:chain_sum?size=3",
+        "tfds:data/aime24/?split=train": "aime24",
+        "jsonl:/d/math500.jsonl?question=q": "math500",
+        "tfds:/d/hmmt/1.0.0": "hmmt",
+        "tfds:dapo": "dapo",
+    }

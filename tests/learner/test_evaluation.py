@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from dasd_jax.learner.evaluation import pass_at_k, rise, standard_error
+from dasd_jax.data.sources import Problem
+from dasd_jax.learner.evaluation import Answers, pass_at_k, rise, standard_error, summary
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer():
@@ -32,3 +33,37 @@ def test_the_standard_error_is_by_problem():
 def test_the_rise_is_paired():
     before, after = {"per_problem": [0.0, 0.5, 1.0]}, {"per_problem": [0.25, 0.75, 1.25]}
     assert rise(before, after) == pytest.approx((0.25, 0.0))
+
+
+def problem(source):
+    return Problem(question="q", answer="1", source=source, index=0, scorer="math")
+
+
+def answers(example_id, *reward, length=10, finished=True):
+    count = len(reward)
+    return Answers(example_id, list(reward), [length] * count, [finished] * count, ["parse"] + [""] * (count - 1))
+
+
+def test_each_benchmark_counts_once_in_the_macro_average():
+    """Three problems of one benchmark and one of another: .5 and 1 by hand, and errors by problem."""
+    problems = [problem("tfds:data/aime24"), problem("tfds:data/math500?split=train")]
+    given = [answers(0, 1, 1, 0, 0), answers(0, 1, 1, 1, 1), answers(0, 0, 0, 0, 0), answers(1, 1, 1, 1, 1, length=30)]
+    result = summary(problems, given)
+    assert list(result["benchmarks"]) == ["aime24", "math500"]
+    aime, math500, macro = result["benchmarks"]["aime24"], result["benchmarks"]["math500"], result["macro"]
+    assert (aime["avg@4"], math500["avg@4"], macro["avg@4"]) == (0.5, 1.0, 0.75)
+    assert result["avg@4"] == pytest.approx(10 / 16)
+    assert aime["standard_error"] == pytest.approx(0.5 / np.sqrt(3))
+    assert macro["standard_error"] == pytest.approx(0.5 / np.sqrt(3) / 2)
+    assert aime["pass@2"] == pytest.approx((5 / 6 + 1 + 0) / 3) and macro["pass@2"] == pytest.approx((11 / 18 + 1) / 2)
+    assert [name for name in result if name.startswith("pass@")] == ["pass@1", "pass@2", "pass@4"]
+    assert (aime["length_mean"], math500["length_mean"], macro["length_mean"]) == (10, 30, 20)
+    assert (result["problems"], aime["problems"], macro["problems"]) == (4, 3, 4)
+    assert macro["parse_failure_frac"] == 0.25 and macro["truncated_frac"] == 0
+    assert result["per_problem"] == [0.5, 1.0, 0.0, 1.0]
+
+
+def test_128_samples_are_estimated_at_every_power_of_two():
+    result = summary([problem("tfds:x")], [answers(0, 1, *[0] * 127)])
+    estimates = {name: value for name, value in result.items() if name.startswith("pass@")}
+    assert estimates == pytest.approx({f"pass@{2**i}": 2**i / 128 for i in range(8)})

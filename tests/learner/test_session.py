@@ -1,0 +1,86 @@
+"""Benchmarks: what is evaluated instead of a part of the sources, and never trained on."""
+
+import json
+
+import pytest
+
+from dasd_jax import cli, config
+from dasd_jax.errors import UserError
+from dasd_jax.learner import session
+from dasd_jax.text.tokenizer import load_tokenizer
+
+BYTES = load_tokenizer("byte")
+
+
+def write(path, questions):
+    path.write_text("".join(json.dumps({"question": question, "answer": "1"}) + "\n" for question in questions))
+    return f"jsonl:{path}"
+
+
+def tiny(sources, benchmarks, eval_problems=0, **data):
+    raw = cli.load_config("configs/qwen_math.py", "tiny").to_dict()
+    raw["data"] |= {"sources": tuple(sources), "benchmarks": tuple(benchmarks), "heldout": 0} | data
+    raw["run"]["eval_problems"] = eval_problems
+    return config.from_dict(raw)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A source of 20 problems, and two benchmarks that share 3 and 1 of them."""
+    source = write(tmp_path / "source.jsonl", [f"What is {i} + 1?" for i in range(20)])
+    shared = [f"what  is {i} + 1? " for i in range(3)]
+    first = write(tmp_path / "first.jsonl", [*shared, *(f"What is {i} - 1?" for i in range(4))])
+    second = write(tmp_path / "second.jsonl", ["WHAT IS 19 + 1?", "What is 2 * 2?"])
+    return source, first, second
+
+
+def test_problems_of_a_benchmark_are_not_trained_on(files):
+    source, first, second = files
+    train, evaluated, counts = session.open_prompts(tiny([source], [first, second]), BYTES)
+    assert len(train) == 16 and counts["in a benchmark"] == 4 and counts["training"] == 16
+    assert not {f"What is {i} + 1?" for i in (0, 1, 2, 19)} & {problem.question for problem in train.problems}
+    assert [problem.source for problem in evaluated.problems] == [first] * 7 + [second] * 2
+    assert counts["to evaluate"] == 9
+    _, _, both = session.open_prompts(tiny([source], [first], heldout=5), BYTES)
+    assert both["held out and not evaluated"] == 5 and both["training"] == 20 - 3 - 5
+    _, _, without = session.open_prompts(tiny([source], [], heldout=4), BYTES)
+    assert "in a benchmark" not in without and without["training"] == 16
+
+
+def test_the_number_of_problems_is_capped_in_each_benchmark(files):
+    source, first, second = files
+    for cap, expected in ((0, 7 + 2), (1, 1 + 1), (5, 5 + 2)):
+        capped = tiny([source], [first, second], eval_problems=cap)
+        prompts, counts = session.open_evaluation(capped, BYTES)
+        chosen = session.evaluated(capped, prompts)
+        assert len(chosen) == expected and counts["to evaluate"] == 9
+        assert {prompts.problems[i].source for i in chosen} == {first, second}
+    heldout = tiny([source], [], eval_problems=3, heldout=4)
+    assert session.evaluated(heldout, session.open_evaluation(heldout, BYTES)[0]) == [0, 1, 2]
+
+
+def test_benchmarks_are_evaluated_without_the_training_sources(files):
+    _, first, second = files
+    elsewhere = tiny(["jsonl:/nowhere.jsonl"], [first, second])
+    assert len(session.open_evaluation(elsewhere, BYTES)[0]) == 9
+
+
+def test_mistaken_benchmarks_are_one_line_each(files, tmp_path):
+    source, first, _ = files
+    empty = write(tmp_path / "empty.jsonl", [])
+    long = write(tmp_path / "long.jsonl", ["long " * 100])
+    all_of_them = write(tmp_path / "all.jsonl", [f"What is {i} + 1?" for i in range(20)])
+    for benchmarks, reason in (
+        ([first, empty], f"data.benchmarks: '{empty}': no problems in it, expected at least one"),
+        (["jsonl:/nowhere.jsonl"], "data.benchmarks: 'jsonl:/nowhere.jsonl': no such file '/nowhere.jsonl'"),
+        ([first, long], f"data.benchmarks: '{long}': no problem fits rollout.prompt_length: expected at least one"),
+        ([long], "data.benchmarks: no problem is left of 1: dropped 1 with a student prompt longer than 192 tokens"),
+        ([all_of_them], "data.sources: all of their problems are in data.benchmarks: expected others to train on"),
+    ):
+        with pytest.raises(UserError) as refusal:
+            session.open_prompts(tiny([source], benchmarks), BYTES)
+        assert str(refusal.value) == reason
+    with pytest.raises(UserError, match="expected each benchmark once"):
+        tiny([source], [first, first])
+    with pytest.raises(UserError, match="data.heldout: 0: expected at least 1 problem"):
+        tiny([source], [])

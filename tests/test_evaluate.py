@@ -1,0 +1,53 @@
+"""The file of an interrupted evaluation: what it keeps, what it forgets, and whose it is."""
+
+import pytest
+
+from dasd_jax.errors import UserError
+from dasd_jax.evaluate import Partial
+from dasd_jax.learner.evaluation import Answers
+
+IDENTITY = {"checkpoint": "4", "run.eval_samples": 2, "data.benchmarks": ("tfds:a",)}
+
+
+def answers(example_id):
+    return Answers(example_id, reward=[0.0, 1.0], length=[3, 4], finished=[True, False], error=["parse", ""])
+
+
+def test_what_was_appended_is_known_to_the_next_start(tmp_path):
+    path = tmp_path / "eval" / "4.partial.jsonl"
+    first = Partial(path, IDENTITY)
+    assert first.known == []
+    first.append([answers(7), answers(2)])
+    first.append([answers(5)])
+    assert Partial(path, IDENTITY).known == [answers(7), answers(2), answers(5)]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_a_line_that_a_kill_cut_short_is_forgotten(tmp_path, kept):
+    path = tmp_path / "4.partial.jsonl"
+    Partial(path, IDENTITY).append([answers(7), answers(2)])
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[: kept + 1])[:-5])
+    again = Partial(path, IDENTITY)
+    assert len(again.known) == max(kept - 1, 0)
+    again.append([answers(9)])
+    assert Partial(path, IDENTITY).known == [*again.known, answers(9)]
+
+
+def test_a_file_without_an_answer_is_nobodys(tmp_path):
+    path = tmp_path / "4.partial.jsonl"
+    Partial(path, IDENTITY)
+    Partial(path, IDENTITY | {"run.eval_samples": 128}).append([answers(7)])
+    assert Partial(path, IDENTITY | {"run.eval_samples": 128}).known == [answers(7)]
+
+
+def test_a_file_of_other_settings_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "4.partial.jsonl"
+    Partial(path, IDENTITY).append([answers(7)])
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="was begun with run.eval_samples = 2, not 128: expected the same settings, or"):
+        Partial(path, IDENTITY | {"run.eval_samples": 128})
+    path.write_bytes(before + b"half a line\n")
+    with pytest.raises(UserError, match="is damaged"):
+        Partial(path, IDENTITY)
+    assert path.read_bytes() == before + b"half a line\n"
