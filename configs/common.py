@@ -27,7 +27,7 @@ def base() -> ml_collections.ConfigDict:
             "heldout": 128,  # problems of smallest hash, never trained on; without benchmarks evaluated, and at least 1
             "shots": 0,  # worked examples before the problem, 0 or more, taken from the training problems
             "instruction": "boxed",  # boxed | answer_line: how the answer is asked for
-            "privileged": "answer",  # answer | solution | hint: what the teacher is shown
+            "privileged": "answer",  # answer | solution | hint | sibling (verified rollout): what the teacher is shown
             "thinking": "default",  # default | on | off: told to chat templates that know it, on both sides
         }
     )
@@ -41,6 +41,7 @@ def base() -> ml_collections.ConfigDict:
             "temperature": 1.0,  # > 0; statistics are of log_softmax(logits / temperature)
             "top_k": 0,  # 0 in training: truncated sampling has no matching score pass
             "top_p": 1.0,  # 1.0 in training, for the same reason
+            "resample": 0,  # further batches a step that replace groups whose rewards are all equal; 0: none
             "verifier_workers": 8,  # processes, at least 1
             "verifier_deadline_s": 5.0,  # seconds an answer; later is wrong
             "verifier_memory_mb": 2048,  # MiB of address space a process
@@ -67,6 +68,7 @@ def base() -> ml_collections.ConfigDict:
             "clip_low": 0.2,  # in (0, 1): ratios below 1 - clip_low stop counting
             "clip_high": 0.2,  # > 0: ratios above 1 + clip_high stop counting
             "truncated": "zero",  # zero | score | drop_from_loss: what an unfinished response is worth
+            "overlong_tokens": 0,  # tokens before the limit over which the reward falls by up to 1; 0: no penalty
             "token_chunk": 1024,  # tokens a device whose logits exist at one time
         }
     )
@@ -80,6 +82,7 @@ def base() -> ml_collections.ConfigDict:
             "b2": 0.95,  # in [0, 1)
             "eps": 1e-8,  # > 0
             "grad_clip": 1.0,  # > 0, global norm
+            "moment_dtype": "float32",  # float32 | bfloat16: of Adam's first moment
             "minibatches": 4,  # optimiser steps a rollout batch; divides rollout.problems
             "microbatches": 1,  # parts of a minibatch whose gradients are summed; memory falls, nothing else changes
         }
@@ -96,7 +99,7 @@ def base() -> ml_collections.ConfigDict:
             "steps": 200,  # rollout batches
             "seed": 0,  # 0 to 2147483647: order of the data, sampling, random weights
             "checkpoint_every": 10,  # steps
-            "keep_checkpoints": 2,  # the newest N stay
+            "keep_checkpoints": 2,  # the newest N stay, and the best one of those evaluated (run.eval_every)
             "eval_every": 0,  # steps between held-out evaluations; 0: only before and after
             "eval_problems": 128,  # of each benchmark, or held out and at most data.heldout; 0: all of them
             "eval_samples": 16,  # responses to each of them (K of Avg@K and Pass@k)

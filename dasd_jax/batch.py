@@ -30,7 +30,10 @@ class PromptBatch:
 
 @struct.dataclass
 class TeacherBatch:
-    """The same problems with privileged context; built after verification, one row per problem."""
+    """The same problems with privileged context; built after verification.
+
+    One prompt a problem, or [B, G, Q] where each rollout's teacher is shown something else.
+    """
 
     teacher_prompt: Array  # i32[B, Q], left-padded
     teacher_prompt_mask: Array  # bool[B, Q]

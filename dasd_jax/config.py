@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 from dasd_jax.errors import UserError
 from dasd_jax.mesh import MeshConfig
 from dasd_jax.objective.credit import METHODS, ROUTES, SCALES, DasdParams
+from dasd_jax.text.prompts import PRIVILEGED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ class DataGroup:
         _require("data.heldout", self.heldout, self.heldout >= fewest, f"at least {fewest} problem(s)")
         _require("data.shots", self.shots, self.shots >= 0, "0 or more")
         _one_of("data.instruction", self.instruction, ("boxed", "answer_line"))
-        _one_of("data.privileged", self.privileged, ("answer", "solution", "hint"))
+        _one_of("data.privileged", self.privileged, tuple(PRIVILEGED))
         _one_of("data.thinking", self.thinking, ("default", "on", "off"))
 
     @property
@@ -68,6 +69,7 @@ class RolloutGroup:
     temperature: float
     top_k: int
     top_p: float
+    resample: int
     verifier_workers: int
     verifier_deadline_s: float
     verifier_memory_mb: int
@@ -83,6 +85,7 @@ class RolloutGroup:
         # The score pass sees the whole distribution: ratios against a truncated one would be of two different things.
         _require("rollout.top_k", self.top_k, self.top_k == 0, "0 in training")
         _require("rollout.top_p", self.top_p, self.top_p == 1.0, "1.0 in training")
+        _require("rollout.resample", self.resample, self.resample >= 0, "0 or more batches")
         _require("rollout.verifier_workers", self.verifier_workers, self.verifier_workers >= 1, "at least 1")
         _require("rollout.verifier_deadline_s", self.verifier_deadline_s, self.verifier_deadline_s > 0, "> 0 seconds")
         _require("rollout.verifier_memory_mb", self.verifier_memory_mb, self.verifier_memory_mb >= 512, "512 or more")
@@ -99,6 +102,7 @@ class ObjectiveGroup(DasdParams):
     clip_low: float = 0.2
     clip_high: float = 0.2
     truncated: str = "zero"
+    overlong_tokens: int = 0
     token_chunk: int = 256
 
     def __post_init__(self):
@@ -114,6 +118,7 @@ class ObjectiveGroup(DasdParams):
             _require(f"objective.{name}", getattr(self, name), getattr(self, name) >= 0, "0 or more")
         for name in ("s_min", "clip_high"):
             _require(f"objective.{name}", getattr(self, name), getattr(self, name) > 0, "> 0")
+        _require("objective.overlong_tokens", self.overlong_tokens, self.overlong_tokens >= 0, "0 (off) or more tokens")
         for name in ("min_tokens", "token_chunk"):
             _require(f"objective.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1 token")
         if self.form == "full" and self.method != "dasd":
@@ -132,11 +137,13 @@ class OptimGroup:
     b2: float
     eps: float
     grad_clip: float
+    moment_dtype: str
     minibatches: int
     microbatches: int
 
     def __post_init__(self):
         _require("optim.learning_rate", self.learning_rate, self.learning_rate > 0, "> 0")
+        _one_of("optim.moment_dtype", self.moment_dtype, ("float32", "bfloat16"))
         _one_of("optim.schedule", self.schedule, ("constant", "cosine"))
         _require("optim.warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "0 or more optimiser steps")
         _require("optim.weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
@@ -195,6 +202,12 @@ class Config:
             self.rollout.problems,
             self.rollout.problems % parts == 0,
             f"a multiple of optim.minibatches * optim.microbatches = {parts}",
+        )
+        _require(
+            "objective.overlong_tokens",
+            self.objective.overlong_tokens,
+            self.objective.overlong_tokens <= self.rollout.max_new_tokens,
+            f"at most rollout.max_new_tokens = {self.rollout.max_new_tokens}",
         )
         _require(
             "run.eval_problems",

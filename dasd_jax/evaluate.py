@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     """The command."""
     flags = cli.parser(__doc__)
     flags.add_argument(
-        "--checkpoint", default="", metavar="STEP", help="step, path, or start for untrained (default: newest)"
+        "--checkpoint", default="", metavar="STEP", help="step, best, path, or start for untrained (default: newest)"
     )
     command = cli.parse(flags, argv)
     config, workdir, which = command.config, command.workdir, command.flags.checkpoint

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     flags = cli.parser(__doc__)
     flags.add_argument("--prompt", required=True, metavar="TEXT", help="the question; - reads standard input")
     flags.add_argument(
-        "--checkpoint", default="", metavar="STEP", help="step, path, or start for untrained (default: newest)"
+        "--checkpoint", default="", metavar="STEP", help="step, best, path, or start for untrained (default: newest)"
     )
     command = cli.parse(flags, argv)
     config = command.config

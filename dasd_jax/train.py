@@ -16,18 +16,18 @@ import jax
 import numpy as np
 
 from dasd_jax import cli
-from dasd_jax.batch import PromptBatch, RolloutBatch
+from dasd_jax.batch import TeacherBatch, TokenStats
 from dasd_jax.config import Config
 from dasd_jax.errors import TrainingError, UserError
 from dasd_jax.learner import checkpoint, session
-from dasd_jax.learner.evaluation import evaluate, rise, texts_of
-from dasd_jax.learner.metrics import Display, RunLog, read_metrics, write_json
+from dasd_jax.learner.collect import Collected, Collector
+from dasd_jax.learner.evaluation import evaluate, rise
+from dasd_jax.learner.metrics import Clock, Display, RunLog, read_metrics, write_json
 from dasd_jax.learner.optim import make_optimizer, make_schedule
-from dasd_jax.learner.step import StepConfig, score_step, supervised_experience, train_step
-from dasd_jax.mesh import make_mesh, put_rows, replicate, row_shards
-from dasd_jax.objective.credit import dense_bound, smallest_advantage
-from dasd_jax.rollout.sampler import rollout
-from dasd_jax.rollout.verifier import Verdict, Verifier
+from dasd_jax.learner.step import Experience, StepConfig, score_step, supervised_experience, train_step
+from dasd_jax.mesh import make_mesh, put_rows, row_shards
+from dasd_jax.objective.credit import NEEDS_TEACHER, dense_bound, smallest_advantage
+from dasd_jax.rollout.verifier import Verifier
 
 
 def main(argv: list[str]) -> None:
@@ -68,7 +68,7 @@ class Trainer:
         session.check_rows(config, mesh)
         self.tokenizer = session.open_tokenizer(config.model)
         self.prompts, self.heldout, counts = session.open_prompts(config, self.tokenizer)
-        self.batches = self.prompts.batches(config.rollout.problems, config.run.seed)
+        self.views_checked = False
         num_updates = config.run.steps * config.optim.minibatches
         self.schedule = make_schedule(config.optim, num_updates)
         self.optimizer = make_optimizer(config.optim, num_updates)
@@ -90,8 +90,8 @@ class Trainer:
             microbatches=config.optim.microbatches,
             row_shards=row_shards(mesh),
         )
-        self.sampling = session.training_sampling(config, self.tokenizer)
-        self.seed = replicate(mesh, np.int32(config.run.seed))
+        sampling = session.training_sampling(config, self.tokenizer)
+        self.collector = Collector(config, mesh, self.model, self.tokenizer, sampling, self.prompts, verifier)
 
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / "config.json", dataclasses.asdict(config))
@@ -116,15 +116,16 @@ class Trainer:
                 self.log.write(0, self._evaluate(0))
             for step in range(int(self.state.step) + 1, config.run.steps + 1):
                 metrics, samples = self._step(step)
-                last = step == config.run.steps
+                last, best = step == config.run.steps, False
                 if last or (config.run.eval_every and step % config.run.eval_every == 0):
                     metrics |= self._evaluate(step)
+                    best = self._is_best(metrics)
                 self.log.write(step, metrics, samples)
                 self.display.step(step, metrics)
                 stopping = stop.asked  # read once: the signal may come between two looks
-                if last or stopping or step % config.run.checkpoint_every == 0:
+                if last or best or stopping or step % config.run.checkpoint_every == 0:
                     self.display.phase("checkpoint")
-                    checkpoint.save(self.workdir, self.state, self.model, config.run.keep_checkpoints)
+                    checkpoint.save(self.workdir, self.state, self.model, config.run.keep_checkpoints, best=best)
                 if stopping and not last:
                     self.display.say(f"stopped by a signal after step {step}; the same command goes on from here")
                     return
@@ -139,11 +140,10 @@ class Trainer:
 
     def _step(self, step: int) -> tuple[dict[str, float], list[dict]]:
         started = time.monotonic()
-        batch: PromptBatch = self.batches[int(self.state.batches_drawn)]
         if self.config.objective.method == "sft":
-            metrics, samples = self._learn_references(batch)
+            metrics, samples = self._learn_references()
         else:
-            metrics, samples = self._learn_rollouts(step, batch)
+            metrics, samples = self._learn_rollouts(step)
         updates_done = step * self.config.optim.minibatches
         metrics["optim/learning_rate"] = float(self.schedule(updates_done - 1))
         metrics["time/step_s"] = time.monotonic() - started
@@ -155,66 +155,60 @@ class Trainer:
             )
         return metrics, samples
 
-    def _learn_references(self, batch: PromptBatch) -> tuple[dict[str, float], list[dict]]:
+    def _learn_references(self) -> tuple[dict[str, float], list[dict]]:
         self.display.phase("update")
+        batch = self.collector.batches[int(self.state.batches_drawn)]
         target, mask = self.prompts.target_batch(batch.example_id)
         experience = supervised_experience(*put_rows(self.mesh, (batch, target, mask)))
         self.state, metrics = train_step(self.steps, self.optimizer, self.state, experience)
         return {name: float(value) for name, value in jax.device_get(metrics).items()}, []
 
-    def _learn_rollouts(self, step: int, batch: PromptBatch) -> tuple[dict[str, float], list[dict]]:
-        clock = _Clock(self.display)
-        with clock.phase("rollout"):
-            prompts = put_rows(self.mesh, batch)
-            written = rollout(
-                self.model, self.sampling, self.state.params, prompts, self.seed, "train", self.state.batches_drawn
-            )
-            on_host: RolloutBatch = jax.device_get(written)
-        with clock.phase("verify"):
-            problems = [self.prompts.problems[batch.example_id[i]] for i in on_host.prompt_index]
-            texts = texts_of(self.tokenizer, on_host.response, on_host.response_mask)
-            verdicts = self.verifier.verify(problems, texts)
-            reward, in_loss = self._reward(verdicts, on_host.finished)
+    def _learn_rollouts(self, step: int) -> tuple[dict[str, float], list[dict]]:
+        clock = Clock(self.display)
+        collected = self.collector.collect(self.state.params, int(self.state.batches_drawn), clock)
         with clock.phase("score"):
-            teacher = self.prompts.teacher_batch(batch.example_id)
-            experience, stats, metrics = score_step(
-                self.steps, self.state.params, prompts, *put_rows(self.mesh, (teacher,)), written,
-                *put_rows(self.mesh, (reward, in_loss)),
-            )  # fmt: skip
-            metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            teacher, metrics = self.collector.teacher_batch(collected)
+            experience, stats, scored = self._score(collected, teacher)
+            metrics |= {name: float(value) for name, value in jax.device_get(scored).items()}
         self._check_before_update(step, metrics, jax.device_get(experience.keep))
+        if not self.views_checked:
+            self._check_views(step, collected)
         self._warn_of_an_empty_arm(step, metrics)
-        samples = self._samples(on_host, problems, texts, verdicts, experience, stats)
+        samples = self._samples(collected, experience, stats)
         with clock.phase("update"):
-            self.state, learned = train_step(self.steps, self.optimizer, self.state, experience)
+            self.state, learned = train_step(self.steps, self.optimizer, self.state, experience, collected.batches)
             metrics |= {name: float(value) for name, value in jax.device_get(learned).items()}
-        lengths = on_host.response_mask.sum(axis=1)
-        by_group = reward.reshape(-1, self.config.rollout.rollouts)
-        return (
-            metrics
-            | clock.seconds
-            | {
-                "reward/mean": float(reward.mean()),
-                "reward/score_mean": float(np.mean([verdict.score for verdict in verdicts])),
-                "reward/mixed_groups_frac": float(np.mean(by_group.min(axis=1) < by_group.max(axis=1))),
-                "reward/parse_failure_frac": float(np.mean([verdict.parse_failure for verdict in verdicts])),
-                "reward/unreadable_frac": float(np.mean([verdict.unreadable for verdict in verdicts])),
-                "reward/timeout_frac": float(np.mean([verdict.timeout for verdict in verdicts])),
-                "rollout/length_mean": float(lengths.mean()),
-                "rollout/truncated_frac": float(1 - on_host.finished.mean()),
-                "tokens/generated_per_s": float(lengths.sum()) / clock.seconds["time/rollout_s"],
-                "tokens/padding_frac": float(1 - on_host.response_mask.mean()),
-            },
-            samples,
-        )
+        per_s = float(collected.rollouts.response_mask.sum()) / clock.seconds["time/rollout_s"]
+        metrics |= collected.metrics(self.config.rollout.rollouts) | {"tokens/generated_per_s": per_s}
+        return metrics | clock.seconds, samples
 
-    def _reward(self, verdicts: list[Verdict], finished: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """f32[rows] rewards of 0 or 1, and bool[rows] the rollouts that enter the loss."""
-        reward = np.array([verdict.reward for verdict in verdicts], np.float32)
-        how = self.config.objective.truncated
-        if how != "score":
-            reward = np.where(finished, reward, np.float32(0))
-        return reward, finished | (how != "drop_from_loss")
+    def _score(self, collected: Collected, teacher: TeacherBatch):
+        prompts, teacher, rollouts, reward, in_loss = put_rows(
+            self.mesh, (collected.prompts, teacher, collected.rollouts, collected.reward, collected.in_loss)
+        )
+        return score_step(self.steps, self.state.params, prompts, teacher, rollouts, reward, in_loss)
+
+    def _check_views(self, step: int, collected: Collected) -> None:
+        """Scores the first rollouts of this process once without privileged context: the views then have to agree.
+
+        A template or a position that differs between them would show at the first token of the response, and train.
+        """
+        self.views_checked = True
+        if self.config.objective.method not in NEEDS_TEACHER:
+            return
+        blank = self.prompts.blank_teacher_batch(collected.prompts.example_id)
+        if self.prompts.shows_siblings:
+            group = self.config.rollout.rollouts
+            blank = jax.tree.map(lambda x: np.repeat(x[:, None], group, axis=1), blank)
+        _, stats, _ = self._score(collected, blank)
+        gap = np.abs(np.subtract(*jax.device_get((stats.teacher_logp, stats.student_logp)))[:, 0])
+        gap = gap[collected.rollouts.response_mask[:, 0]].mean()
+        if not gap <= self.config.rollout.logp_gap_mean_max:
+            raise TrainingError(
+                f"step {step}: without privileged context the teacher is {gap:.4g} nats from the student at the first "
+                f"token > rollout.logp_gap_mean_max = {self.config.rollout.logp_gap_mean_max}: the two views differ in "
+                "more than the context, nothing was updated. Set model.compute_dtype to float32 in a new --workdir"
+            )
 
     def _check_before_update(self, step: int, metrics: dict[str, float], keep: np.ndarray) -> None:
         """Stops a run whose update would mean nothing.
@@ -257,8 +251,10 @@ class Trainer:
                 "(router/attract_mass, router/repel_mass); look at objective.rho and objective.rho_side"
             )
 
-    def _samples(self, written: RolloutBatch, problems, texts, verdicts, experience, stats) -> list[dict]:
+    def _samples(self, collected: Collected, experience: Experience, stats: TokenStats) -> list[dict]:
         """The first rollouts of the batch, token by token, for samples.jsonl."""
+        written, texts = collected.rollouts, collected.texts
+        problems, verdicts = collected.problems, collected.verdicts
         arrays = {"entropy": stats.student_entropy, "credit": experience.advantage, "route": experience.route}
         if stats.teacher_logp is not None:
             arrays["gap"] = stats.teacher_logp - stats.student_logp
@@ -317,6 +313,12 @@ class Trainer:
             metrics |= {f"eval/{name}/avg@{k}": average for name, average in averages.items()}
         return metrics | {"time/eval_s": time.monotonic() - started}
 
+    def _is_best(self, metrics: dict[str, float]) -> bool:
+        """Whether no earlier evaluation of this run, after at least one step, had as high an average."""
+        name = f"eval/{'macro/' if self.config.data.benchmarks else ''}avg@{self.config.run.eval_samples}"
+        earlier = [line[name] for line in read_metrics(self.workdir) if line["step"] > 0 and name in line]
+        return all(metrics[name] > value for value in earlier)
+
     def _done(self, seconds: float) -> dict:
         """What the run came to, from what lies in the workdir."""
         before, after = (
@@ -352,24 +354,6 @@ class Trainer:
 
 
 # ------------------------------------------------------------------------------------------------ small parts
-
-
-class _Clock:
-    """Times the phases of a step and shows their names."""
-
-    def __init__(self, display: Display):
-        self._display, self.seconds = display, {}
-
-    def phase(self, name: str):
-        self._name = name
-        return self
-
-    def __enter__(self):
-        self._display.phase(self._name)
-        self._started = time.monotonic()
-
-    def __exit__(self, *_):
-        self.seconds[f"time/{self._name}_s"] = time.monotonic() - self._started
 
 
 class _StopSignal:

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "dasd_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
-COMMANDS = {"train", "evaluate", "generate", "prepare", "fetch"}
+COMMANDS = {"train", "evaluate", "generate", "convert", "fetch", "prepare"}
 
 # What each room may import of the package, beside errors, batch and mesh, which everyone may.
 ARROWS = {
@@ -21,8 +21,8 @@ ARROWS = {
     # The verifier's workers draw a task's problem again from its source.
     "rollout": {"vocab", "model", "data", "rollout"},
     "objective": {"vocab", "objective"},
-    # Its classes are handed to the rooms; it reads the objective's constants to be checked at the door.
-    "config": {"objective"},
+    # Its classes are handed to the rooms; it reads the names that it checks at the door.
+    "config": {"objective", "text"},
     "learner": {"vocab", "model", "text", "data", "rollout", "objective", "config", "learner"},
     "cli": {"config"},
 }

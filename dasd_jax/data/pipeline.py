@@ -22,7 +22,7 @@ class PromptText:
     """What stands around a problem, the same for the student and the teacher."""
 
     instruction: str  # name in prompts.INSTRUCTIONS
-    privileged: str  # answer | solution | hint
+    privileged: str  # what the teacher is shown of problems that do not say it, a name in prompts.PRIVILEGED
     enable_thinking: bool | None
     shots: tuple[Problem, ...]
 
@@ -30,17 +30,15 @@ class PromptText:
         """Token ids of the prompt that the policy answers."""
         return self._encode(tokenizer, prompts.student_messages(problem.question, **self._common()))
 
-    def teacher(self, tokenizer: Tokenizer, problem: Problem) -> list[int]:
-        """Token ids of the same prompt with the privileged context in it."""
-        return self._encode(
-            tokenizer,
-            prompts.teacher_messages(
-                problem.question,
-                context_kind=self.privileged,
-                context=getattr(problem, self.privileged),
-                **self._common(),
-            ),
-        )
+    def kind(self, problem: Problem) -> str:
+        """What the teacher is shown of a problem."""
+        return problem.privileged or self.privileged
+
+    def teacher(self, tokenizer: Tokenizer, problem: Problem, context: str) -> list[int]:
+        """Token ids of the same prompt with privileged context in it; blank context gives the student's."""
+        kind = self.kind(problem)
+        messages = prompts.teacher_messages(problem.question, context_kind=kind, context=context, **self._common())
+        return self._encode(tokenizer, messages)
 
     def target(self, tokenizer: Tokenizer, problem: Problem) -> list[int]:
         """Token ids of the reference response, ended by a stop token: what supervised fine-tuning imitates."""
@@ -62,6 +60,7 @@ class PromptSet:
     Attributes:
         problems: those that are left.
         dropped: reason → how many problems were left out.
+        shows_siblings: some of the teacher's prompts hold another rollout of the same problem; see `teacher_rows`.
     """
 
     def __init__(
@@ -89,15 +88,20 @@ class PromptSet:
         kept, student, teacher, targets = [], [], [], []
         widths = {"student prompt": student_width, "teacher prompt": teacher_width, "reference response": target_width}
         self.dropped = {f"{what} longer than {width} tokens": 0 for what, width in widths.items() if width}
+        self.shows_siblings = False
         for problem in problems:
-            if teacher_width and not getattr(problem, text.privileged):
-                raise UserError(
-                    f"data.privileged: {text.privileged!r}: {problem.source} problem {problem.index} has none: "
-                    "expected it for every problem"
-                )
             encoded = {"student prompt": text.student(tokenizer, problem)}
             if teacher_width:
-                encoded["teacher prompt"] = text.teacher(tokenizer, problem)
+                kind = text.kind(problem)
+                self.shows_siblings |= kind == "sibling"
+                # A sibling is not written yet: until then its place is blank.
+                context = "" if kind == "sibling" else getattr(problem, kind)
+                if kind != "sibling" and not context:
+                    raise UserError(
+                        f"data.privileged: {kind!r}: {problem.source} problem {problem.index} has none: "
+                        "expected it for every problem"
+                    )
+                encoded["teacher prompt"] = text.teacher(tokenizer, problem, context)
             if target_width:
                 encoded["reference response"] = text.target(tokenizer, problem)
             misfit = next((what for what, ids in encoded.items() if len(ids) > widths[what]), None)
@@ -112,6 +116,7 @@ class PromptSet:
             reasons = ", ".join(f"{count} with a {reason}" for reason, count in self.dropped.items() if count)
             raise UserError(f"{field}: no problem is left of {len(problems)}: dropped {reasons}")
         self.problems: list[Problem] = kept
+        self._tokenizer, self._text, self._teacher_width = tokenizer, text, teacher_width
         self._student = prompts.left_pad(student, student_width, tokenizer.pad_id)
         self._teacher = prompts.left_pad(teacher, teacher_width, tokenizer.pad_id)
         self._target = prompts.right_pad(targets, target_width, tokenizer.pad_id)
@@ -132,6 +137,38 @@ class PromptSet:
         """The same problems with privileged context: i32[B] → TeacherBatch of NumPy arrays."""
         tokens, mask = self._teacher
         return TeacherBatch(teacher_prompt=tokens[example_id], teacher_prompt_mask=mask[example_id])
+
+    def blank_teacher_batch(self, example_id: np.ndarray) -> TeacherBatch:
+        """The same problems without privileged context: the student's prompts in the teacher's width."""
+        tokens, mask = self._student
+        ids = [tokens[i][mask[i]] for i in example_id]
+        return TeacherBatch(*prompts.left_pad(ids, self._teacher_width, self._tokenizer.pad_id))
+
+    def teacher_rows(self, example_id: np.ndarray, siblings: Sequence[str]) -> tuple[TeacherBatch, float]:
+        """A teacher prompt for every rollout.
+
+        Args:
+            example_id: i32[B].
+            siblings: a text for each of the B*G rollouts, problem-major: what its teacher is shown where the problem
+                shows siblings. Blank ones, and those that do not fit, leave the student's prompt: a gap of 0.
+
+        Returns:
+            (TeacherBatch of [B, G, Q], share of rollouts without context).
+        """
+        group, blank, sequences = len(siblings) // len(example_id), 0, []
+        tokens, mask = self._teacher
+        for row, sibling in enumerate(siblings):
+            index = example_id[row // group]
+            ids = tokens[index][mask[index]]
+            if self._text.kind(self.problems[index]) == "sibling":
+                shown = self._text.teacher(self._tokenizer, self.problems[index], sibling) if sibling else ids
+                fits = len(shown) <= self._teacher_width
+                blank += not sibling or not fits
+                ids = shown if fits else ids
+            sequences.append(ids)
+        padded = prompts.left_pad(sequences, self._teacher_width, self._tokenizer.pad_id)
+        batch = TeacherBatch(*(x.reshape(len(example_id), group, -1) for x in padded))
+        return batch, blank / len(siblings)
 
     def target_batch(self, example_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Reference responses, right-padded: i32[B] → (i32[B, R], bool[B, R])."""

@@ -5,6 +5,7 @@
     parquet:/path/file.parquet?question=problem                 the same for the rows of a Parquet file
     tfds:/path/to/prepared/dataset?split=train                  a TFDS data set in ArrayRecord form, no TensorFlow
 
+`privileged=answer|solution|hint|sibling` in the query of any of them says what the teacher is shown of its problems.
 Every mistake in a spec or in a file is a `UserError` that starts with the field that names it.
 """
 
@@ -23,6 +24,7 @@ from etils import epath
 
 from dasd_jax.data import layouts, tables
 from dasd_jax.errors import UserError
+from dasd_jax.text.prompts import PRIVILEGED
 
 # These tasks walk over sets while they draw, so the same (spec, index) is another problem in the next process: a
 # resumed run, a second host and the verifier's workers would each see their own.
@@ -42,6 +44,7 @@ class Problem:
     source: str  # the spec it came from
     index: int  # its place inside that source, before duplicates are removed
     scorer: str  # "math": math-verify against `answer`; "task": the reasoning-gym task's own `score_answer`
+    privileged: str = ""  # what the teacher is shown, where the spec says it; "" leaves it to data.privileged
 
 
 def load_source(spec: str, field: str = "data.sources") -> list[Problem]:
@@ -54,9 +57,14 @@ def load_source(spec: str, field: str = "data.sources") -> list[Problem]:
         scheme, colon, rest = spec.partition(":")
         if not colon or scheme not in _LOADERS:
             raise UserError(f"unknown scheme, expected one of {', '.join(f'{name}:' for name in _LOADERS)}")
-        problems = list(_LOADERS[scheme](spec, *_split_query(rest)))
+        target, query = _split_query(rest)
+        privileged = query.pop("privileged", "")
+        if privileged and privileged not in PRIVILEGED:
+            raise UserError(f"privileged={privileged}: expected one of {', '.join(PRIVILEGED)}")
+        problems = list(_LOADERS[scheme](spec, target, query))
         if not problems:
             raise UserError("no problems in it, expected at least one")
+        problems = [dataclasses.replace(problem, privileged=privileged) for problem in problems]
     except UserError as error:
         raise UserError(f"{field}: {spec!r}: {error}") from error
     return problems
@@ -126,6 +134,7 @@ def gym_dataset(spec: str) -> Any:
     from reasoning_gym.factory import DATASETS, create_dataset
 
     task, query = _split_query(spec.removeprefix("gym:"))
+    query.pop("privileged", None)
     if task not in DATASETS:
         raise UserError(f"no reasoning-gym task {task!r}, nearest are {_nearest(task, DATASETS)}")
     if task in _UNREPEATABLE_TASKS:

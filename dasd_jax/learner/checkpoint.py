@@ -12,6 +12,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +28,11 @@ from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.weights import file_sha256
 
 
-def save(workdir: Path, state: TrainState, model: ModelConfig, keep: int) -> Path:
-    """Writes the state as the newest checkpoint and removes those beyond the newest `keep`.
+def save(workdir: Path, state: TrainState, model: ModelConfig, keep: int, *, best: bool = False) -> Path:
+    """Writes the state as the newest checkpoint and removes those beyond the newest `keep` but the best.
+
+    Args:
+        best: it has the best held-out average so far: it stays until there is a better one.
 
     Returns:
         The checkpoint's folder; it is whole when this returns.
@@ -36,18 +40,30 @@ def save(workdir: Path, state: TrainState, model: ModelConfig, keep: int) -> Pat
     folder = workdir / "checkpoints" / f"{int(state.step):06d}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    # Before the manifest: a run that is killed between them goes on from the checkpoint before and comes here again.
+    if best:
+        draft = folder.parent / "best.tmp"
+        draft.write_text(folder.name)
+        draft.rename(folder.parent / "best")
     rest = {"opt_state": state.opt_state, "step": state.step, "batches_drawn": state.batches_drawn}
+    write(folder, model, {"params": state.params, "rest": rest})
+    for old in _folders(workdir)[:-keep]:
+        if old.name != _best(workdir):
+            shutil.rmtree(old)
+    return folder
+
+
+def write(folder: Path, model: ModelConfig, trees: dict[str, Any]) -> None:
+    """Writes trees of arrays, each into a folder of its name, and the manifest of all that then lies in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((folder / "params").absolute(), state.params)
-        checkpointer.save((folder / "rest").absolute(), rest)
+        for name, tree in trees.items():
+            checkpointer.save((folder / name).absolute(), tree)
         checkpointer.wait_until_finished()
     manifest = {"architecture": dataclasses.asdict(model), "files": _checksums(folder)}
     draft = folder / "manifest.tmp"
     draft.write_text(json.dumps(manifest, indent=1))
     draft.rename(folder / "manifest.json")
-    for old in _folders(workdir)[:-keep]:
-        shutil.rmtree(old)
-    return folder
 
 
 def latest(workdir: Path, *, set_aside: bool) -> Path | None:
@@ -58,7 +74,7 @@ def latest(workdir: Path, *, set_aside: bool) -> Path | None:
             since another may be writing one at this moment.
     """
     for folder in reversed(_folders(workdir)):
-        problem = _problem(folder)
+        problem = damage(folder)
         if not problem:
             return folder
         if not set_aside:
@@ -71,7 +87,7 @@ def latest(workdir: Path, *, set_aside: bool) -> Path | None:
 
 
 def find(workdir: Path, which: str) -> Path:
-    """The checkpoint that a person names: "" for the newest, a step number, or a path.
+    """The checkpoint that a person names: "" for the newest, "best", a step number, or a path.
 
     Raises:
         UserError: it does not exist or is not whole.
@@ -81,11 +97,15 @@ def find(workdir: Path, which: str) -> Path:
         if folder is None:
             raise UserError(f"--checkpoint: {workdir} holds no whole checkpoint: expected one; has the run started?")
         return folder
+    if which == "best":
+        which = _best(workdir)
+        if not which:
+            raise UserError(f"--checkpoint: best: {workdir} has none: expected a run with run.eval_every")
     folder = workdir / "checkpoints" / f"{int(which):06d}" if which.isdigit() else Path(which).expanduser()
     if not folder.is_dir():
         have = ", ".join(str(int(path.name)) for path in _folders(workdir)) or "none"
         raise UserError(f"--checkpoint: {which}: {folder} does not exist: expected a path or a step of {have}")
-    problem = _problem(folder)
+    problem = damage(folder)
     if problem:
         raise UserError(f"--checkpoint: {which}: {folder} is damaged: {problem}")
     return folder
@@ -129,12 +149,18 @@ def _folders(workdir: Path) -> list[Path]:
     return sorted(path for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit())
 
 
+def _best(workdir: Path) -> str:
+    """The name of the best checkpoint's folder, "" where none is."""
+    path = workdir / "checkpoints" / "best"
+    return path.read_text() if path.exists() else ""
+
+
 def _checksums(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
     return {str(path.relative_to(folder)): file_sha256(path) for path in files}
 
 
-def _problem(folder: Path) -> str:
+def damage(folder: Path) -> str:
     """What is wrong with a checkpoint, in a few words; empty when it is whole."""
     try:
         expected = json.loads((folder / "manifest.json").read_text())["files"]

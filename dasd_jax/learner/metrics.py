@@ -1,5 +1,6 @@
 """What a run says of itself: metrics.jsonl, TensorBoard events, samples.jsonl, and a live line on the terminal."""
 
+import contextlib
 import json
 import shutil
 import time
@@ -130,6 +131,23 @@ class Display:
     def close(self) -> None:
         """Gives the terminal back."""
         self._bar.stop()
+
+
+class Clock:
+    """Seconds of the phases of a step, each shown while it lasts; a phase that comes again adds up."""
+
+    def __init__(self, display: Display):
+        """Starts with no phase."""
+        self._display, self.seconds = display, {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str):
+        """Times what is done inside, as time/<name>_s."""
+        self._display.phase(name)
+        started = time.monotonic()
+        yield
+        key = f"time/{name}_s"
+        self.seconds[key] = self.seconds.get(key, 0.0) + time.monotonic() - started
 
 
 _SHOWN = {

@@ -28,5 +28,6 @@ def make_optimizer(config: OptimGroup, num_updates: int) -> optax.GradientTransf
             b2=config.b2,
             eps=config.eps,
             weight_decay=config.weight_decay,
+            mu_dtype=config.moment_dtype,
         ),
     )

@@ -11,6 +11,7 @@ from dasd_jax.config import Config, ModelGroup
 from dasd_jax.data.pipeline import PromptSet, PromptText
 from dasd_jax.data.sources import Problem, load_benchmarks, load_problems, normalise, split_heldout
 from dasd_jax.errors import UserError
+from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import row_shards
 from dasd_jax.model import params as param_table
 from dasd_jax.model import weights
@@ -52,11 +53,25 @@ def open_model(config: Config, mesh: Mesh) -> tuple[ModelConfig, Params]:
     if group.weights == "random":
         model, params = preset(group.preset), None
     else:
-        model, params = weights.load(group.weights, mesh)
+        model, params = load_weights(group.weights, mesh)
         if group.preset:
             _check_architecture(model, group.preset, group.weights)
     model = settle(config, model)
     return model, param_table.init(model, mesh, config.run.seed) if params is None else params
+
+
+def load_weights(path: str, mesh: Mesh) -> tuple[ModelConfig, Params]:
+    """Architecture and float32 parameters of a .gguf file, a Hugging Face folder, or a checkpoint of ours.
+
+    Raises:
+        UserError: they are damaged, or of a model that is not supported.
+    """
+    where = Path(path).expanduser()
+    if not (where / "manifest.json").is_file():
+        return weights.load(path, mesh)
+    if problem := checkpoint.damage(where):
+        raise UserError(f"model.weights: {path} is damaged: {problem}")
+    return checkpoint.restore_params(where, mesh)
 
 
 def settle(config: Config, model: ModelConfig) -> ModelConfig:

@@ -160,7 +160,11 @@ def supervised_experience(prompts: PromptBatch, target: Array, target_mask: Arra
 
 @partial(jax.jit, static_argnames=("config", "optimizer"), donate_argnames=("state",))
 def train_step(
-    config: StepConfig, optimizer: optax.GradientTransformation, state: TrainState, experience: Experience
+    config: StepConfig,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    experience: Experience,
+    batches: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimiser step for each minibatch of the rollout batch.
 
@@ -169,6 +173,7 @@ def train_step(
 
     Args:
         state: given up (its memory is reused).
+        batches: how many batches of the data went into the experience.
 
     Returns:
         (new state, scalars for the log: means over the minibatches).
@@ -200,7 +205,7 @@ def train_step(
     minibatches = jax.tree.map(partial(_cut, config.minibatches), experience)
     (params, opt_state), metrics = jax.lax.scan(update, (state.params, state.opt_state), minibatches)
     state = state.replace(
-        step=state.step + 1, params=params, opt_state=opt_state, batches_drawn=state.batches_drawn + 1
+        step=state.step + 1, params=params, opt_state=opt_state, batches_drawn=state.batches_drawn + batches
     )
     return state, jax.tree.map(jnp.mean, metrics)
 
@@ -263,7 +268,10 @@ def _view(config: StepConfig, params, prompt, prompt_mask, response, mask) -> tu
 def _teacher_view(config: StepConfig, params, teacher: TeacherBatch, response, mask) -> tuple[Array, Array]:
     """The teacher is the model under privileged context, and a constant: this is the one stop_gradient."""
     params = jax.lax.stop_gradient(params)
-    return _view(config, params, teacher.teacher_prompt, teacher.teacher_prompt_mask, response, mask)
+    prompt, prompt_mask = teacher.teacher_prompt, teacher.teacher_prompt_mask
+    if prompt.ndim == 3:
+        prompt, prompt_mask = _rows(prompt), _rows(prompt_mask)
+    return _view(config, params, prompt, prompt_mask, response, mask)
 
 
 def _by_problem(rollouts: int, x: Array, axis: int = 0) -> Array:

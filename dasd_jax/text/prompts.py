@@ -26,10 +26,12 @@ INSTRUCTIONS = {
 
 _ANSWERS = {"boxed": "\\boxed{%s}", "answer_line": "Answer: %s"}
 
-_PRIVILEGED = {
+PRIVILEGED = {
     "answer": "The correct answer to this problem is: {}",
     "solution": "Here is a correct solution to this problem:\n{}",
     "hint": "Here is a hint for this problem:\n{}",
+    # A response of the same policy that the verifier accepted: not to be trusted in its words, only in its end.
+    "sibling": "Here is an attempt at this problem that reached the correct answer:\n{}",
 }
 
 # The teacher scores tokens of a student who has seen no context. Left alone it expects a reply that quotes the context
@@ -61,17 +63,17 @@ def teacher_messages(
 
     Args:
       question, instruction, shots: as in `student_messages`.
-      context_kind: "answer", "solution" or "hint"; chooses the words around the context.
+      context_kind: one of `PRIVILEGED`; chooses the words around the context.
       context: the privileged text. Blank text gives exactly the student's messages, so that the gap is 0.
 
     Raises:
       ValueError: an unknown `context_kind`.
     """
-    if context_kind not in _PRIVILEGED:
-        raise ValueError(f"context_kind {context_kind!r}: expected one of {', '.join(_PRIVILEGED)}")
+    if context_kind not in PRIVILEGED:
+        raise ValueError(f"context_kind {context_kind!r}: expected one of {', '.join(PRIVILEGED)}")
     messages = student_messages(question, instruction=instruction, shots=shots)
     if context.strip():
-        privileged = f"{_PRIVILEGED[context_kind].format(context.strip())}\n\n{_TRANSITION}"
+        privileged = f"{PRIVILEGED[context_kind].format(context.strip())}\n\n{_TRANSITION}"
         messages[-1] = _user(question, privileged, instruction)
     return messages
 

@@ -7,7 +7,9 @@ their ids. Whoever tokenises text of strangers therefore lets them write special
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import gguf
@@ -97,6 +99,40 @@ def load_tokenizer(path: str) -> Tokenizer:
         ) from error
 
 
+def copy_tokenizer(path: str, folder: Path) -> None:
+    """Puts a tokenizer's files into a folder, so that it is found there, by transformers too.
+
+    Args:
+        path: a folder, or a .gguf, .model or tokenizer.json file, as for `load_tokenizer`.
+
+    Raises:
+        UserError: there is none at `path`.
+    """
+    tokenizer, source = load_tokenizer(path), Path(path).expanduser()
+    if source.suffix == ".gguf":
+        tokenizer.save(folder)
+        return
+    beside = source if source.is_dir() else source.parent
+    for name in _TOKENIZER_FILES:
+        if (beside / name).is_file():
+            shutil.copy(beside / name, folder / name)
+    if source.suffix == ".model":
+        shutil.copy(source, folder / "tokenizer.model")
+
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+
 class ByteTokenizer:
     """UTF-8 bytes and three ChatML markers; needs no file, for tests and smoke runs."""
 
@@ -160,6 +196,21 @@ class HubTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=True)
+
+    def save(self, folder: Path) -> None:
+        """Writes tokenizer.json and the files beside it that `load_tokenizer` and transformers read."""
+        self._backend.save(str(folder / "tokenizer.json"))
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": self.bos_token or None,
+            "eos_token": self.eos_token,
+            "pad_token": self._backend.id_to_token(self.pad_id),
+            "chat_template": self.chat_template,
+            "clean_up_tokenization_spaces": False,
+        }
+        generation = {"eos_token_id": list(self.stop_ids), "pad_token_id": self.pad_id}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False))
+        (folder / "generation_config.json").write_text(json.dumps(generation, indent=2))
 
     def piece(self, id: int) -> str:
         text = self._backend.decode([id], skip_special_tokens=False)

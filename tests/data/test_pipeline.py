@@ -1,5 +1,7 @@
 """The pipeline: a position is one integer, nothing is cut short in silence, and both views stand around one problem."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -50,7 +52,7 @@ def test_prompts_that_do_not_fit_are_dropped_and_counted():
     kept = prompt_set(items)
     assert len(kept) == 5
     assert kept.dropped["student prompt longer than 200 tokens"] == 1
-    tight = max(len(TEXT.teacher(BYTES, problem)) for problem in items[:5]) - 1
+    tight = max(len(TEXT.teacher(BYTES, problem, problem.answer)) for problem in items[:5]) - 1
     with pytest.raises(UserError, match=r"no problem is left of 5: dropped 5 with a teacher prompt longer than"):
         prompt_set(items[:5], teacher_width=tight)
 
@@ -62,7 +64,9 @@ def test_prompts_are_whole_and_end_in_the_last_column():
     for row, i in enumerate(batch.example_id):
         problem = kept.problems[i]
         assert batch.student_prompt[row][batch.student_prompt_mask[row]].tolist() == TEXT.student(BYTES, problem)
-        assert teacher.teacher_prompt[row][teacher.teacher_prompt_mask[row]].tolist() == TEXT.teacher(BYTES, problem)
+        assert teacher.teacher_prompt[row][teacher.teacher_prompt_mask[row]].tolist() == TEXT.teacher(
+            BYTES, problem, problem.answer
+        )
         assert batch.student_prompt_mask[row, -1] and teacher.teacher_prompt_mask[row, -1]
 
 
@@ -90,3 +94,35 @@ def test_evaluation_sees_each_problem_once_and_marks_what_fills_up():
     assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     [(batch, live)] = prompt_set().in_order(4, [7, 3])
     assert batch.example_id.tolist() == [7, 3, 7, 3] and live.tolist() == [True, True, False, False]
+
+
+def test_blank_context_gives_the_students_ids_in_the_teachers_width():
+    kept = prompt_set()
+    ids = np.array([3, 0, 7])
+    blank, batch = kept.blank_teacher_batch(ids), [kept[i] for i in ids]
+    assert blank.teacher_prompt.shape == (3, 400)
+    for row, item in enumerate(batch):
+        expected = item["student_prompt"][item["student_prompt_mask"]]
+        np.testing.assert_array_equal(blank.teacher_prompt[row][blank.teacher_prompt_mask[row]], expected)
+
+
+def test_every_rollout_is_shown_its_own_sibling_and_no_context_where_none_fits():
+    """Problem 0 shows siblings, problem 1 its answer: the teacher's prompt is that of the text it is shown."""
+    items = [
+        dataclasses.replace(problem, privileged=kind)
+        for problem, kind in zip(problems(2), ("sibling", ""), strict=True)
+    ]
+    kept = prompt_set(items)
+    assert kept.shows_siblings and not prompt_set().shows_siblings
+    siblings = ["it is 1", "", "far too long " * 40, "unread", "unread", "unread"]
+    batch, blank = kept.teacher_rows(np.array([0, 1]), siblings)
+    assert batch.teacher_prompt.shape == (2, 3, 400) and blank == pytest.approx(2 / 6)
+
+    def ids(problem, rollout):
+        return batch.teacher_prompt[problem, rollout][batch.teacher_prompt_mask[problem, rollout]].tolist()
+
+    student = TEXT.student(BYTES, items[0])
+    assert ids(0, 0) == TEXT.teacher(BYTES, items[0], "it is 1") != student
+    assert "it is 1" in BYTES.decode(ids(0, 0)) and "Use it to reach the right answer" in BYTES.decode(ids(0, 0))
+    assert ids(0, 1) == ids(0, 2) == student
+    assert all(ids(1, rollout) == TEXT.teacher(BYTES, items[1], "2") for rollout in range(3))

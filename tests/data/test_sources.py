@@ -203,3 +203,12 @@ def test_a_label_is_the_task_or_the_last_part_of_the_path():
         "tfds:/d/hmmt/1.0.0": "hmmt",
         "tfds:dapo": "dapo",
     }
+
+
+def test_a_source_says_what_its_teacher_is_shown(tmp_path):
+    spec = write_lines(tmp_path / "p.jsonl", GOOD)
+    assert load_source(spec)[0].privileged == ""
+    assert load_source(spec + "?privileged=sibling")[0].privileged == "sibling"
+    assert load_source("gym:chain_sum?size=2&privileged=answer")[1].privileged == "answer"
+    with pytest.raises(UserError, match="privileged=oracle: expected one of answer, solution, hint, sibling"):
+        load_source(spec + "?privileged=oracle")

@@ -54,6 +54,16 @@ def test_only_the_newest_are_kept(mesh, tmp_path):
     assert checkpoint.latest(tmp_path, set_aside=True).name == "000010"
 
 
+def test_the_best_one_stays_until_there_is_a_better_one(mesh, tmp_path):
+    for step, best in ((1, True), (2, False), (3, False), (4, True), (5, False)):
+        checkpoint.save(tmp_path, make_state(mesh, step), MODEL, keep=1, best=best)
+        assert checkpoint.find(tmp_path, "best").name == ("000001" if step < 4 else "000004")
+    folders = sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir())
+    assert folders == ["000004", "000005"]
+    with pytest.raises(UserError, match="--checkpoint: best"):
+        checkpoint.find(tmp_path / "other", "best")
+
+
 @pytest.mark.parametrize("damage", ["flipped byte", "no manifest", "cut manifest", "missing file", "empty folder"])
 def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_used(damage, mesh, tmp_path, capsys):
     for step in (2, 4):

@@ -1,0 +1,72 @@
+"""Turns weights into another form: python -m dasd_jax.convert --source=PATH --output=DIR --format=hf|checkpoint
+
+PATH is a .gguf file, a Hugging Face folder, a checkpoint of ours, or the folder of a run, whose newest checkpoint is
+taken. `hf` gives a folder that transformers loads; `checkpoint` gives one that model.weights takes, read by every
+device at once. The tokenizer goes with the weights.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import jax
+
+from dasd_jax import cli
+from dasd_jax.errors import UserError
+from dasd_jax.learner import checkpoint, session
+from dasd_jax.mesh import MeshConfig, make_mesh
+from dasd_jax.model import weights
+from dasd_jax.text.tokenizer import copy_tokenizer
+
+
+def main(argv: list[str]) -> None:
+    """The command."""
+    flags = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    flags.add_argument("--source", required=True, metavar="PATH", help="the weights")
+    flags.add_argument("--output", required=True, metavar="DIR", help="folder to write; must not exist yet")
+    flags.add_argument("--format", required=True, choices=("hf", "checkpoint"), help="what to write")
+    flags.add_argument("--dtype", default="bfloat16", choices=tuple(weights.DTYPES), help="of hf tensors")
+    flags.add_argument("--tokenizer", metavar="PATH", help="where the source has none beside it")
+    asked = flags.parse_args(argv)
+    output = Path(asked.output).expanduser().absolute()
+    if output.exists():
+        raise UserError(f"--output: {output} exists: expected a folder that does not exist yet")
+    source, tokenizer = _source(Path(asked.source).expanduser())
+    tokenizer = asked.tokenizer or tokenizer
+    mesh = make_mesh(MeshConfig())
+    with jax.set_mesh(mesh):
+        model, params = session.load_weights(str(source), mesh)
+        near = next(folder for folder in output.parents if folder.exists())
+        try:
+            with tempfile.TemporaryDirectory(dir=near, prefix=f".{output.name}.") as draft:
+                folder = Path(draft) / output.name
+                folder.mkdir()
+                if tokenizer:
+                    copy_tokenizer(tokenizer, folder)
+                if asked.format == "hf":
+                    weights.save_hf(folder, model, params, asked.dtype)
+                else:
+                    checkpoint.write(folder, model, {"params": params})
+                output.parent.mkdir(parents=True, exist_ok=True)
+                folder.rename(output)
+        except OSError as error:
+            raise UserError(f"--output: {output}: {error.strerror or error}: expected a folder to write in") from error
+    print(f"{model.num_params / 1e6:.1f} M parameters from {source}")
+    print(f"written to {output}" + ("" if tokenizer else ", without a tokenizer: name one with --tokenizer"))
+
+
+def _source(path: Path) -> tuple[Path, str]:
+    """The weights that a person means by a path, and where their tokenizer lies ("" where none is known)."""
+    if not path.exists():
+        raise UserError(f"--source: {path} does not exist: expected a .gguf file, a folder of weights or a run")
+    if (path / "checkpoints").is_dir():
+        group = json.loads((path / "config.json").read_text())["model"]
+        tokenizer = group["tokenizer"] or group["weights"]
+        return checkpoint.find(path, ""), "" if tokenizer == "byte" else tokenizer
+    has_one = path.is_file() or any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    return path, str(path) if has_one else ""
+
+
+if __name__ == "__main__":
+    cli.run(main)

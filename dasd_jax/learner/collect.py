@@ -1,0 +1,178 @@
+"""From prompts to verified rollouts: what one training step learns from, on the host."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dasd_jax.batch import Params, PromptBatch, RolloutBatch, TeacherBatch
+from dasd_jax.config import Config
+from dasd_jax.data.pipeline import PromptSet
+from dasd_jax.data.sources import Problem
+from dasd_jax.learner.evaluation import texts_of
+from dasd_jax.learner.metrics import Clock
+from dasd_jax.mesh import put_rows, replicate
+from dasd_jax.model.config import ModelConfig
+from dasd_jax.rollout.sampler import Sampling, rollout
+from dasd_jax.rollout.verifier import Verdict, Verifier
+from dasd_jax.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Collected:
+    """Verified rollouts of B problems, as NumPy arrays; lists hold one entry a row."""
+
+    prompts: PromptBatch
+    rollouts: RolloutBatch
+    problems: list[Problem]
+    texts: list[str]
+    verdicts: list[Verdict]
+    reward: np.ndarray  # f32[rows]
+    in_loss: np.ndarray  # bool[rows], False for rollouts that count in their group but not in the loss
+    batches: int  # drawn from the data for it
+
+    @property
+    def correct(self) -> np.ndarray:
+        """f32[rows]: the verifier's reward, whatever the objective makes of it."""
+        return np.array([verdict.reward for verdict in self.verdicts], np.float32)
+
+    def metrics(self, group: int) -> dict[str, float]:
+        """What the log says of it."""
+        lengths = self.rollouts.response_mask.sum(axis=1)
+        errors = [verdict.error for verdict in self.verdicts]
+        return {
+            "reward/mean": float(self.reward.mean()),
+            "reward/score_mean": float(np.mean([verdict.score for verdict in self.verdicts])),
+            "reward/mixed_groups_frac": float(np.mean(mixed(self.reward, group))),
+            **{
+                f"reward/{name}_frac": float(np.mean([found == error for found in errors]))
+                for name, error in (("parse_failure", "parse"), ("unreadable", "unreadable"), ("timeout", "timeout"))
+            },
+            "rollout/length_mean": float(lengths.mean()),
+            "rollout/truncated_frac": float(1 - self.rollouts.finished.mean()),
+            "rollout/batches": float(self.batches),
+            "tokens/padding_frac": float(1 - self.rollouts.response_mask.mean()),
+        }
+
+
+def mixed(reward: np.ndarray, group: int) -> np.ndarray:
+    """bool[B]: the groups whose rewards are not all equal; f32[B*G]."""
+    groups = reward.reshape(-1, group)
+    return groups.min(axis=1) < groups.max(axis=1)
+
+
+def rewards(config: Config, verdicts: Sequence[Verdict], finished: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """f32[rows]: the verifier's 0 or 1, 0 for what is truncated, less the penalty of what is nearly too long.
+
+    The penalty grows linearly from 0 to 1 over the last `objective.overlong_tokens` of the budget. Source: arXiv
+    2503.14476, equation 13.
+
+    Args:
+        finished: bool[rows].
+        length: i[rows], tokens.
+    """
+    reward = np.array([verdict.reward for verdict in verdicts], np.float32)
+    objective, budget = config.objective, config.rollout.max_new_tokens
+    if objective.truncated != "score":
+        reward = np.where(finished, reward, np.float32(0))
+    if objective.overlong_tokens:
+        over = (length - (budget - objective.overlong_tokens)) / objective.overlong_tokens
+        reward = reward - np.clip(over, 0, 1).astype(np.float32)
+    return reward
+
+
+class Collector:
+    """Samples and verifies."""
+
+    def __init__(
+        self,
+        config: Config,
+        mesh: Mesh,
+        model: ModelConfig,
+        tokenizer: Tokenizer,
+        sampling: Sampling,
+        prompts: PromptSet,
+        verifier: Verifier,
+    ):
+        """Makes the endless sequence of batches; their order depends on run.seed alone."""
+        self._config, self._mesh, self._model = config, mesh, model
+        self._tokenizer, self._sampling, self._prompts, self._verifier = tokenizer, sampling, prompts, verifier
+        self.batches = prompts.batches(config.rollout.problems, config.run.seed)
+        self._seed = replicate(mesh, np.int32(config.run.seed))
+
+    def collect(self, params: Params, batches_drawn: int, clock: Clock) -> Collected:
+        """Rollouts of one batch of problems; with `rollout.resample`, of more of them until every group is mixed.
+
+        Groups whose rewards are all equal teach the verifier's part nothing: they are replaced by mixed ones of up to
+        `rollout.resample` further batches, and stay where those are too few. Source: arXiv 2503.14476, section 3.2.
+        """
+        size, group = self._config.rollout.problems, self._config.rollout.rollouts
+        rounds = [self._round(params, batches_drawn, clock)]
+        while len(rounds) <= self._config.rollout.resample:
+            if sum(mixed(drawn.correct, group).sum() for drawn in rounds) >= size:
+                break
+            rounds.append(self._round(params, batches_drawn + len(rounds), clock))
+        return rounds[0] if len(rounds) == 1 else _first_mixed(rounds, size, group)
+
+    def teacher_batch(self, collected: Collected) -> tuple[TeacherBatch, dict[str, float]]:
+        """The teacher's prompts, built now because a verified sibling may be what it is shown; scalars for the log."""
+        if not self._prompts.shows_siblings:
+            return self._prompts.teacher_batch(collected.prompts.example_id), {}
+        right = (collected.correct > 0) & collected.rollouts.finished
+        siblings = _siblings(collected.texts, right, self._config.rollout.rollouts)
+        batch, blank = self._prompts.teacher_rows(collected.prompts.example_id, siblings)
+        return batch, {"teacher/blank_frac": blank}
+
+    def _round(self, params: Params, batches_drawn: int, clock: Clock) -> Collected:
+        batch: PromptBatch = self.batches[batches_drawn]
+        with clock.phase("rollout"):
+            step = replicate(self._mesh, np.int32(batches_drawn))
+            prompts = put_rows(self._mesh, batch)
+            written: RolloutBatch = jax.device_get(
+                rollout(self._model, self._sampling, params, prompts, self._seed, "train", step)
+            )
+        with clock.phase("verify"):
+            problems = [self._prompts.problems[batch.example_id[i]] for i in written.prompt_index]
+            texts = texts_of(self._tokenizer, written.response, written.response_mask)
+            verdicts = self._verifier.verify(problems, texts)
+            reward = rewards(self._config, verdicts, written.finished, written.response_mask.sum(axis=1))
+        in_loss = written.finished | (self._config.objective.truncated != "drop_from_loss")
+        return Collected(batch, written, problems, texts, verdicts, reward, in_loss, batches=1)
+
+
+def _first_mixed(rounds: list[Collected], size: int, group: int) -> Collected:
+    """The first `size` groups of several batches, mixed ones before the others."""
+    problems = jax.tree.map(lambda *parts: np.concatenate(parts), *(drawn.prompts for drawn in rounds))
+    rollouts = jax.tree.map(lambda *parts: np.concatenate(parts), *(drawn.rollouts for drawn in rounds))
+    is_mixed = np.concatenate([mixed(drawn.correct, group) for drawn in rounds])
+    groups = np.sort(np.argsort(~is_mixed, kind="stable")[:size])
+    rows = (groups[:, None] * group + np.arange(group)).reshape(-1)
+
+    def chosen(name: str) -> list:
+        whole = [entry for drawn in rounds for entry in getattr(drawn, name)]
+        return [whole[row] for row in rows]
+
+    rollouts = jax.tree.map(lambda x: x[rows], rollouts)
+    return Collected(
+        prompts=jax.tree.map(lambda x: x[groups], problems),
+        rollouts=rollouts.replace(prompt_index=np.repeat(np.arange(size, dtype=np.int32), group)),
+        problems=chosen("problems"),
+        texts=chosen("texts"),
+        verdicts=chosen("verdicts"),
+        reward=np.array(chosen("reward")),
+        in_loss=np.array(chosen("in_loss")),
+        batches=len(rounds),
+    )
+
+
+def _siblings(texts: Sequence[str], right: np.ndarray, group: int) -> list[str]:
+    """For every row the first right response of its group but itself, without its thinking; "" where there is none."""
+    shown = []
+    for row in range(len(texts)):
+        start = row - row % group
+        others = (other for other in range(start, start + group) if other != row and right[other])
+        other = next(others, None)
+        shown.append("" if other is None else texts[other].rpartition("</think>")[2].strip())
+    return shown

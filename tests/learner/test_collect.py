@@ -1,0 +1,93 @@
+"""What a step learns from: rewards, groups that teach something, and siblings."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dasd_jax import cli, config
+from dasd_jax.batch import PromptBatch, RolloutBatch
+from dasd_jax.learner import collect
+from dasd_jax.rollout.verifier import Verdict
+
+RIGHT, WRONG = Verdict(1.0, 1.0, "1"), Verdict(0.0, 0.2, "2")
+
+
+def tiny(**changes):
+    raw = cli.load_config("configs/qwen_math.py", "tiny").to_dict()
+    for name, value in changes.items():
+        group, _, field = name.partition("__")
+        raw[group][field] = value
+    return config.from_dict(raw)
+
+
+def test_a_reward_is_the_verdict_less_what_the_length_costs():
+    """The budget is 16 tokens, the last 8 of them cost 1 / 8 each; what is truncated is worth 0 before that."""
+    verdicts = [RIGHT, RIGHT, WRONG, RIGHT, RIGHT]
+    finished, length = np.array([True, True, True, True, False]), np.array([3, 8, 12, 14, 16])
+    plain = collect.rewards(tiny(), verdicts, finished, length)
+    np.testing.assert_array_equal(plain, [1, 1, 0, 1, 0])
+    np.testing.assert_array_equal(
+        collect.rewards(tiny(objective__truncated="score"), verdicts, finished, length), [1, 1, 0, 1, 1]
+    )
+    penalised = collect.rewards(tiny(objective__overlong_tokens=8), verdicts, finished, length)
+    np.testing.assert_allclose(penalised, [1, 1, -0.5, 0.25, -1])
+
+
+def test_a_row_is_shown_the_first_right_response_of_its_group_but_itself():
+    texts = ["a", "<think>hm</think> b", "c", "d", "e", "f"]
+    right = np.array([False, True, True, False, True, False])
+    assert collect._siblings(texts, right, 3) == ["b", "c", "b", "e", "", "e"]
+
+
+def drawn(example_ids, rewards):
+    """A batch of problems with two rollouts each, told apart by their ids."""
+    ids = np.array(example_ids, np.int32)
+    rows = np.repeat(ids, 2)
+    zeros = np.zeros((len(rows), 1), np.float32)
+    verdicts = [RIGHT if reward else WRONG for reward in rewards]
+    rollouts = RolloutBatch(
+        rows[:, None], zeros > -1, zeros, zeros, np.arange(len(rows)) // 2, rows * 0, rows > -1, rows
+    )
+    prompts = PromptBatch(ids[:, None], ids[:, None] > -1, ids)
+    texts = [str(row) for row in rows]
+    reward = np.array(rewards, np.float32)
+    return collect.Collected(prompts, rollouts, texts, texts, verdicts, reward, reward > -1, batches=1)
+
+
+class Drawer(collect.Collector):
+    """Draws prepared batches in the place of sampled ones."""
+
+    def __init__(self, resample, rounds):
+        self._config, self.rounds, self.asked = tiny(rollout__resample=resample), rounds, []
+        rollout = dataclasses.replace(self._config.rollout, problems=3, rollouts=2)
+        self._config = dataclasses.replace(self._config, rollout=rollout, optim=dataclasses.replace(
+            self._config.optim, minibatches=1, microbatches=1))  # fmt: skip
+
+    def _round(self, params, batches_drawn, clock):
+        self.asked.append(batches_drawn)
+        return self.rounds[len(self.asked) - 1]
+
+
+ROUNDS = [
+    drawn([1, 2, 3], [1, 1, 0, 1, 0, 0]),
+    drawn([4, 5, 6], [0, 0, 0, 0, 1, 0]),
+    drawn([7, 8, 9], [1, 0, 0, 1, 1, 0]),
+]
+
+
+@pytest.mark.parametrize(("resample", "groups"), [(0, [1, 2, 3]), (1, [1, 2, 6]), (2, [2, 6, 7]), (9, [2, 6, 7])])
+def test_groups_that_all_scored_the_same_are_replaced_by_mixed_ones(resample, groups):
+    """In the order of the draw; as many further batches as are allowed, and no more than are needed."""
+    drawer = Drawer(resample, ROUNDS)
+    got = drawer.collect(None, 10, None)
+    assert got.batches == len(drawer.asked) == min(resample, 2) + 1
+    assert drawer.asked == list(range(10, 10 + got.batches))
+    np.testing.assert_array_equal(got.prompts.example_id, groups)
+    rows = np.repeat(groups, 2)
+    np.testing.assert_array_equal(got.rollouts.response[:, 0], rows)
+    np.testing.assert_array_equal(got.rollouts.prompt_index, [0, 0, 1, 1, 2, 2])
+    assert got.texts == [str(row) for row in rows]
+    by_id = {i: d.reward[2 * n : 2 * n + 2] for d in ROUNDS for n, i in enumerate(d.prompts.example_id.tolist())}
+    np.testing.assert_array_equal(got.reward, np.concatenate([by_id[i] for i in groups]))
+    np.testing.assert_array_equal(got.correct, got.reward)

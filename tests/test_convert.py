@@ -1,0 +1,81 @@
+"""Weights change their form and nothing else."""
+
+import json
+import shutil
+import sys
+
+import jax
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models
+
+from dasd_jax import cli, convert
+from dasd_jax.learner import checkpoint, session
+from dasd_jax.model import params as param_table
+from dasd_jax.model import weights
+from dasd_jax.model.config import preset
+from dasd_jax.text.tokenizer import load_tokenizer
+
+TINY = preset("qwen3_tiny")
+
+
+@pytest.fixture
+def folder(mesh, tmp_path):
+    """A Hugging Face folder in bfloat16 with a tokenizer of three words."""
+    path = tmp_path / "hf"
+    weights.save_hf(path, TINY, param_table.init(TINY, mesh, 3))
+    tokenizer = Tokenizer(models.WordLevel({"one": 0, "two": 1, "<end>": 2}, unk_token="one"))
+    tokenizer.save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+    return path
+
+
+def files(path, ending=".safetensors"):
+    return {file.name: file.read_bytes() for file in path.iterdir() if file.name.endswith(ending)}
+
+
+def test_there_and_back_again_holds_the_same_bytes(folder, tmp_path):
+    ours, back = tmp_path / "ours", tmp_path / "back"
+    convert.main([f"--source={folder}", f"--output={ours}", "--format=checkpoint"])
+    assert not checkpoint.damage(ours)
+    convert.main([f"--source={ours}", f"--output={back}", "--format=hf"])
+    assert files(back, "") == files(folder, "")
+    assert load_tokenizer(str(ours)).stop_ids == load_tokenizer(str(back)).stop_ids == (2,)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "hf", "ours"]
+
+
+def test_a_converted_checkpoint_and_a_run_are_weights(folder, mesh, tmp_path):
+    """The newest checkpoint of a run gives what it holds; in float32 nothing is rounded."""
+    config, params = weights.load_hf(folder, mesh)
+    state = params | {"final_norm": params["final_norm"] + 2**-20}
+    checkpoint.write(tmp_path / "run" / "checkpoints" / "000007", config, {"params": state})
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"model": {"tokenizer": "", "weights": str(folder)}}))
+    out = tmp_path / "out"
+    convert.main([f"--source={tmp_path / 'run'}", f"--output={out}", "--format=hf", "--dtype=float32"])
+    loaded_config, loaded = session.load_weights(str(out), mesh)
+    assert loaded_config == config and (out / "tokenizer.json").exists()
+    jax.tree.map(np.testing.assert_array_equal, loaded, state)
+    of_checkpoint = session.load_weights(str(tmp_path / "run" / "checkpoints" / "000007"), mesh)[1]
+    jax.tree.map(np.testing.assert_array_equal, of_checkpoint, state)
+
+
+def test_mistakes_are_one_line_and_leave_nothing_behind(folder, tmp_path, monkeypatch, capsys):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    tensors = damaged / "model.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-1000])
+    before = sorted(tmp_path.iterdir())
+    for args, expected in (
+        (["--source=/nowhere", f"--output={tmp_path / 'out'}"], "--source: /nowhere does not exist: expected"),
+        ([f"--source={folder}", f"--output={damaged}"], f"--output: {damaged} exists: expected"),
+        ([f"--source={damaged}", f"--output={tmp_path / 'out'}"], f"model.weights: {damaged} is damaged: Safetensor"),
+        ([f"--source={folder}", f"--output={tmp_path / 'out'}", "--tokenizer=/nowhere"], "model.tokenizer='/nowhere'"),
+        ([f"--source={folder}", f"--output={tensors}/out"], f"--output: {tensors}/out"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["convert", *args, "--format=hf"])
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(convert.main)
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and error.count("\n") == 1
+        assert error.startswith(f"error: {expected}"), error
+        assert sorted(tmp_path.iterdir()) == before
