@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from safetensors.numpy import save_file
 
 from dasd_jax.errors import UserError
 from dasd_jax.model import params as param_table
-from dasd_jax.model import transformer, weights
+from dasd_jax.model import weights
 from dasd_jax.model.config import Llama3Scaling, YarnScaling, preset
 
 TINY = preset("qwen3_tiny")
@@ -156,48 +155,3 @@ def test_what_does_not_belong_is_named(mesh, tmp_path):
     shard = folder / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
     refused("is damaged")
-
-
-# ------------------------------------------------------------------------------------------------ the real model
-
-
-SMOLLM2 = Path("~/.cache/dasd_jax/SmolLM2-135M-Instruct.Q4_1.gguf").expanduser()
-TEXTS = [
-    "The capital of France is",
-    "What is 17 + 25? Answer: 42. Let me check: 17 + 20 = 37, and 37 + 5 = 42.",
-    "def fibonacci(n):\n    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)\n",
-    "Die Gleichung $x^2 - 5x + 6 = 0$ hat die Lösungen 2 und 3. 数学は楽しい。",
-]
-
-
-@pytest.mark.slow
-def test_smollm2_logits_equal_those_of_transformers_on_the_same_file(mesh):
-    """float32, ragged batch, max |Δ| < 1e-3 at a logit scale above 20, and the same most likely token."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from dasd_jax.text.prompts import left_pad
-    from dasd_jax.text.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(str(SMOLLM2))
-    reference = AutoModelForCausalLM.from_pretrained(
-        SMOLLM2.parent, gguf_file=SMOLLM2.name, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    config, params = weights.load(str(SMOLLM2), mesh)
-    ids = [tokenizer.encode(text) for text in TEXTS]
-    tokens, mask = left_pad(ids, max(map(len, ids)), tokenizer.pad_id)
-    hidden, _ = jax.jit(
-        lambda params: transformer.forward(
-            config, params, jnp.asarray(tokens), transformer.prompt_positions(jnp.asarray(mask)), jnp.asarray(mask)
-        )
-    )(params)
-    logits = np.asarray(transformer.unembed(config, params, hidden))
-    for row, sequence in enumerate(ids):
-        with torch.no_grad():
-            expected = reference(torch.tensor([sequence])).logits[0].numpy()
-        got = logits[row, -len(sequence) :]
-        difference = np.abs(got - expected).max()
-        print(f"row {row}: max |Δ| {difference:.2e} at scale {np.abs(expected).max():.1f}")
-        assert np.abs(expected).max() > 20
-        assert difference < 1e-3
-        np.testing.assert_array_equal(got.argmax(-1), expected.argmax(-1))
