@@ -18,8 +18,8 @@ def get_config(arg=""):
     config.data.update(
         {
             "sources": (
-                "gym:chain_sum?min_terms=2&max_terms=3&min_digits=2&max_digits=3&size=2000&seed=1",
-                "gym:basic_arithmetic?min_terms=2&max_terms=3&min_digits=1&max_digits=2&size=2000&seed=1",
+                "gym:chain_sum?min_terms=2&max_terms=2&min_digits=2&max_digits=3&size=2000&seed=1",
+                "gym:basic_arithmetic?min_terms=2&max_terms=2&min_digits=1&max_digits=2&size=2000&seed=1",
                 "gym:simple_equations?min_terms=2&max_terms=2&min_value=1&max_value=20&size=2000&seed=1",
             ),
             "heldout": 200,
@@ -42,7 +42,7 @@ def get_config(arg=""):
             "steps": 20,
             "checkpoint_every": 5,
             "keep_checkpoints": 1,
-            "eval_problems": 24,
+            "eval_problems": 16,
             "eval_samples": 4,
             "eval_top_p": 1.0,
             "logged_rollouts": 16,
