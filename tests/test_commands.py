@@ -12,6 +12,7 @@ import jax
 import pytest
 
 from dasd_jax import cli, train
+from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.mesh import make_mesh
 from dasd_jax.model.config import PRESETS, preset
 
@@ -224,6 +225,20 @@ def test_files_that_are_not_what_they_should_be_are_one_line_each(refused, tmp_p
         error = refused(*args, f"--workdir={workdir}")
         assert error.startswith(f"error: {expected}"), error
         assert not workdir.exists()
+
+
+def test_views_that_differ_in_more_than_the_context_stop_the_run(monkeypatch, capsys, tmp_path):
+    """The blank prompt is exchanged for the privileged one, as a template that differs between the views would do."""
+    monkeypatch.setattr(PromptSet, "blank_teacher_batch", PromptSet.teacher_batch)
+    monkeypatch.setattr(train, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+    args = [TINY, f"--workdir={tmp_path / 'w'}", *SHORT, "--config.rollout.logp_gap_mean_max=1e-6"]
+    monkeypatch.setattr(sys, "argv", ["train", *args])
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(train.main)
+    assert stopped.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: step 1: without privileged context the teacher is ") and error.count("\n") == 1
+    assert [line["step"] for line in numbers(tmp_path / "w")] == [0]
 
 
 def test_a_vocabulary_of_another_model_is_refused(refused, monkeypatch, tmp_path):

@@ -29,6 +29,7 @@ from dasd_jax.model.params import Leaf, shardings, table, tree
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 MAX_SHARD_BYTES = 4 * 10**9
+_ROWS_AT_A_TIME = 4096
 
 
 def check(path: str, sha256: str) -> None:
@@ -418,7 +419,12 @@ def _part(leaf: Leaf, read: Callable, index: tuple[slice, ...]) -> np.ndarray:
     here = tuple(bound.stop - bound.start for bound in bounds)
     if leaf.inputs:
         outputs, inputs = range(leaf.inputs, len(shape)), range(leaf.inputs)
-        values = read((flat(outputs), flat(inputs))).T
-    else:
-        values = read((flat(range(len(shape))),) if len(leaf.stored_shape) == 1 else tuple(bounds))
-    return np.ascontiguousarray(np.asarray(values).reshape(here), np.float32)
+        return np.ascontiguousarray(read((flat(outputs), flat(inputs))).T.reshape(here), np.float32)
+    if len(leaf.stored_shape) == 1:
+        return np.asarray(read((flat(range(len(shape))),)), np.float32).reshape(here)
+    # The vocabulary's matrices are by far the largest tensors: cast by rows, they need no second copy.
+    values = np.empty(here, np.float32)
+    for start in range(0, here[0], _ROWS_AT_A_TIME):
+        rows = slice(bounds[0].start + start, min(bounds[0].start + start + _ROWS_AT_A_TIME, bounds[0].stop))
+        values[start : start + _ROWS_AT_A_TIME] = read((rows, bounds[1]))
+    return values
