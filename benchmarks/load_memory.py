@@ -1,7 +1,7 @@
 """Host memory of reading a Hugging Face folder: python -m benchmarks.load_memory
 
-Writes a Llama of 0.5 B random parameters in bfloat16, in files of 512 MB, reads it in a process of its own and prints
-the peak of that process beside the float32 parameters, which on a CPU lie in the same memory, and the largest file.
+Writes a Llama of 0.5 B random parameters in bfloat16, in files of several sizes, reads it in a process of its own and
+prints its peak beside the float32 parameters, which on a CPU lie in the same memory, and the largest file.
 What the process holds after it has read a model of a thousandth of the size counts as there before.
 """
 
@@ -43,22 +43,33 @@ with jax.set_mesh(mesh):
 
 
 def main() -> None:
-    """Writes, reads, prints."""
+    """Writes, reads and prints for each size of files."""
     mesh = make_mesh(MeshConfig())
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as small, jax.set_mesh(mesh):
+    print(f"{MODEL.num_params / 1e6:.0f} M parameters, {4 * MODEL.num_params / 1e6:.0f} MB in float32\n")
+    print(
+        "| largest file, MB | files | peak, MB | before, MB | beside parameters and before, MB | of the largest file |"
+    )
+    print("|---|---|---|---|---|---|")
+    with jax.set_mesh(mesh):
+        params = param_table.init(MODEL, mesh, 0)
         tiny = dataclasses.replace(MODEL, vocab_size=320, num_layers=1, width=64, num_heads=1, num_kv_heads=1, ff=64)
-        weights.save_hf(Path(small), tiny, param_table.init(tiny, mesh, 0))
-        weights.MAX_SHARD_BYTES = 512 * 10**6
-        weights.save_hf(Path(folder), MODEL, param_table.init(MODEL, mesh, 0))
-        largest = max(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
-        count = len(list(Path(folder).glob("*.safetensors")))
-        done = subprocess.run([sys.executable, "-c", READ, folder, small], check=True, capture_output=True, text=True)
+        for size in (256 * 10**6, 512 * 10**6, 4 * 10**9):
+            with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as small:
+                weights.MAX_SHARD_BYTES = size
+                weights.save_hf(Path(small), tiny, param_table.init(tiny, mesh, 0))
+                weights.save_hf(Path(folder), MODEL, params)
+                read(Path(folder), small)
+
+
+def read(folder: Path, small: str) -> None:
+    """Reads a folder in another process and prints its row."""
+    sizes = [file.stat().st_size for file in folder.glob("*.safetensors")]
+    done = subprocess.run([sys.executable, "-c", READ, folder, small], check=True, capture_output=True, text=True)
     before, peak = map(int, done.stdout.split())
-    parameters = 4 * MODEL.num_params
-    beside = peak - before - parameters
-    print(f"{MODEL.num_params / 1e6:.0f} M parameters, {count} files, the largest of {largest / 1e6:.0f} MB")
-    print(f"peak {peak / 1e6:.0f} MB = {before / 1e6:.0f} MB before + {parameters / 1e6:.0f} MB float32 parameters")
-    print(f"       + {beside / 1e6:.0f} MB beside them: {beside / largest:.2f} of the largest file (limit 1.3)")
+    beside = peak - before - 4 * MODEL.num_params
+    numbers = (max(sizes), peak, before, beside)
+    largest, peak, before, beside = (f"{number / 1e6:.0f}" for number in numbers)
+    print(f"| {largest} | {len(sizes)} | {peak} | {before} | {beside} | {numbers[3] / numbers[0]:.2f} |")
 
 
 if __name__ == "__main__":
