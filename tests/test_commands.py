@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -21,12 +22,21 @@ TINY = "--config=configs/qwen_math.py:tiny"
 SHORT = ["--config.run.steps=4", "--config.run.checkpoint_every=2"]
 
 
+# The same programs in process after process: they are compiled once.
+CACHE = tempfile.TemporaryDirectory()
+IN_A_PROCESS = {
+    "cwd": ROOT,
+    "text": True,
+    "env": os.environ | {"JAX_COMPILATION_CACHE_DIR": CACHE.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
+}
+
+
 def command(name, *args):
     return [sys.executable, "-m", f"dasd_jax.{name}", *args]
 
 
 def run(name, *args, timeout=240):
-    return subprocess.run(command(name, *args), cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(command(name, *args), **IN_A_PROCESS, capture_output=True, timeout=timeout, check=False)
 
 
 def numbers(workdir):
@@ -82,7 +92,7 @@ def test_a_run_that_is_stopped_in_the_middle_ends_the_same(how, finished, tmp_pa
     """Killed after its third step it goes on from the checkpoint of the second; asked to stop, from where it was."""
     workdir = tmp_path / "stopped"
     args = command("train", TINY, f"--workdir={workdir}", *SHORT)
-    process = subprocess.Popen(args, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(args, **IN_A_PROCESS, stdout=subprocess.PIPE, start_new_session=True)
     for line in process.stdout:
         if line.startswith("step 3/" if how == signal.SIGKILL else "step 2/"):
             os.kill(process.pid, how)
