@@ -12,7 +12,7 @@ def base() -> ml_collections.ConfigDict:
 
     config.model = ml_collections.ConfigDict(
         {
-            "weights": "",  # path of a .gguf file or a Hugging Face folder; empty: random weights of `preset`
+            "weights": "",  # a .gguf file, a Hugging Face folder or a checkpoint; random: made from `preset`
             "sha256": "",  # expected checksum of a .gguf file, hexadecimal; empty: not checked
             "preset": "",  # architecture of random weights, a name of dasd_jax/model/config.py; empty: from `weights`
             "tokenizer": "",  # "byte", a .gguf, .model or tokenizer.json file, or a folder; empty: from `weights`
@@ -76,7 +76,7 @@ def base() -> ml_collections.ConfigDict:
         {
             "learning_rate": 3e-6,  # > 0, peak
             "schedule": "cosine",  # cosine (to 0 at the end of the run) | constant
-            "warmup_steps": 0,  # optimiser steps, linear from 0
+            "warmup_steps": 0,  # optimiser steps, linear from learning_rate / warmup_steps
             "weight_decay": 0.0,  # >= 0, decoupled
             "b1": 0.9,  # in [0, 1)
             "b2": 0.95,  # in [0, 1)

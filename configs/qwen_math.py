@@ -1,6 +1,6 @@
 """The paper's recipe on Qwen3 (arXiv 2605.22263): DAPO-Math-17k, 128 problems × 8 rollouts, 8,192 tokens, 200 updates.
 
-Make the data sets under data/ as docs/data.md says, then, on every host of the slice that a size is meant for:
+Make the data sets under data/ as docs/data.md says, then, on the slice that a size is meant for:
 
     1.7B    v5e-16 or v6e-8
         python -m dasd_jax.train --config=configs/qwen_math.py --config.model.weights=/data/Qwen3-1.7B
@@ -13,7 +13,8 @@ Make the data sets under data/ as docs/data.md says, then, on every host of the 
 
 The paper trains for 200 rollout batches of four optimiser steps at a learning rate of 3e-6 with a cosine, and evaluates
 with 16 samples at temperature 1.0 and top-p 0.9: those are the defaults of configs/common.py. It does not say on what
-hardware; the slices are ours, chosen by the size of parameters, optimiser and cache, and not yet measured.
+hardware; the slices are ours, chosen by the size of parameters, optimiser and cache. They are not yet measured, and
+this version runs in one process: of them only v6e-8 is a single host.
 
 `:tiny` is the same program on a random-weight model of Qwen3's shape with a tokenizer of bytes: under a minute, and
 nothing learned.
@@ -22,7 +23,7 @@ nothing learned.
 from configs.common import base
 
 BENCHMARKS = ("math500", "aime24", "aime25", "hmmt25", "minerva", "olympiadbench")  # made as docs/data.md says
-# Argument → preset, and into how many parts a minibatch is cut so that a chip of its slice holds one problem at a time.
+# Argument → preset, and into how many parts a minibatch is cut: a chip then holds the rollouts of one or two problems.
 SIZES = {
     "": ("qwen3_1p7b", 2),
     "0p6b": ("qwen3_0p6b", 2),

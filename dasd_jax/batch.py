@@ -25,7 +25,7 @@ class PromptBatch:
 
     student_prompt: Array  # i32[B, P], left-padded
     student_prompt_mask: Array  # bool[B, P]
-    example_id: Array  # i32[B], unique across mixed sources and within a step
+    example_id: Array  # i32[B], unique across mixed sources and within a batch of the data
 
 
 @struct.dataclass

@@ -7,12 +7,11 @@ device at once. The tokenizer goes with the weights.
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 
 import jax
 
-from dasd_jax import cli
+from dasd_jax import cli, files
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint, session
 from dasd_jax.mesh import MeshConfig, make_mesh
@@ -35,23 +34,14 @@ def main(argv: list[str]) -> None:
     source, tokenizer = _source(Path(asked.source).expanduser())
     tokenizer = asked.tokenizer or tokenizer
     mesh = make_mesh(MeshConfig())
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), files.new_folder(output, "--output") as folder:
+        if tokenizer:
+            copy_tokenizer(tokenizer, folder)
         model, params = session.load_weights(str(source), mesh)
-        near = next(folder for folder in output.parents if folder.exists())
-        try:
-            with tempfile.TemporaryDirectory(dir=near, prefix=f".{output.name}.") as draft:
-                folder = Path(draft) / output.name
-                folder.mkdir()
-                if tokenizer:
-                    copy_tokenizer(tokenizer, folder)
-                if asked.format == "hf":
-                    weights.save_hf(folder, model, params, asked.dtype)
-                else:
-                    checkpoint.write(folder, model, {"params": params})
-                output.parent.mkdir(parents=True, exist_ok=True)
-                folder.rename(output)
-        except OSError as error:
-            raise UserError(f"--output: {output}: {error.strerror or error}: expected a folder to write in") from error
+        if asked.format == "hf":
+            weights.save_hf(folder, model, params, asked.dtype)
+        else:
+            checkpoint.write(folder, model, {"params": params})
     print(f"{model.num_params / 1e6:.1f} M parameters from {source}")
     print(f"written to {output}" + ("" if tokenizer else ", without a tokenizer: name one with --tokenizer"))
 
@@ -61,8 +51,14 @@ def _source(path: Path) -> tuple[Path, str]:
     if not path.exists():
         raise UserError(f"--source: {path} does not exist: expected a .gguf file, a folder of weights or a run")
     if (path / "checkpoints").is_dir():
-        group = json.loads((path / "config.json").read_text())["model"]
-        tokenizer = group["tokenizer"] or group["weights"]
+        try:
+            group = json.loads((path / "config.json").read_text())["model"]
+            tokenizer = group["tokenizer"] or group["weights"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"--source: {path} has checkpoints but no config.json of a run ({type(error).__name__}): "
+                "expected a run, or the folder of one checkpoint"
+            ) from error
         return checkpoint.find(path, ""), "" if tokenizer == "byte" else tokenizer
     has_one = path.is_file() or any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     return path, str(path) if has_one else ""

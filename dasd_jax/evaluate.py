@@ -20,13 +20,12 @@ import rich.console
 import rich.table
 from jax.sharding import Mesh
 
-from dasd_jax import cli
+from dasd_jax import cli, files
 from dasd_jax.config import Config
 from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint, session
 from dasd_jax.learner.evaluation import Answers, evaluate
-from dasd_jax.learner.metrics import write_json
 from dasd_jax.mesh import make_mesh
 from dasd_jax.rollout.verifier import Verifier
 
@@ -39,6 +38,7 @@ def main(argv: list[str]) -> None:
     )
     command = cli.parse(flags, argv)
     config, workdir, which = command.config, command.workdir, command.flags.checkpoint
+    files.check_writable(workdir / "eval", "--workdir")
     mesh = make_mesh(config.mesh)
     with (
         jax.set_mesh(mesh),
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> None:
                 each_batch=each_batch,
             )
     path = workdir / "eval" / f"{name}.json"
-    write_json(path, result)
+    files.write_json(path, result)
     partial.path.unlink()
     console.print(_table(result))
     console.print(f"written to {path}", highlight=False)

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 from etils import epath
 
-from dasd_jax import cli
+from dasd_jax import cli, files
 from dasd_jax.data import layouts, tables
 from dasd_jax.data.layouts import Drop, Fields, Layout
 from dasd_jax.data.sources import normalise
@@ -67,32 +66,25 @@ def prepare(inputs: Sequence[str], output: str, layout: Layout | None, settings:
     Raises:
         UserError: files that cannot be read, nothing left of them, or an output that holds something else.
     """
-    if "://" in output:
-        # The reader of ArrayRecord files opens local paths only.
-        raise UserError(f"--output: {output}: expected a folder of this machine or one that is mounted on it")
-    target = Path(output).expanduser().absolute()
+    target = Path(output).expanduser()
     recipe = {"inputs": [[epath.Path(path).name, _sha256(path)] for path in inputs], **settings}
     if target.exists():
         return _same(target, recipe)
-    # In the nearest folder that exists: a mistake leaves nothing behind, and the finished folder is moved, not copied.
-    near = next(folder for folder in target.parents if folder.exists())
-    try:
-        with tempfile.TemporaryDirectory(dir=near, prefix=f".{target.name}.") as draft:
-            counts: Counter[str] = Counter()
-            rows = _problems(inputs, layout, counts)
-            first = next(rows, None)
-            if first is None:
-                reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "no rows"
-                raise UserError(f"--input: {','.join(inputs)}: no problem is left: {reasons}")
-            kept, folder = _write(Path(draft), _name(target), first, rows)
-            record = {**recipe, "read": kept + counts.total(), "kept": kept, "dropped": dict(counts.most_common())}
-            (folder / _RECORD).write_text(json.dumps(record, indent=1))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            folder.rename(target)
-    except OSError as error:
-        raise UserError(
-            f"--output: {output}: {error.strerror or error}: expected a folder that can be written"
-        ) from error
+    with files.new_folder(target, "--output") as folder:
+        counts: Counter[str] = Counter()
+        rows = _problems(inputs, layout, counts)
+        first = next(rows, None)
+        if first is None:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "no rows"
+            raise UserError(f"--input: {','.join(inputs)}: no problem is left: {reasons}")
+        kept, written = _write(folder, _name(target), first, rows)
+        record = {**recipe, "read": kept + counts.total(), "kept": kept, "dropped": dict(counts.most_common())}
+        (written / _RECORD).write_text(json.dumps(record, indent=1))
+        # TFDS writes into folders of the set's name and version, which name nothing here.
+        for path in list(written.iterdir()):
+            path.rename(folder / path.name)
+        written.rmdir()
+        written.parent.rmdir()
     return record
 
 

@@ -6,7 +6,6 @@ done.json last. The same command again goes on from the last checkpoint.
 
 import dataclasses
 import json
-import os
 import resource
 import signal
 import time
@@ -15,14 +14,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dasd_jax import cli
+from dasd_jax import cli, files
 from dasd_jax.batch import TeacherBatch, TokenStats
 from dasd_jax.config import Config
 from dasd_jax.errors import TrainingError, UserError
 from dasd_jax.learner import checkpoint, session
 from dasd_jax.learner.collect import Collected, Collector
 from dasd_jax.learner.evaluation import evaluate, rise
-from dasd_jax.learner.metrics import Clock, Display, RunLog, read_metrics, write_json
+from dasd_jax.learner.metrics import Clock, Display, RunLog, read_metrics
 from dasd_jax.learner.optim import make_optimizer, make_schedule
 from dasd_jax.learner.step import Experience, StepConfig, score_step, supervised_experience, train_step
 from dasd_jax.mesh import make_mesh, put_rows, row_shards
@@ -94,7 +93,7 @@ class Trainer:
         self.collector = Collector(config, mesh, self.model, self.tokenizer, sampling, self.prompts, verifier)
 
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / "config.json", dataclasses.asdict(config))
+        files.write_json(workdir / "config.json", dataclasses.asdict(config))
         step = int(self.state.step)
         self.log = RunLog(workdir, step if folder else -1)
         self.display = Display(config.run.steps, step)
@@ -133,7 +132,7 @@ class Trainer:
             self.display.close()
             self.log.close()
         done = self._done(time.monotonic() - started)
-        write_json(self.workdir / "done.json", done)
+        files.write_json(self.workdir / "done.json", done)
         print(_summary(done))
 
     # -------------------------------------------------------------------------------------------- one step
@@ -178,7 +177,7 @@ class Trainer:
         with clock.phase("update"):
             self.state, learned = train_step(self.steps, self.optimizer, self.state, experience, collected.batches)
             metrics |= {name: float(value) for name, value in jax.device_get(learned).items()}
-        per_s = float(collected.rollouts.response_mask.sum()) / clock.seconds["time/rollout_s"]
+        per_s = collected.generated / clock.seconds["time/rollout_s"]
         metrics |= collected.metrics(self.config.rollout.rollouts) | {"tokens/generated_per_s": per_s}
         return metrics | clock.seconds, samples
 
@@ -298,7 +297,7 @@ class Trainer:
             rows=config.rollout.problems * config.rollout.rollouts,
             seed=config.run.seed,
         )
-        write_json(self.workdir / "heldout" / f"{step}.json", result)
+        files.write_json(self.workdir / "heldout" / f"{step}.json", result)
         k = result["samples"]
         self.display.say(
             f"held out after step {step}: avg@{k} {result[f'avg@{k}']:.3f} ± {result['standard_error']:.3f}, "
@@ -368,7 +367,7 @@ class _StopSignal:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-# What may change between two starts of the same run: it decides where and how, never what is computed.
+# What may change between two starts of the same run: where and how it is computed, exact to the bit on the same mesh.
 _OPERATIONAL = {
     "mesh.data", "mesh.fsdp", "mesh.tensor", "rollout.verifier_workers", "rollout.verifier_memory_mb",
     "run.checkpoint_every", "run.keep_checkpoints",
@@ -381,11 +380,7 @@ def _check_workdir(config: Config, workdir: Path) -> None:
     Raises:
         UserError: saying why, or naming the first field that differs.
     """
-    if "://" in str(workdir) or str(workdir).startswith("gs:"):
-        raise UserError(f"--workdir: {workdir}: expected a folder of this machine or one that is mounted on it")
-    existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(f"--workdir: {workdir}: {existing} is not a folder that can be written")
+    files.check_writable(workdir, "--workdir")
     path = workdir / "config.json"
     if not path.exists():
         return

@@ -59,18 +59,36 @@ def test_a_converted_checkpoint_and_a_run_are_weights(folder, mesh, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, of_checkpoint, state)
 
 
+def test_the_tokenizer_that_is_named_is_the_one_that_goes_along(folder, tmp_path):
+    """Under any name, beside others, and under the name by which a folder's is found."""
+    other = Tokenizer(models.WordLevel({"uno": 0, "<end>": 1}, unk_token="uno"))
+    other.save(str(folder / "mine.json"))
+    out = tmp_path / "out"
+    convert.main([f"--source={folder}", f"--output={out}", "--format=hf", f"--tokenizer={folder / 'mine.json'}"])
+    assert load_tokenizer(str(out)).encode("uno") == [0] and load_tokenizer(str(out)).stop_ids == (1,)
+
+
 def test_mistakes_are_one_line_and_leave_nothing_behind(folder, tmp_path, monkeypatch, capsys):
     damaged = tmp_path / "damaged"
     shutil.copytree(folder, damaged)
     tensors = damaged / "model.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-1000])
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     before = sorted(tmp_path.iterdir())
     for args, expected in (
         (["--source=/nowhere", f"--output={tmp_path / 'out'}"], "--source: /nowhere does not exist: expected"),
         ([f"--source={folder}", f"--output={damaged}"], f"--output: {damaged} exists: expected"),
         ([f"--source={damaged}", f"--output={tmp_path / 'out'}"], f"model.weights: {damaged} is damaged: Safetensor"),
         ([f"--source={folder}", f"--output={tmp_path / 'out'}", "--tokenizer=/nowhere"], "model.tokenizer='/nowhere'"),
-        ([f"--source={folder}", f"--output={tensors}/out"], f"--output: {tensors}/out"),
+        (
+            [f"--source={folder}", f"--output={tmp_path / 'out'}", "--tokenizer=byte"],
+            "model.tokenizer='byte': expected",
+        ),
+        (
+            [f"--source={tmp_path / 'run'}", f"--output={tmp_path / 'out'}"],
+            f"--source: {tmp_path / 'run'} has checkpoints",
+        ),
+        ([f"--source={folder}", f"--output={tensors}/out"], f"--output: {tensors}/out: {tensors} is not a folder"),
     ):
         monkeypatch.setattr(sys, "argv", ["convert", *args, "--format=hf"])
         with pytest.raises(SystemExit) as stopped:

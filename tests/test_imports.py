@@ -12,6 +12,7 @@ COMMANDS = {"train", "evaluate", "generate", "convert", "fetch", "prepare"}
 # What each room may import of the package, beside errors, batch and mesh, which everyone may.
 ARROWS = {
     "errors": set(),
+    "files": set(),
     "batch": set(),
     "mesh": set(),
     "vocab": set(),

@@ -156,7 +156,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path, refused, monk
     error = refused(f"--input={known}", "--output=gs://bucket/data")
     assert error.startswith("error: --output: gs://bucket/data: expected a folder of this machine")
     error = refused(f"--input={known}", f"--output={known}/data")
-    assert error == f"error: --output: {known}/data: Not a directory: expected a folder that can be written\n"
+    assert error == f"error: --output: {known}/data: {known} is not a folder that can be written\n"
 
 
 def test_from_published_files_to_a_score_without_tensorflow(tmp_path):

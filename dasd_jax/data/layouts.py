@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from dasd_jax.data.boxes import boxes
 from dasd_jax.errors import UserError
 
 FIELDS = ("question", "answer", "solution", "hint")
@@ -164,14 +165,9 @@ def _boxed(row: Mapping[str, Any]) -> Fields | Drop:
 
 
 def _last_box(text: str) -> str:
-    """The content of the last `\\boxed{...}`; "" without a balanced one."""
-    _, box, rest = text.rpartition("\\boxed{")
-    depth = 1 if box else 0
-    for brace in re.finditer(r"\\.|[{}]", rest, re.DOTALL):  # an escaped brace is text
-        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
-        if depth == 0:
-            return " ".join(rest[: brace.start()].split())  # a line break inside it is a space to LaTeX
-    return ""
+    """The content of the last box that closes and holds something; "" without one."""
+    # A line break inside it is a space to LaTeX.
+    return next(filter(None, (" ".join(box.split()) for box in reversed(boxes(text)))), "")
 
 
 def _olympiad(row: Mapping[str, Any]) -> Fields | Drop:

@@ -187,12 +187,18 @@ def _tfds_problems(spec: str, path: str, query: Mapping[str, str]) -> Iterator[P
     split = columns.pop("split", "train")
     if not epath.Path(path).expanduser().is_dir():
         raise UserError(f"no such directory {path!r}")
-    try:
-        rows = tfds.builder_from_directory(epath.Path(path).expanduser()).as_data_source(split)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"TFDS cannot read split {split!r} of {path!r}: {reason}") from error
-    return _mapped_problems(spec, ((f"{path}:{split}[{i}]", rows[i]) for i in range(len(rows))), columns)
+
+    def rows() -> Iterator[tables.Row]:
+        try:
+            # The files themselves are opened where the first row is read.
+            source = tfds.builder_from_directory(epath.Path(path).expanduser()).as_data_source(split)
+            whole = [source[i] for i in range(len(source))]
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"TFDS cannot read split {split!r} of {path!r}: {reason}") from error
+        return ((f"{path}:{split}[{i}]", row) for i, row in enumerate(whole))
+
+    return _mapped_problems(spec, rows(), columns)
 
 
 _LOADERS = {

@@ -2,12 +2,13 @@
 
     checkpoints/000020/params/      the model, all that evaluation and generation need
     checkpoints/000020/rest/        optimiser state, step, data position
-    checkpoints/000020/manifest.json    architecture and sha256 of every file, written last
+    checkpoints/000020/manifest.json    architecture, whether it is the best yet, sha256 of every file; written last
 
 A folder without a manifest, or whose files differ from it, does not count, whatever its name: Orbax restores flipped
 bytes without a word and takes an empty folder for the latest step.
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -39,28 +40,23 @@ def save(workdir: Path, state: TrainState, model: ModelConfig, keep: int, *, bes
     """
     folder = workdir / "checkpoints" / f"{int(state.step):06d}"
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    # Before the manifest: a run that is killed between them goes on from the checkpoint before and comes here again.
-    if best:
-        draft = folder.parent / "best.tmp"
-        draft.write_text(folder.name)
-        draft.rename(folder.parent / "best")
     rest = {"opt_state": state.opt_state, "step": state.step, "batches_drawn": state.batches_drawn}
-    write(folder, model, {"params": state.params, "rest": rest})
+    write(folder, model, {"params": state.params, "rest": rest}, best=best)
+    stays = _best(workdir)
     for old in _folders(workdir)[:-keep]:
-        if old.name != _best(workdir):
+        if old.name != stays:
             shutil.rmtree(old)
     return folder
 
 
-def write(folder: Path, model: ModelConfig, trees: dict[str, Any]) -> None:
+def write(folder: Path, model: ModelConfig, trees: dict[str, Any], *, best: bool = False) -> None:
     """Writes trees of arrays, each into a folder of its name, and the manifest of all that then lies in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     with ocp.StandardCheckpointer() as checkpointer:
         for name, tree in trees.items():
             checkpointer.save((folder / name).absolute(), tree)
         checkpointer.wait_until_finished()
-    manifest = {"architecture": dataclasses.asdict(model), "files": _checksums(folder)}
+    manifest = {"architecture": dataclasses.asdict(model), "best": best, "files": _checksums(folder)}
     draft = folder / "manifest.tmp"
     draft.write_text(json.dumps(manifest, indent=1))
     draft.rename(folder / "manifest.json")
@@ -150,9 +146,13 @@ def _folders(workdir: Path) -> list[Path]:
 
 
 def _best(workdir: Path) -> str:
-    """The name of the best checkpoint's folder, "" where none is."""
-    path = workdir / "checkpoints" / "best"
-    return path.read_text() if path.exists() else ""
+    """The name of the newest finished checkpoint that was the best when it was written, "" where none was."""
+    for folder in reversed(_folders(workdir)):
+        # The manifest says both, so that a kill cannot come between them.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if json.loads((folder / "manifest.json").read_text())["best"]:
+                return folder.name
+    return ""
 
 
 def _checksums(folder: Path) -> dict[str, str]:

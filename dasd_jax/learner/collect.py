@@ -16,7 +16,7 @@ from dasd_jax.learner.metrics import Clock
 from dasd_jax.mesh import put_rows, replicate
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout.sampler import Sampling, rollout
-from dasd_jax.rollout.verifier import Verdict, Verifier
+from dasd_jax.rollout.verifier import COUNTED, Verdict, Verifier
 from dasd_jax.text.tokenizer import Tokenizer
 
 
@@ -29,27 +29,21 @@ class Collected:
     problems: list[Problem]
     texts: list[str]
     verdicts: list[Verdict]
-    reward: np.ndarray  # f32[rows]
+    correct: np.ndarray  # f32[rows], 0 or 1
+    reward: np.ndarray  # f32[rows], the same less the penalty for length
     in_loss: np.ndarray  # bool[rows], False for rollouts that count in their group but not in the loss
     batches: int  # drawn from the data for it
-
-    @property
-    def correct(self) -> np.ndarray:
-        """f32[rows]: the verifier's reward, whatever the objective makes of it."""
-        return np.array([verdict.reward for verdict in self.verdicts], np.float32)
+    generated: int  # tokens sampled for it, those of groups that were replaced among them
 
     def metrics(self, group: int) -> dict[str, float]:
         """What the log says of it."""
         lengths = self.rollouts.response_mask.sum(axis=1)
-        errors = [verdict.error for verdict in self.verdicts]
+        errors = np.array([verdict.error for verdict in self.verdicts])
         return {
             "reward/mean": float(self.reward.mean()),
             "reward/score_mean": float(np.mean([verdict.score for verdict in self.verdicts])),
             "reward/mixed_groups_frac": float(np.mean(mixed(self.reward, group))),
-            **{
-                f"reward/{name}_frac": float(np.mean([found == error for found in errors]))
-                for name, error in (("parse_failure", "parse"), ("unreadable", "unreadable"), ("timeout", "timeout"))
-            },
+            **{f"reward/{name}_frac": float(np.mean(errors == error)) for name, error in COUNTED.items()},
             "rollout/length_mean": float(lengths.mean()),
             "rollout/truncated_frac": float(1 - self.rollouts.finished.mean()),
             "rollout/batches": float(self.batches),
@@ -63,8 +57,10 @@ def mixed(reward: np.ndarray, group: int) -> np.ndarray:
     return groups.min(axis=1) < groups.max(axis=1)
 
 
-def rewards(config: Config, verdicts: Sequence[Verdict], finished: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """f32[rows]: the verifier's 0 or 1, 0 for what is truncated, less the penalty of what is nearly too long.
+def rewards(
+    config: Config, verdicts: Sequence[Verdict], finished: np.ndarray, length: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The verifier's 0 or 1, 0 for what is truncated; and that less the penalty of what is nearly too long.
 
     The penalty grows linearly from 0 to 1 over the last `objective.overlong_tokens` of the budget. Source: arXiv
     2503.14476, equation 13.
@@ -72,15 +68,18 @@ def rewards(config: Config, verdicts: Sequence[Verdict], finished: np.ndarray, l
     Args:
         finished: bool[rows].
         length: i[rows], tokens.
+
+    Returns:
+        (correct, reward), f32[rows] each.
     """
-    reward = np.array([verdict.reward for verdict in verdicts], np.float32)
+    correct = np.array([verdict.reward for verdict in verdicts], np.float32)
     objective, budget = config.objective, config.rollout.max_new_tokens
     if objective.truncated != "score":
-        reward = np.where(finished, reward, np.float32(0))
-    if objective.overlong_tokens:
-        over = (length - (budget - objective.overlong_tokens)) / objective.overlong_tokens
-        reward = reward - np.clip(over, 0, 1).astype(np.float32)
-    return reward
+        correct = np.where(finished, correct, np.float32(0))
+    if not objective.overlong_tokens:
+        return correct, correct
+    over = (length - (budget - objective.overlong_tokens)) / objective.overlong_tokens
+    return correct, correct - np.clip(over, 0, 1).astype(np.float32)
 
 
 class Collector:
@@ -137,9 +136,12 @@ class Collector:
             problems = [self._prompts.problems[batch.example_id[i]] for i in written.prompt_index]
             texts = texts_of(self._tokenizer, written.response, written.response_mask)
             verdicts = self._verifier.verify(problems, texts)
-            reward = rewards(self._config, verdicts, written.finished, written.response_mask.sum(axis=1))
+            lengths = written.response_mask.sum(axis=1)
+            correct, reward = rewards(self._config, verdicts, written.finished, lengths)
         in_loss = written.finished | (self._config.objective.truncated != "drop_from_loss")
-        return Collected(batch, written, problems, texts, verdicts, reward, in_loss, batches=1)
+        return Collected(
+            batch, written, problems, texts, verdicts, correct, reward, in_loss, batches=1, generated=int(lengths.sum())
+        )
 
 
 def _first_mixed(rounds: list[Collected], size: int, group: int) -> Collected:
@@ -161,9 +163,11 @@ def _first_mixed(rounds: list[Collected], size: int, group: int) -> Collected:
         problems=chosen("problems"),
         texts=chosen("texts"),
         verdicts=chosen("verdicts"),
+        correct=np.array(chosen("correct")),
         reward=np.array(chosen("reward")),
         in_loss=np.array(chosen("in_loss")),
         batches=len(rounds),
+        generated=sum(drawn.generated for drawn in rounds),
     )
 
 

@@ -15,7 +15,7 @@ from dasd_jax.data.sources import Problem, labels
 from dasd_jax.mesh import put_rows, replicate, row_shards
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout.sampler import Sampling, rollout
-from dasd_jax.rollout.verifier import Verifier
+from dasd_jax.rollout.verifier import COUNTED, Verifier
 from dasd_jax.text.tokenizer import Tokenizer
 
 
@@ -148,9 +148,7 @@ def _figures(answers: Sequence[Answers]) -> dict:
         **{f"pass@{k}": pass_at_k(samples, correct.sum(axis=1), k) for k in ks},
         "length_mean": float(np.mean([answer.length for answer in answers])),
         "truncated_frac": 1.0 - float(np.mean([answer.finished for answer in answers])),
-        "parse_failure_frac": float(np.mean(errors == "parse")),
-        "unreadable_frac": float(np.mean(errors == "unreadable")),
-        "timeout_frac": float(np.mean(errors == "timeout")),
+        **{f"{name}_frac": float(np.mean(errors == error)) for name, error in COUNTED.items()},
     }
 
 

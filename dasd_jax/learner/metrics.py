@@ -12,14 +12,6 @@ import rich.progress
 from tensorboardX import SummaryWriter
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Writes the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, indent=1))
-    draft.rename(path)
-
-
 class RunLog:
     """One object a step in metrics.jsonl, the same numbers as TensorBoard events, and a few rollouts in samples.jsonl.
 

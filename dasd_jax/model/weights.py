@@ -52,7 +52,10 @@ def check(path: str, sha256: str) -> None:
         return
     if where.is_dir():
         raise UserError(f"model.sha256: {sha256} cannot be of the folder {path}: expected --config.model.sha256=")
-    found = file_sha256(where)
+    try:
+        found = file_sha256(where)
+    except OSError as error:
+        raise UserError(f"model.weights: {path} cannot be read: {error.strerror}") from error
     if found != sha256:
         raise UserError(
             f"model.weights: {path} has sha256 {found}: expected {sha256} (model.sha256); fetch the file again, "
@@ -136,6 +139,12 @@ def _config_from_hf(raw: dict, path: Path) -> ModelConfig:
 
     rope = raw.get("rope_parameters") or {"rope_theta": raw.get("rope_theta"), **(raw.get("rope_scaling") or {})}
     rope = rope.get("full_attention", rope)
+    scaling = _scaling_from_hf(rope, path)
+    if any(sliding) and scaling is not None and family != "Olmo3ForCausalLM":
+        # There the layers that slide are stretched too, here they never are.
+        raise UserError(
+            f"model.weights: {path} has layers that slide and stretches its rotary angles: expected one of them"
+        )
     return ModelConfig(
         vocab_size=raw["vocab_size"],
         num_layers=layers,
@@ -146,7 +155,7 @@ def _config_from_hf(raw: dict, path: Path) -> ModelConfig:
         ff=raw["intermediate_size"],
         context=raw["max_position_embeddings"],
         rope_base=float(rope.get("rope_theta") or 10_000.0),
-        rope_scaling=_scaling_from_hf(rope, path),
+        rope_scaling=scaling,
         norm_eps=raw["rms_norm_eps"],
         tied=raw.get("tie_word_embeddings", False),
         window=raw["sliding_window"] if any(sliding) else 0,
@@ -292,7 +301,7 @@ def load_gguf(path: Path, mesh: Mesh) -> tuple[ModelConfig, Params]:
         stored = {tensor.name: tensor for tensor in reader.tensors}
         arch = fields["general.architecture"]
         config = _config_from_gguf(fields, arch, stored, path)
-    except (ValueError, KeyError, IndexError) as error:
+    except (ValueError, KeyError, IndexError, OSError) as error:
         raise UserError(f"model.weights: {path} is not a whole GGUF file: {error!r}") from error
 
     ours = {_gguf_name(name): name for leaf in table(config).values() for name in _names(leaf)}

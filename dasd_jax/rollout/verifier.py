@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+from dasd_jax.data.boxes import boxes
 from dasd_jax.data.sources import Problem, gym_dataset
 from dasd_jax.errors import UserError
 from dasd_jax.rollout.grading import grade
@@ -39,22 +40,10 @@ class Verdict:
     answer: str | None  # as extracted; None on a parse failure
     error: str = ""  # "" | "parse": no answer found | "unreadable" | "timeout" | "crash": scorer raised or process died
 
-    @property
-    def parse_failure(self) -> bool:
-        return self.error == "parse"
 
-    @property
-    def unreadable(self) -> bool:
-        """An answer was found, the reference is mathematics, and nothing reads the answer as any."""
-        return self.error == "unreadable"
+# What the log counts, by the error of a verdict.
+COUNTED = {"parse_failure": "parse", "unreadable": "unreadable", "timeout": "timeout"}
 
-    @property
-    def timeout(self) -> bool:
-        return self.error == "timeout"
-
-
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is text
 _MARKER = re.compile(r"\banswer(?:\*\*)?(?:\s*:|\s+is\b:?)|^####\s", re.IGNORECASE | re.MULTILINE)
 _DECORATION = re.compile(r"^(?:\s|\$|\*\*)+|(?:\s|\$|\*\*)+$")
 
@@ -70,10 +59,9 @@ def extract_answer(text: str) -> str | None:
       The answer, or None when there is none or it is longer than MAX_ANSWER_CHARS.
     """
     text = text.rpartition("</think>")[2]
-    boxes = list(_BOX.finditer(text))
-    if boxes:
-        contents = (_undecorated(_balanced(text, box.end())) for box in reversed(boxes))
-        answer = next(filter(None, contents), "")
+    found = boxes(text)
+    if found:
+        answer = next(filter(None, map(_undecorated, reversed(found))), "")
     else:
         lines = [after.lstrip(" \t\n*$").partition("\n")[0] for after in _MARKER.split(text)[1:]]
         answer = _undecorated(_undecorated(lines[-1]).removesuffix(".")) if lines else ""
@@ -82,16 +70,6 @@ def extract_answer(text: str) -> str | None:
 
 def _undecorated(text: str) -> str:
     return _DECORATION.sub("", text)
-
-
-def _balanced(text: str, start: int) -> str:
-    """The text from `start` up to the brace that closes the one before it; "" when none does."""
-    depth = 1
-    for brace in _BRACE.finditer(text, start):
-        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
-        if depth == 0:
-            return text[start : brace.start()]
-    return ""
 
 
 class Verifier:

@@ -83,7 +83,7 @@ def load_tokenizer(path: str) -> Tokenizer:
         return ByteTokenizer()
     file = epath.Path(path).expanduser()
     if file.is_dir():
-        file = next((file / name for name in ("tokenizer.json", "tokenizer.model") if (file / name).exists()), file)
+        file = next((file / name for name in _MAIN_FILES if (file / name).exists()), file)
     load = {".json": _load_hub, ".gguf": _load_gguf, ".model": _load_sentencepiece}.get(file.suffix)
     if load is None or not file.is_file():
         raise UserError(
@@ -109,28 +109,21 @@ def copy_tokenizer(path: str, folder: Path) -> None:
         UserError: there is none at `path`.
     """
     tokenizer, source = load_tokenizer(path), Path(path).expanduser()
+    if isinstance(tokenizer, ByteTokenizer):
+        raise UserError(f"model.tokenizer={path!r}: expected one with files of its own")
     if source.suffix == ".gguf":
         tokenizer.save(folder)
         return
-    beside = source if source.is_dir() else source.parent
-    for name in _TOKENIZER_FILES:
-        if (beside / name).is_file():
-            shutil.copy(beside / name, folder / name)
-    if source.suffix == ".model":
-        shutil.copy(source, folder / "tokenizer.model")
+    if source.is_dir():
+        source = next(source / name for name in _MAIN_FILES if (source / name).is_file())
+    shutil.copy(source, folder / f"tokenizer{source.suffix}")
+    for name in _NEIGHBOURS:
+        if (source.parent / name).is_file():
+            shutil.copy(source.parent / name, folder / name)
 
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-)
+_MAIN_FILES = ("tokenizer.json", "tokenizer.model")
+_NEIGHBOURS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
 
 
 class ByteTokenizer:

@@ -25,13 +25,14 @@ def test_a_reward_is_the_verdict_less_what_the_length_costs():
     """The budget is 16 tokens, the last 8 of them cost 1 / 8 each; what is truncated is worth 0 before that."""
     verdicts = [RIGHT, RIGHT, WRONG, RIGHT, RIGHT]
     finished, length = np.array([True, True, True, True, False]), np.array([3, 8, 12, 14, 16])
-    plain = collect.rewards(tiny(), verdicts, finished, length)
-    np.testing.assert_array_equal(plain, [1, 1, 0, 1, 0])
-    np.testing.assert_array_equal(
-        collect.rewards(tiny(objective__truncated="score"), verdicts, finished, length), [1, 1, 0, 1, 1]
-    )
-    penalised = collect.rewards(tiny(objective__overlong_tokens=8), verdicts, finished, length)
-    np.testing.assert_allclose(penalised, [1, 1, -0.5, 0.25, -1])
+    for changes, expected_correct, expected_reward in (
+        ({}, [1, 1, 0, 1, 0], [1, 1, 0, 1, 0]),
+        ({"objective__truncated": "score"}, [1, 1, 0, 1, 1], [1, 1, 0, 1, 1]),
+        ({"objective__overlong_tokens": 8}, [1, 1, 0, 1, 0], [1, 1, -0.5, 0.25, -1]),
+    ):
+        correct, reward = collect.rewards(tiny(**changes), verdicts, finished, length)
+        np.testing.assert_array_equal(correct, expected_correct)
+        np.testing.assert_allclose(reward, expected_reward)
 
 
 def test_a_row_is_shown_the_first_right_response_of_its_group_but_itself():
@@ -51,8 +52,12 @@ def drawn(example_ids, rewards):
     )
     prompts = PromptBatch(ids[:, None], ids[:, None] > -1, ids)
     texts = [str(row) for row in rows]
-    reward = np.array(rewards, np.float32)
-    return collect.Collected(prompts, rollouts, texts, texts, verdicts, reward, reward > -1, batches=1)
+    correct = np.array(rewards, np.float32)
+    # The penalty for length tells the members of every group apart, and no group is mixed for it.
+    reward = correct - np.tile([0, 0.5], len(ids)).astype(np.float32)
+    return collect.Collected(
+        prompts, rollouts, texts, texts, verdicts, correct, reward, correct > -1, batches=1, generated=len(rows)
+    )
 
 
 class Drawer(collect.Collector):
@@ -88,6 +93,9 @@ def test_groups_that_all_scored_the_same_are_replaced_by_mixed_ones(resample, gr
     np.testing.assert_array_equal(got.rollouts.response[:, 0], rows)
     np.testing.assert_array_equal(got.rollouts.prompt_index, [0, 0, 1, 1, 2, 2])
     assert got.texts == [str(row) for row in rows]
-    by_id = {i: d.reward[2 * n : 2 * n + 2] for d in ROUNDS for n, i in enumerate(d.prompts.example_id.tolist())}
-    np.testing.assert_array_equal(got.reward, np.concatenate([by_id[i] for i in groups]))
-    np.testing.assert_array_equal(got.correct, got.reward)
+    for name in ("correct", "reward"):
+        of = {
+            i: getattr(d, name)[2 * n : 2 * n + 2] for d in ROUNDS for n, i in enumerate(d.prompts.example_id.tolist())
+        }
+        np.testing.assert_array_equal(getattr(got, name), np.concatenate([of[i] for i in groups]))
+    assert got.generated == 6 * got.batches

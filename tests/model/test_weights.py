@@ -152,6 +152,9 @@ def test_what_does_not_belong_is_named(mesh, tmp_path):
     refused("model.layers.0.mlp.gate_proj.weight has shape", intermediate_size=64)
     refused("by 'dynamic'", rope_scaling={"rope_type": "dynamic"})
     refused("activates with 'gelu'", hidden_act="gelu")
+    kinds = ["sliding_attention", "full_attention"]
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    refused("layers that slide and stretches", layer_types=kinds, sliding_window=8, rope_scaling=yarn)
     shard = folder / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
     refused("is damaged")

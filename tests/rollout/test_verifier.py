@@ -70,7 +70,7 @@ def test_the_answer_is_the_last_closed_box_or_else_the_last_marked_line(text, an
 def test_no_answer_is_a_parse_failure_and_not_a_timeout(verifier):
     [verdict] = verifier.verify([math_problem("4")], ["no idea"])
     assert (verdict.reward, verdict.score, verdict.answer) == (0.0, 0.0, None)
-    assert verdict.parse_failure and not verdict.timeout
+    assert verdict.error == "parse"
 
 
 def test_partial_credit_is_no_reward_but_extraction_makes_a_verbose_answer_right(verifier):
@@ -141,9 +141,8 @@ def test_an_answer_that_nothing_reads_is_neither_wrong_nor_missing(verifier):
         [math_problem("5"), math_problem("5", 1), math_problem("north")],
         [r"\boxed{about five}", r"\boxed{6}", r"\boxed{south}"],
     )
-    assert unread.unreadable and (unread.reward, unread.score, unread.answer) == (0.0, 0.0, "about five")
-    assert not (unread.parse_failure or unread.timeout)
-    assert not (wrong.unreadable or text.unreadable) and (wrong.reward, text.reward) == (0.0, 0.0)
+    assert unread.error == "unreadable" and (unread.reward, unread.score, unread.answer) == (0.0, 0.0, "about five")
+    assert wrong.error == text.error == "" and (wrong.reward, text.reward) == (0.0, 0.0)
 
 
 def test_a_tower_of_exponents_costs_its_deadline_and_the_next_answers_are_right(verifier):
@@ -151,14 +150,14 @@ def test_a_tower_of_exponents_costs_its_deadline_and_the_next_answers_are_right(
     began = time.monotonic()
     tower, *rest = verifier.verify([math_problem("1", i) for i in range(4)], [TOWER] + [r"\boxed{2/2}"] * 3)
     assert time.monotonic() - began < DEADLINE_S + 8  # 8 s: a new worker's start on a busy host
-    assert tower.timeout and tower.reward == 0.0 and not tower.parse_failure
+    assert tower.error == "timeout" and tower.reward == 0.0
     assert [verdict.reward for verdict in rest] == [1.0] * 3
 
 
 def test_equal_answers_to_a_problem_are_scored_once(verifier):
     began = time.monotonic()
     verdicts = verifier.verify([math_problem("1")] * 8, [TOWER] * 8)
-    assert all(verdict.timeout for verdict in verdicts)
+    assert all(verdict.error == "timeout" for verdict in verdicts)
     assert time.monotonic() - began < 4 * DEADLINE_S
 
 
