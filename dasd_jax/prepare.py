@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -77,14 +78,13 @@ def prepare(inputs: Sequence[str], output: str, layout: Layout | None, settings:
         if first is None:
             reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "no rows"
             raise UserError(f"--input: {','.join(inputs)}: no problem is left: {reasons}")
-        kept, written = _write(folder, _name(target), first, rows)
+        # TFDS writes into folders of the set's name and version, which name nothing here, and leaves others behind.
+        with tempfile.TemporaryDirectory(dir=folder) as draft:
+            kept, written = _write(Path(draft), _name(target), first, rows)
+            for path in list(written.iterdir()):
+                path.rename(folder / path.name)
         record = {**recipe, "read": kept + counts.total(), "kept": kept, "dropped": dict(counts.most_common())}
-        (written / _RECORD).write_text(json.dumps(record, indent=1))
-        # TFDS writes into folders of the set's name and version, which name nothing here.
-        for path in list(written.iterdir()):
-            path.rename(folder / path.name)
-        written.rmdir()
-        written.parent.rmdir()
+        (folder / _RECORD).write_text(json.dumps(record, indent=1))
     return record
 
 

@@ -56,6 +56,9 @@ def test_repeated_problems_are_kept_once_in_their_order_and_read_back(tmp_path, 
     record = json.loads((output / "prepared.json").read_text())
     assert (record["read"], record["kept"]) == (2502, 500)
     assert record["dropped"] == {"duplicate question": 2001, "empty question": 1}
+    assert sorted(path.name.partition("-")[0] for path in output.rglob("*")) == [
+        "dapo_math_17k", "dataset_info.json", "features.json", "prepared.json"
+    ]  # fmt: skip
     problems = load_source(f"tfds:{output}")
     assert [(p.question, p.answer) for p in problems] == [(f"What is ${i}+0$?", str(i)) for i in range(500)]
     assert len(load_source(f"tfds:{output}?split=train[:10]")) == 10
