@@ -1,4 +1,4 @@
-"""A real Qwen2.5 of 0.5 B parameters reasons its way through arithmetic, on a CPU with two cores and 16 GiB.
+"""A real Qwen2.5 of 0.5 B parameters reasons its way through arithmetic, on a CPU with two cores and 20 GiB.
 
     python -m dasd_jax.train --config=configs/qwen_coder_math.py --config.model.weights=PATH
 
