@@ -2,7 +2,7 @@
 
 Reads JSONL or Parquet, leaves out and counts what cannot be verified and what stands there twice, and writes a TFDS
 data set in ArrayRecord form, without TensorFlow: features question, answer, solution and hint, one split, train.
-DIR/prepared.json holds the counts. A config reads it as tfds:DIR.
+DIR/prepared.json holds the counts. A config reads it as tfds:DIR. FILE and DIR may lie in a bucket, gs://…
 """
 
 import argparse
@@ -15,13 +15,13 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from etils import epath
 
 from dasd_jax import cli, files
-from dasd_jax.data import layouts, tables
+from dasd_jax.data import buckets, layouts, tables
 from dasd_jax.data.layouts import Drop, Fields, Layout
 from dasd_jax.data.sources import normalise
 from dasd_jax.errors import UserError
@@ -67,11 +67,16 @@ def prepare(inputs: Sequence[str], output: str, layout: Layout | None, settings:
     Raises:
         UserError: files that cannot be read, nothing left of them, or an output that holds something else.
     """
-    target = Path(output).expanduser()
+    target = epath.Path(output).expanduser()
     recipe = {"inputs": [[epath.Path(path).name, _sha256(path)] for path in inputs], **settings}
-    if target.exists():
-        return _same(target, recipe)
-    with files.new_folder(target, "--output") as folder:
+    with buckets.reaching(target, "--output"):
+        if target.exists():
+            return _same(target, recipe)
+    if buckets.is_bucket(target):
+        new_folder = buckets.new_folder(target, "--output", last=_RECORD)
+    else:
+        new_folder = files.new_folder(Path(target), "--output")
+    with new_folder as folder:
         counts: Counter[str] = Counter()
         rows = _problems(inputs, layout, counts)
         first = next(rows, None)
@@ -188,13 +193,13 @@ def _write(draft: Path, name: str, first: Fields, rest: Iterator[Fields]) -> tup
     return builder.info.splits["train"].num_examples, Path(builder.data_dir)
 
 
-def _name(target: Path) -> str:
+def _name(target: PurePath) -> str:
     """The data set's name in TFDS, which knows only words and underscores."""
     name = re.sub(r"\W+", "_", target.name.lower(), flags=re.ASCII).strip("_")
     return name if name[:1].isalpha() else f"problems_{name}"
 
 
-def _same(target: Path, recipe: dict[str, Any]) -> dict[str, Any]:
+def _same(target: epath.Path, recipe: dict[str, Any]) -> dict[str, Any]:
     """The record of a folder that holds the data set of `recipe`; raises UserError when it holds anything else."""
     try:
         record = json.loads((target / _RECORD).read_text())

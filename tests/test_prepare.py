@@ -1,17 +1,23 @@
 """The command that makes data sets: what it writes, what it counts, and the road from published files to a score."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import fsspec
 import pyarrow
 import pyarrow.parquet
 import pytest
+from etils import epath
+from etils.epath import backend as epath_backends
+from fsspec.implementations.memory import MemoryFileSystem
 
 from dasd_jax import cli, prepare
 from dasd_jax.data.sources import load_source
+from dasd_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -132,7 +138,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path, refused, monk
         (["--input=,"], "--input: ',': expected at least one file"),
         ([f"--input={table}"], f"--input: {table}: expected a file that ends in .parquet or .jsonl"),
         ([f"--input={broken}"], f"--input: {broken}: cannot be read as Parquet ("),
-        (["--input=gs://bucket/a.jsonl"], "--input: gs://bucket/a.jsonl: cannot be opened (Please install gcsfs"),
+        (["--input=gs://bucket/a.jsonl"], "--input: gs://bucket/a.jsonl: cannot be reached (ImportError: "),
         ([f"--input={late}"], f"--input: {late}:10: no field 'answer', expected it beside question"),
         ([f"--input={empty}"], f"--input: {empty}: no problem is left: no rows"),
         ([f"--input={worked}"], f"--input: {worked}: no problem is left: 1 not a single verifiable answer"),
@@ -157,9 +163,80 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path, refused, monk
         assert error.startswith(f"error: {expected}"), error
         assert sorted(tmp_path.iterdir()) == before
     error = refused(f"--input={known}", "--output=gs://bucket/data")
-    assert error.startswith("error: --output: gs://bucket/data: expected a folder of this machine")
+    assert error.startswith("error: --output: gs://bucket/data: cannot be reached (ImportError: Please install gcsfs")
     error = refused(f"--input={known}", f"--output={known}/data")
     assert error == f"error: --output: {known}/data: {known} is not a folder that can be written\n"
+
+
+class Bucket(MemoryFileSystem):
+    """gs:// in memory, in the place of gcsfs; `full` is the name of a file that there is no room for."""
+
+    protocol = ("gs", "gcs")
+    store: dict = {}
+    pseudo_dirs: list = [""]
+    full = ""
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("gs:/"))
+
+    def open(self, path, mode="rb", **kwargs):
+        if self.full and "w" in mode and path.endswith(self.full):
+            raise ConnectionError("no room")
+        return super().open(path, mode, **kwargs)
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An empty bucket behind every gs:// path."""
+    epath_backends.fsspec_backend._get_filesystem.cache_clear()
+    fsspec.register_implementation("gcs", Bucket, clobber=True)
+    Bucket.store.clear()
+    yield Bucket
+    Bucket.store.clear()
+    epath_backends.fsspec_backend._get_filesystem.cache_clear()
+    fsspec.register_implementation("gcs", "gcsfs.GCSFileSystem", clobber=True)
+
+
+def test_a_bucket_holds_the_same_data_set_as_a_folder(tmp_path, bucket, capsys, refused):
+    """Read from a bucket, written to one and read back; the record is the last file, and a second time nothing is."""
+    rows = [{"question": f"{i}?", "answer": str(i), "hint": "π"} for i in range(300)]
+    local = lines(tmp_path / "p.jsonl", *rows)
+    prepare.main([f"--input={local}", f"--output={tmp_path}/data"])
+    epath.Path("gs://b/in/p.jsonl").write_bytes(local.read_bytes())
+    prepare.main(["--input=gs://b/in/p.jsonl", "--output=gs://b/sets/data"])
+    assert capsys.readouterr().out.splitlines()[-1] == "gs://b/sets/data: 300 rows read, 300 problems kept"
+    files = [name for name in bucket.store if name.startswith("/b/sets")]
+    assert files[-1] == "/b/sets/data/prepared.json"
+    assert sorted(Path(name).name for name in files) == sorted(path.name for path in (tmp_path / "data").iterdir())
+    assert bucket.store[files[-1]].getvalue() == (tmp_path / "data" / "prepared.json").read_bytes()
+
+    here, there = (
+        load_source(f"tfds:{tmp_path}/data?split=train[:99]"),
+        load_source("tfds:gs://b/sets/data?split=train[:99]"),
+    )
+    assert len(there) == 99
+    assert [dataclasses.replace(p, source="") for p in there] == [dataclasses.replace(p, source="") for p in here]
+
+    before = {name: file.modified for name, file in bucket.store.items()}
+    prepare.main(["--input=gs://b/in/p.jsonl", "--output=gs://b/sets/data"])
+    assert "is there already, made from the same files" in capsys.readouterr().out
+    lines(local, *rows[1:])
+    assert "exists and holds something else" in refused(f"--input={local}", "--output=gs://b/sets/data")
+    assert {name: file.modified for name, file in bucket.store.items()} == before
+
+
+def test_a_bucket_that_fails_is_one_line_and_holds_nothing_of_the_data_set(tmp_path, bucket, refused, monkeypatch):
+    local = lines(tmp_path / "p.jsonl", {"question": "1?", "answer": "1"})
+    monkeypatch.setattr(Bucket, "full", "prepared.json")
+    error = refused(f"--input={local}", "--output=gs://b/data")
+    assert error == "error: --output: gs://b/data: cannot be reached (ConnectionError: no room)\n"
+    assert not bucket.store
+    assert (
+        refused("--input=gs://b/no.jsonl", "--output=gs://b/data") == "error: --input: no such file 'gs://b/no.jsonl'\n"
+    )
+    with pytest.raises(UserError, match="data.sources: 'tfds:gs://b/data': no such directory 'gs://b/data'"):
+        load_source("tfds:gs://b/data")
 
 
 def test_from_published_files_to_a_score_without_tensorflow(tmp_path):

@@ -5,6 +5,8 @@
     parquet:/path/file.parquet?question=problem                 the same for the rows of a Parquet file
     tfds:/path/to/prepared/dataset?split=train                  a TFDS data set in ArrayRecord form, no TensorFlow
 
+Paths may lie in a bucket, gs://…
+
 `privileged=answer|solution|hint|sibling` in the query of any of them says what the teacher is shown of its problems.
 Every mistake in a spec or in a file is a `UserError` that starts with the field that names it.
 """
@@ -22,7 +24,7 @@ from typing import Any
 
 from etils import epath
 
-from dasd_jax.data import layouts, tables
+from dasd_jax.data import buckets, layouts, tables
 from dasd_jax.errors import UserError
 from dasd_jax.text.prompts import PRIVILEGED
 
@@ -185,20 +187,26 @@ def _tfds_problems(spec: str, path: str, query: Mapping[str, str]) -> Iterator[P
 
     columns = dict(query)
     split = columns.pop("split", "train")
-    if not epath.Path(path).expanduser().is_dir():
+    folder = epath.Path(path).expanduser()
+    with buckets.reaching(folder):
+        found = folder.is_dir()
+    if not found:
         raise UserError(f"no such directory {path!r}")
 
-    def rows() -> Iterator[tables.Row]:
+    def rows(folder: epath.PathLike) -> list[tables.Row]:
         try:
             # The files themselves are opened where the first row is read.
-            source = tfds.builder_from_directory(epath.Path(path).expanduser()).as_data_source(split)
-            whole = [source[i] for i in range(len(source))]
+            source = tfds.builder_from_directory(folder).as_data_source(split)
+            return [(f"{path}:{split}[{i}]", source[i]) for i in range(len(source))]
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"TFDS cannot read split {split!r} of {path!r}: {reason}") from error
-        return ((f"{path}:{split}[{i}]", row) for i, row in enumerate(whole))
 
-    return _mapped_problems(spec, rows(), columns)
+    if not buckets.is_bucket(folder):
+        return _mapped_problems(spec, rows(folder), columns)
+    # Every problem is read at once: a copy needs the one client that the other sources use, and each file once.
+    with buckets.local_copy(folder) as copy:
+        return _mapped_problems(spec, rows(copy), columns)
 
 
 _LOADERS = {

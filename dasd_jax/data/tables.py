@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 from etils import epath
 
+from dasd_jax.data import buckets
 from dasd_jax.errors import UserError
 
 # Rows in memory at a time: pictures lie inside some of the files, and the longest file has 1.8 million rows.
@@ -62,10 +63,10 @@ def read_table(path: str) -> Iterator[Row]:
 
 def open_file(path: str) -> BinaryIO:
     """The bytes of a file; raises UserError where there is none, or no way to it."""
-    try:
-        return epath.Path(path).expanduser().open("rb")
-    except FileNotFoundError as error:
-        raise UserError(f"no such file {path!r}") from error
-    # gs:// without gcsfs is an ImportError.
-    except (OSError, ImportError) as error:
-        raise UserError(f"{path}: cannot be opened ({' '.join(str(error).split())[:200]})") from error
+    with buckets.reaching(path):
+        try:
+            return epath.Path(path).expanduser().open("rb")
+        except FileNotFoundError as error:
+            raise UserError(f"no such file {path!r}") from error
+        except OSError as error:
+            raise UserError(f"{path}: cannot be opened ({error.strerror or error})") from error
