@@ -6,6 +6,7 @@ The question goes into the same prompt as a training problem; the answer is stre
 import dataclasses
 import sys
 from collections.abc import Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,8 @@ from dasd_jax.batch import Params, PromptBatch
 from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint, session
-from dasd_jax.mesh import ROLLOUT, MeshConfig, make_mesh, put_rows
-from dasd_jax.model import params as param_table
+from dasd_jax.mesh import MeshConfig, make_mesh, per_shard, replicate
+from dasd_jax.model import transformer
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout import sampler
 from dasd_jax.text.prompts import left_pad
@@ -65,25 +66,28 @@ def stream(
     """The answer to one prompt, in pieces of text as they are sampled."""
     tokens, mask = left_pad([ids], -(-len(ids) // _PROMPT_BUCKET) * _PROMPT_BUCKET, tokenizer.pad_id)
     mesh = jax.sharding.get_mesh()
-    prompts = put_rows(mesh, PromptBatch(tokens, mask, np.zeros(1, np.int32)))
-    params = jax.jit(lambda params: param_table.relayout(model, params, ROLLOUT))(params)
+    prompts = replicate(mesh, PromptBatch(tokens, mask, np.zeros(1, np.int32)))
+    params = jax.jit(transformer.for_decoding, static_argnums=0)(model, params)
     keys = sampler.row_keys(seed, "generate", jnp.int32(0), prompts.example_id, 1)
-    begin = jax.jit(sampler.begin, static_argnames=("config", "sampling"))
-    advance = jax.jit(sampler.advance, static_argnames=("config", "sampling"))
 
-    state = begin(model, sampling, params, prompts, keys)
+    def on_one_device(function):
+        return jax.jit(lambda *args: per_shard(partial(function, model, sampling), (None,) * len(args), None)(*args))
+
+    advance = on_one_device(partial(sampler.advance, steps=_TOKENS_AT_A_TIME))
+    queue = on_one_device(sampler.open_queue)(params, prompts, keys)
+    state = on_one_device(sampler.begin)(queue)
+
     printed = ""
     while True:
-        response, keep, finished = jax.device_get((state.response, state.response_mask, state.finished))
-        whole = tokenizer.decode(response[0][keep[0]])
-        over = finished.all() or keep.sum() == sampling.max_new_tokens
+        state = advance(params, queue, state)
+        response, length, over = jax.device_get((state.response, state.length, state.over))
+        whole = tokenizer.decode(response[0][: length[0]])
         # A character may be cut between two tokens: its first half waits for the second.
         ready = whole if over else whole.rstrip("\ufffd")
         yield ready[len(printed) :]
         printed = ready
         if over:
             return
-        state = advance(model, sampling, params, state, keys, state.position + _TOKENS_AT_A_TIME)
 
 
 if __name__ == "__main__":

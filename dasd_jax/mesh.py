@@ -57,8 +57,19 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
 
 
 def spec(*axes: str | None, rules: dict = TRAIN) -> PartitionSpec:
-    """The PartitionSpec of an array whose dimensions carry these logical axes (None = not split)."""
-    return PartitionSpec(*(None if axis is None else rules.get(axis) for axis in axes))
+    """The PartitionSpec of an array whose dimensions carry these logical axes (None = not split).
+
+    Inside `per_shard` the axes that split rows are not there: every array is a shard's own.
+    """
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+
+    def placed(axis: str | None):
+        names = rules.get(axis) if axis else None
+        names = (names,) if isinstance(names, str) else names or ()
+        names = tuple(name for name in names if name not in manual)
+        return names if len(names) > 1 else (names[0] if names else None)
+
+    return PartitionSpec(*map(placed, axes))
 
 
 def reshard(x: jax.Array, *axes: str | None, rules: dict = TRAIN) -> jax.Array:
@@ -74,6 +85,40 @@ def named(mesh: Mesh, *axes: str | None, rules: dict = TRAIN) -> NamedSharding:
 def on_mesh(mesh: Mesh, abstract: jax.ShapeDtypeStruct) -> NamedSharding:
     """The sharding of a traced array on real devices: tracing knows the layout, not the devices (None: on each)."""
     return NamedSharding(mesh, abstract.sharding.spec if abstract.sharding else PartitionSpec())
+
+
+def per_shard(function, in_axes, out_axes):
+    """`function` run by every shard of the rows on its own part, each in its own time; heads stay split as they are.
+
+    Args:
+        in_axes: for each argument "rows" where its leading axis is split over the shards, None where all of it goes to
+            every one of them.
+        out_axes: the same for the results.
+    """
+    in_specs, out_specs = jax.tree.map(
+        lambda axis: spec(axis) if axis else spec(), (in_axes, out_axes), is_leaf=lambda x: x is None
+    )
+    return jax.shard_map(
+        function, in_specs=in_specs, out_specs=out_specs, axis_names=set(TRAIN["rows"]), check_vma=False
+    )
+
+
+def per_device(function, in_axes, out_axes):
+    """`function` run by every device on its own part of the arrays.
+
+    Args:
+        in_axes: for each argument a tuple with the logical axis of each dimension.
+        out_axes: the same for the result.
+    """
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    in_specs = tuple(spec(*axes) for axes in in_axes)
+    return jax.shard_map(
+        function,
+        in_specs=in_specs,
+        out_specs=spec(*out_axes),
+        axis_names=set(AXES) - set(manual),
+        check_vma=False,
+    )
 
 
 def row_shards(mesh: Mesh) -> int:

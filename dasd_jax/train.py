@@ -90,6 +90,8 @@ class Trainer:
             row_shards=row_shards(mesh),
         )
         sampling = session.training_sampling(config, self.tokenizer)
+        rows = config.rollout.problems * config.rollout.rollouts // row_shards(mesh)
+        self.slots = sampling.slots_of(rows)
         self.collector = Collector(config, mesh, self.model, self.tokenizer, sampling, self.prompts, verifier)
 
         workdir.mkdir(parents=True, exist_ok=True)
@@ -178,7 +180,7 @@ class Trainer:
             self.state, learned = train_step(self.steps, self.optimizer, self.state, experience, collected.batches)
             metrics |= {name: float(value) for name, value in jax.device_get(learned).items()}
         per_s = collected.generated / clock.seconds["time/rollout_s"]
-        metrics |= collected.metrics(self.config.rollout.rollouts) | {"tokens/generated_per_s": per_s}
+        metrics |= collected.metrics(self.config.rollout.rollouts, self.slots) | {"tokens/generated_per_s": per_s}
         return metrics | clock.seconds, samples
 
     def _score(self, collected: Collected, teacher: TeacherBatch):

@@ -34,9 +34,10 @@ class Collected:
     in_loss: np.ndarray  # bool[rows], False for rollouts that count in their group but not in the loss
     batches: int  # drawn from the data for it
     generated: int  # tokens sampled for it, those of groups that were replaced among them
+    steps: np.ndarray  # i32[shards], steps of decoding that each shard of the rows took for them
 
-    def metrics(self, group: int) -> dict[str, float]:
-        """What the log says of it."""
+    def metrics(self, group: int, slots: int) -> dict[str, float]:
+        """What the log says of it, given the slots of a shard."""
         lengths = self.rollouts.response_mask.sum(axis=1)
         errors = np.array([verdict.error for verdict in self.verdicts])
         return {
@@ -47,6 +48,9 @@ class Collected:
             "rollout/length_mean": float(lengths.mean()),
             "rollout/truncated_frac": float(1 - self.rollouts.finished.mean()),
             "rollout/batches": float(self.batches),
+            # The slowest shard holds up the others; a slot without a row is computed along.
+            "rollout/shard_imbalance": float(self.steps.max() / self.steps.mean()),
+            "rollout/slots_used_frac": float(self.generated / (self.steps.sum() * slots)),
             "tokens/padding_frac": float(1 - self.rollouts.response_mask.mean()),
         }
 
@@ -129,7 +133,7 @@ class Collector:
         with clock.phase("rollout"):
             step = replicate(self._mesh, np.int32(batches_drawn))
             prompts = put_rows(self._mesh, batch)
-            written: RolloutBatch = jax.device_get(
+            written, steps = jax.device_get(
                 rollout(self._model, self._sampling, params, prompts, self._seed, "train", step)
             )
         with clock.phase("verify"):
@@ -140,7 +144,17 @@ class Collector:
             correct, reward = rewards(self._config, verdicts, written.finished, lengths)
         in_loss = written.finished | (self._config.objective.truncated != "drop_from_loss")
         return Collected(
-            batch, written, problems, texts, verdicts, correct, reward, in_loss, batches=1, generated=int(lengths.sum())
+            batch,
+            written,
+            problems,
+            texts,
+            verdicts,
+            correct,
+            reward,
+            in_loss,
+            batches=1,
+            generated=int(lengths.sum()),
+            steps=steps,
         )
 
 
@@ -168,6 +182,7 @@ def _first_mixed(rounds: list[Collected], size: int, group: int) -> Collected:
         in_loss=np.array(chosen("in_loss")),
         batches=len(rounds),
         generated=sum(drawn.generated for drawn in rounds),
+        steps=sum(drawn.steps for drawn in rounds),
     )
 
 

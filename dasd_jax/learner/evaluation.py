@@ -87,7 +87,7 @@ def evaluate(
     size = max(rows // sampling.rollouts // shards, 1) * shards
     answers = list(known)
     for batch, live in prompts.in_order(size, example_ids[len(known) :]):
-        written = rollout(
+        written, _ = rollout(
             model, sampling, params, put_rows(mesh, batch), *replicate(mesh, (jnp.int32(seed),)), "eval", jnp.int32(0)
         )
         response, mask, finished = jax.device_get((written.response, written.response_mask, written.finished))

@@ -4,6 +4,7 @@ import dataclasses
 from collections import Counter
 from pathlib import Path
 
+import jax
 from jax.sharding import Mesh
 
 from dasd_jax.batch import Params
@@ -81,7 +82,12 @@ def settle(config: Config, model: ModelConfig) -> ModelConfig:
         UserError: it cannot hold a prompt and a response.
     """
     config.check_context(model.context)
-    return dataclasses.replace(model, compute_dtype=config.model.compute_dtype, remat=config.model.remat)
+    return dataclasses.replace(
+        model,
+        compute_dtype=config.model.compute_dtype,
+        remat=config.model.remat,
+        unroll=jax.default_backend() == "cpu",
+    )
 
 
 def check_vocabulary(tokenizer: Tokenizer, model: ModelConfig) -> None:
@@ -225,6 +231,7 @@ def training_sampling(config: Config, tokenizer: Tokenizer) -> Sampling:
         temperature=group.temperature,
         top_k=group.top_k,
         top_p=group.top_p,
+        slots=group.slots,
     )
 
 

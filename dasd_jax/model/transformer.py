@@ -1,12 +1,10 @@
-"""The decoder as pure functions over one parameter tree: forward, unembed, and the KV cache that forward returns.
+"""The decoder as pure functions over one parameter tree: forward, decode, unembed, and the KV cache between them.
 
-One `forward` serves training, scoring, prefill and decoding. What it does with the cache follows from the cache:
+    forward    any number of new tokens: prefill without a cache; with one, scoring behind its prompts
+    decode     one new token a row, written behind the row's own response
 
-    cache=None                prefill: the new tokens see one another; their keys and values come back as a prompt
-    prompt, no response       score: the new tokens see the prompt and one another; nothing is written
-    prompt and response       decode: the new tokens are written behind the response and see all before them
-
-A prompt is stored once for the G rows that continue it.
+A prompt is stored once for the G rows that continue it. All passes share the pieces of a layer; they differ in what
+attention looks at.
 """
 
 import math
@@ -17,25 +15,28 @@ import jax.numpy as jnp
 from flax import struct
 
 from dasd_jax.batch import Array, Params
-from dasd_jax.mesh import reshard, spec
+from dasd_jax.mesh import ROLLOUT, per_device, reshard, spec
 from dasd_jax.model import params as param_table
-from dasd_jax.model.attention import attend
+from dasd_jax.model.attention import Span, attend, attend_cached, cache_columns
 from dasd_jax.model.config import Llama3Scaling, ModelConfig, YarnScaling
 from dasd_jax.vocab import EXACT
 
 
 @struct.dataclass
 class Segment:
-    """Keys and values of a run of tokens: [L, n, T, K, H] each, in the compute dtype."""
+    """Keys and values of runs of tokens, in the compute dtype.
 
-    key: Array
-    value: Array
-    length: Array  # prompt: i32[n], valid tokens, at the right end. response: i32[], tokens written in every row
+    [L, n, K, T, H] each; a tuple of L arrays [1, n, K, T, H] where the layers stand apart (`for_decoding`).
+    """
+
+    key: Array | tuple[Array, ...]
+    value: Array | tuple[Array, ...]
+    length: Array  # i32[n], valid tokens: at the right end of a prompt, at the left end of a response
 
 
 @struct.dataclass
 class KVCache:
-    """Opaque to callers; returned by `forward`, never mutated."""
+    """Opaque to callers; returned by `forward` and `decode`, never mutated."""
 
     prompt: Segment
     response: Segment | None = None
@@ -43,18 +44,64 @@ class KVCache:
 
 def open_response(cache: KVCache, rollouts: int, width: int) -> KVCache:
     """An empty response segment of `width` tokens for `rollouts` rows of each prompt: the cache is ready to decode."""
-    layers, prompts, _, kv_heads, head_dim = cache.prompt.key.shape
-    empty = jnp.zeros(
-        (layers, prompts * rollouts, width, kv_heads, head_dim),
-        cache.prompt.key.dtype,
-        out_sharding=_CACHE,
+    prompt = cache.prompt
+
+    def empty(key: Array) -> Array:
+        layers, prompts, kv_heads, _, head_dim = key.shape
+        shape = (layers, prompts * rollouts, kv_heads, cache_columns(width), head_dim)
+        return jnp.zeros(shape, key.dtype, out_sharding=spec(*_CACHE))
+
+    blank = jax.tree.map(empty, prompt.key)
+    length = jnp.zeros((prompt.length.shape[0] * rollouts,), jnp.int32, out_sharding=spec("rows"))
+    return cache.replace(response=Segment(blank, blank, length))
+
+
+def own_prompts(cache: KVCache, rows: int) -> KVCache:
+    """A cache for `rows` rows whose prompts, one a row, are put there by `take_prompt`."""
+
+    def blank(key: Array) -> Array:
+        shape = (key.shape[0], rows, *key.shape[2:])
+        return jnp.zeros(shape, key.dtype, out_sharding=spec(*_CACHE))
+
+    key = jax.tree.map(blank, cache.prompt.key)
+    return KVCache(Segment(key, key, jnp.zeros((rows,), jnp.int32, out_sharding=spec("rows"))))
+
+
+def take_prompt(cache: KVCache, row: Array, prompts: Segment, index: Array) -> KVCache:
+    """Row `row` starts anew behind prompt `index` of `prompts`; other rows are not touched."""
+
+    here = jnp.arange(cache.prompt.length.shape[0]) == row
+
+    def copy(whole: Array, source: Array) -> Array:
+        one = jax.lax.dynamic_slice_in_dim(source, index, 1, axis=1)
+        return jax.lax.dynamic_update_slice_in_dim(whole, one, row, axis=1)
+
+    return KVCache(
+        prompt=Segment(
+            key=jax.tree.map(copy, cache.prompt.key, prompts.key),
+            value=jax.tree.map(copy, cache.prompt.value, prompts.value),
+            length=jnp.where(here, prompts.length[index], cache.prompt.length),
+        ),
+        response=cache.response.replace(length=jnp.where(here, 0, cache.response.length)),
     )
-    return cache.replace(response=Segment(empty, empty, jnp.zeros((), jnp.int32)))
 
 
 def prompt_positions(mask: Array) -> Array:
     """Positions of left-padded tokens, counted from the first valid one: bool[B, P] → i32[B, P]."""
     return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+
+
+def for_decoding(config: ModelConfig, params: Params) -> Params:
+    """Parameters laid out for a loop that reads all of them for every token, inside a jitted program.
+
+    Whole along the model width, in the compute dtype, products of the same input joined; with `config.unroll` a tuple
+    of layers instead of stacks, since a CPU copies a layer out of its stack before it multiplies.
+    """
+    params = param_table.relayout(config, params, ROLLOUT)
+    layers = _joined(config, params["layers"])
+    if config.unroll:
+        layers = tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(config.num_layers))
+    return params | {"layers": layers}
 
 
 def forward(
@@ -71,53 +118,91 @@ def forward(
         tokens: i32[rows, S].
         positions: i32[rows, S], position of each token in its own sequence.
         mask: bool[rows, S], validity of the new tokens only. Left-padded without a cache.
-        cache: what came before; see the module's table.
+        cache: prompts that come before; the rows of one prompt stand at the same positions.
 
     Returns:
-        hidden [rows, S, D] in the compute dtype, and the cache with the new tokens in it (scoring writes nothing).
+        hidden [rows, S, D] in the compute dtype, and a cache of prompts: the new tokens, or the one that was given.
         Where mask is False the hidden state is finite and meaningless.
     """
-    dtype = jnp.dtype(config.compute_dtype)
-    write = None if cache is None else cache.response
     # Layers that see everything and layers that slide differ in what a query may look at and in its angles.
-    kinds = sorted(set(config.sliding)) or [False]
-    looks = [_look(config, positions, mask, cache, slides) for slides in kinds]
+    looks = [_look(config, positions, mask, cache, slides) for slides in _kinds(config)]
+    prompt = None if cache is None else (cache.prompt.key, cache.prompt.value)
+
+    def layer(x, inputs):
+        _, slides, weights, prompt = inputs
+        rotary, new_seen, prompt_seen = _of_kind(slides, looks)
+
+        def look(query, key, value):
+            new = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+            behind = [] if prompt is None else [(*prompt, prompt_seen)]
+            return attend(query, [(*new, new_seen), *behind]), new
+
+        x, new = _layer(config, weights, x, rotary, look)
+        return x, new if cache is None else None
+
+    x, new = _through_layers(config, _remat(config, layer), _embed(config, params, tokens), params["layers"], prompt)
+    if cache is None:
+        if isinstance(new, list):
+            new = (tuple(part[None] for part in parts) for parts in zip(*new, strict=True))
+        cache = KVCache(Segment(*new, jnp.sum(mask, axis=1, dtype=jnp.int32)))
+    return _rms_norm(config, x, params["final_norm"]), cache
+
+
+def decode(config: ModelConfig, params: Params, token: Array, live: Array, cache: KVCache) -> tuple[Array, KVCache]:
+    """The hidden state behind one more token of every row, after the final norm.
+
+    Args:
+        params: from `for_decoding`.
+        token: i32[rows], at the position behind what the row has cached.
+        live: bool[rows]. Other rows are computed along, with finite and meaningless results, and stay as they are.
+        cache: with prompts and responses.
+
+    Returns:
+        hidden [rows, D] in the compute dtype, and the cache with the token in it.
+    """
+    prompt, response = cache.prompt, cache.response
+    rows = token.shape[0]
+    columns = _columns(prompt)
+    before = repeat_rows(prompt.length, rows // prompt.length.shape[0])
+    place = response.length
+    position = before + place
+    # Of each kind of layer the angles, and the first position that a row sees: layers that slide forget.
+    kinds = [
+        (
+            _rotary(config, position[:, None], scaled=not slides),
+            jnp.maximum(position - config.window + 1, 0) if slides else jnp.zeros_like(position),
+        )
+        for slides in _kinds(config)
+    ]
 
     def layer(carry, inputs):
-        x, stored = carry
-        index, slides, weights, prompt = inputs
-        weights = _gathered(config, weights)
-        rotary, new_seen, prompt_seen = _of_kind(slides, looks)
-        query, key, value = _qkv(config, weights, x, rotary)
-        if write is None:
-            segments = [(key, value, new_seen)]
-        else:
-            stored = tuple(
-                jax.lax.dynamic_update_slice(whole, new[None], (index, 0, write.length, 0, 0))
-                for whole, new in zip(stored, (key, value), strict=True)
-            )
-            segments = [(*(whole[index] for whole in stored), new_seen)]
-        if cache is not None:
-            segments.append((*prompt, prompt_seen))
-        mixed = _project(attend(query, segments), weights["o"], "rsnh,nhd->rsd")
-        x = x + (_rms_norm(config, mixed, weights["attn_norm"]) if config.post_norm else mixed)
-        x = x + _mlp(config, weights, x)
-        return (x, stored), ((key, value) if cache is None else None)
+        x, keys, values = carry
+        index, slides, weights, _ = inputs
+        rotary, oldest = _of_kind(slides, kinds)
 
-    # Gathering by id from a table that is split along its rows is written as a lookup in the vocabulary's own layout.
-    embedding = reshard(params["embed"].astype(dtype), "vocab", None)
-    x = embedding.at[tokens].get(out_sharding=spec("rows", None, None))
-    stored = None if write is None else (write.key, write.value)
-    prompt = None if cache is None else (cache.prompt.key, cache.prompt.value)
-    slides = jnp.array(config.sliding or (False,) * config.num_layers)
-    inputs = (jnp.arange(config.num_layers), slides, params["layers"], prompt)
-    (x, stored), new = jax.lax.scan(_remat(config, layer), (x, stored), inputs)
+        def look(query, key, value):
+            written = [_write(whole, index, new[:, 0], place) for whole, new in ((keys, key), (values, value))]
+            spans = [
+                Span(
+                    *_of_layer((prompt.key, prompt.value), index),
+                    first=columns - before + oldest,
+                    last=jnp.where(live, columns, 0),
+                ),
+                Span(
+                    *_of_layer(tuple(written), index),
+                    first=jnp.maximum(oldest - before, 0),
+                    last=jnp.where(live, place + 1, 0),
+                ),
+            ]
+            return attend_cached(query[:, 0], spans)[:, None], written
 
-    if cache is None:
-        cache = KVCache(Segment(*new, jnp.sum(mask, axis=1, dtype=jnp.int32)))
-    elif write is not None:
-        cache = cache.replace(response=Segment(*stored, write.length + tokens.shape[1]))
-    return _rms_norm(config, x, params["final_norm"]), cache
+        x, written = _layer(config, weights, x, rotary, look)
+        return (x, *written), None
+
+    x = _embed(config, params, token[:, None])
+    (x, *written), _ = _through_layers(config, layer, (x, response.key, response.value), params["layers"])
+    response = Segment(*written, place + live)
+    return _rms_norm(config, x, params["final_norm"])[:, 0], cache.replace(response=response)
 
 
 def unembedding(config: ModelConfig, params: Params) -> Array:
@@ -180,7 +265,19 @@ def repeat_rows(x: Array, times: int) -> Array:
 
 
 Within = Callable[[Array], Array]  # tokens that a key lies behind its query → whether the query may look at it
-_CACHE = spec(None, "rows", None, "heads", None)
+
+
+_CACHE = (None, "rows", "heads", None, None)
+
+
+def _columns(segment: Segment) -> int:
+    return jax.tree.leaves(segment.key)[0].shape[3]
+
+
+def _embed(config: ModelConfig, params: Params, tokens: Array) -> Array:
+    # Gathering by id from a table that is split along its rows is written as a lookup in the vocabulary's own layout.
+    table = reshard(params["embed"].astype(config.compute_dtype), "vocab", None)
+    return table.at[tokens].get(out_sharding=spec("rows", None, None))
 
 
 def _remat(config: ModelConfig, layer):
@@ -190,31 +287,109 @@ def _remat(config: ModelConfig, layer):
     return jax.checkpoint(layer, policy=policies[config.remat], prevent_cse=False)
 
 
+def _through_layers(config: ModelConfig, body, carry, layers, prompts=None):
+    """body(carry, (index, slides, weights, prompt)) → (carry, new), one layer after the other."""
+    if not isinstance(layers, tuple):
+        slides = jnp.array(config.sliding or (False,) * config.num_layers)
+        return jax.lax.scan(body, carry, (jnp.arange(config.num_layers), slides, layers, prompts))
+    news = []
+    for index, weights in enumerate(layers):
+        slides = bool(config.sliding) and config.sliding[index]
+        carry, new = body(carry, (index, slides, weights, jax.tree.map(lambda x, i=index: x[i], prompts)))
+        news.append(new)
+    return carry, news
+
+
+def _of_layer(parts: tuple, index) -> tuple:
+    """(keys, values, which layer of them) of a segment's parts, which are stacks or tuples of layers."""
+    return (*(part[index] for part in parts), 0) if isinstance(parts[0], tuple) else (*parts, index)
+
+
+def _write(whole, index, new: Array, place: Array):
+    """Keys or values with new [rows, K, H] in column place[row] of every row."""
+    if isinstance(whole, tuple):
+        return (*whole[:index], _write(whole[index], 0, new, place), *whole[index + 1 :])
+
+    def write(whole: Array, index: Array, new: Array, place: Array) -> Array:
+        rows = jnp.arange(place.shape[0])
+        return whole.at[index, rows, :, place].set(new, unique_indices=True, mode="drop")
+
+    # Each device writes its own rows and heads: a scatter into a split array is otherwise refused, or gathers it.
+    in_axes = (_CACHE, (), ("rows", "heads", None), ("rows",))
+    return per_device(write, in_axes, _CACHE)(whole, jnp.int32(index), new, place)
+
+
+def _layer(config: ModelConfig, weights: Params, x: Array, rotary, look) -> tuple[Array, object]:
+    """One layer: x [rows, S, D] → the same, and what `look(query, key, value)` returns beside the attended values."""
+    weights = _gathered(config, weights)
+    query, key, value = _qkv(config, weights, x, rotary)
+    seen, new = look(query, key, value)
+    flat = (*seen.shape[:2], config.num_heads * config.head_dim)
+    mixed = _project(jax.lax.reshape(seen, flat, out_sharding=spec("rows", None, "heads")), weights["o"])
+    x = x + (_rms_norm(config, mixed, weights["attn_norm"]) if config.post_norm else mixed)
+    return x + _mlp(config, weights, x), new
+
+
 def _gathered(config: ModelConfig, weights: Params) -> Params:
-    """One layer's weights in the compute dtype, whole along the model width (no work where they already are)."""
+    """One layer's weights as `_layer` wants them: in the compute dtype, whole along the model width, joined."""
+    if "qkv" in weights:
+        return weights
     rows = param_table.table(config)
-    return {
+    whole = {
         name: reshard(weight.astype(config.compute_dtype), *(a if a != "embed" else None for a in axes))
         for name, weight in weights.items()
         for axes in [rows["layers/" + name].axes[1:]]
     }
+    return _joined(config, whole)
+
+
+def _joined(config: ModelConfig, weights: Params) -> Params:
+    """Products of the same input as one, and matrices where a layer multiplies by matrices.
+
+    "qkv" [..., D, K, N/K + 2, H]: a key head behind its queries and its value head last, so that a split over heads
+    splits all three alike. "gate_up" [..., D, 2, F]. "o" [..., N*H, D].
+    """
+    rest = {name: x for name, x in weights.items() if name[0] not in "qkv" or name.endswith("norm")}
+    joined = {"qkv": _by_kv_head(config, *(weights[name] for name in "qkv"))}
+    if config.qkv_bias:
+        joined["qkv_bias"] = _by_kv_head(config, *(weights[f"{name}_bias"] for name in "qkv"))
+    joined["gate_up"] = jnp.stack([rest.pop("gate"), rest.pop("up")], axis=-2)
+    lead = rest["o"].shape[:-3]
+    shape = (*lead, config.num_heads * config.head_dim, config.width)
+    joined["o"] = jax.lax.reshape(rest.pop("o"), shape, out_sharding=spec(*(None,) * len(lead), "heads", None))
+    return rest | joined
+
+
+def _by_kv_head(config: ModelConfig, query: Array, key: Array, value: Array) -> Array:
+    """[…, N, H] and twice […, K, H] → […, K, N/K + 2, H]."""
+    lead, heads = query.shape[:-2], (config.num_kv_heads, config.num_heads // config.num_kv_heads)
+    out_sharding = spec(*(None,) * len(lead), "heads", None, None)
+    query = jax.lax.reshape(query, (*lead, *heads, config.head_dim), out_sharding=out_sharding)
+    return jnp.concatenate([query, key[..., None, :], value[..., None, :]], axis=-2)
+
+
+def _kinds(config: ModelConfig) -> list[bool]:
+    """Whether layers slide, once for each kind of layer that there is."""
+    return sorted(set(config.sliding)) or [False]
 
 
 def _look(config: ModelConfig, positions: Array, mask: Array, cache: KVCache | None, slides: bool):
-    """(rotary angles, what the new tokens see of themselves and the response, what they see of the prompt or None)."""
+    """(rotary angles, what the new tokens see of one another, what they see of the prompt or None)."""
 
     def within(distance: Array) -> Array:
         return (distance >= 0) & (distance < config.window) if slides else distance >= 0
 
-    write = None if cache is None else cache.response
-    new_seen = _new_seen(within, mask) if write is None else _written(within, write, mask)
     prompt_seen = None if cache is None else _prompt_seen(within, cache.prompt, positions if slides else None)
-    return _rotary(config, positions, scaled=not slides), new_seen, prompt_seen
+    return _rotary(config, positions, scaled=not slides), _new_seen(within, mask), prompt_seen
 
 
-def _of_kind(slides: Array, looks: list):
-    """The look of a layer: where there are two kinds of layers, the second is that of those that slide."""
-    return looks[0] if len(looks) == 1 else jax.tree.map(lambda *both: jnp.where(slides, both[1], both[0]), *looks)
+def _of_kind(slides, of_kinds: list):
+    """What a layer takes: where there are two kinds, the second is that of layers that slide."""
+    if len(of_kinds) == 1:
+        return of_kinds[0]
+    if isinstance(slides, bool):
+        return of_kinds[slides]
+    return jax.tree.map(lambda *both: jnp.where(slides, both[1], both[0]), *of_kinds)
 
 
 def _new_seen(within: Within, mask: Array) -> Array:
@@ -223,18 +398,12 @@ def _new_seen(within: Within, mask: Array) -> Array:
     return within(place[:, None] - place[None, :]) & mask[:, None, :]
 
 
-def _written(within: Within, response: Segment, mask: Array) -> Array:
-    """bool[1, S, T]: the response so far, and of the S new tokens those up to the query's own."""
-    own = response.length + jnp.arange(mask.shape[1], dtype=jnp.int32)
-    return within(own[None, :, None] - jnp.arange(response.key.shape[2])[None, None, :])
-
-
 def _prompt_seen(within: Within, prompt: Segment, positions: Array | None) -> Array:
     """The valid tokens at the right end of each prompt: bool[B, 1, P], or bool[B, S, P] with positions of queries.
 
     The rows of one prompt stand at the same positions, since they are scored or decoded side by side.
     """
-    count, width = prompt.length.shape[0], prompt.key.shape[2]
+    count, width = prompt.length.shape[0], _columns(prompt)
     place = reshard((jnp.arange(width) - (width - prompt.length[:, None]))[:, None, :], "rows", None, None)
     if positions is None:
         return place >= 0
@@ -243,32 +412,34 @@ def _prompt_seen(within: Within, prompt: Segment, positions: Array | None) -> Ar
     return (place >= 0) & within(query - place)
 
 
-def _project(x: Array, weight: Array, letters: str) -> Array:
+def _project(x: Array, weight: Array) -> Array:
     """A product that ends in the model width, summed over the devices of the tensor axis."""
-    return jnp.einsum(letters, x, weight, precision=EXACT, out_sharding=spec("rows", None, None))
+    return jnp.einsum("rsf,fd->rsd", x, weight, precision=EXACT, out_sharding=spec("rows", None, None))
 
 
 def _qkv(config: ModelConfig, weights: Params, x: Array, rotary) -> tuple[Array, Array, Array]:
     if not config.post_norm:
         x = _rms_norm(config, x, weights["attn_norm"])
-    heads = {}
-    for name in ("q", "k", "v"):
-        head = jnp.einsum("rsd,dnh->rsnh", x, weights[name], precision=EXACT)
-        if config.qkv_bias:
-            head = head + weights[f"{name}_bias"]
-        if config.qk_norm != "none" and name != "v":
-            axes = (-2, -1) if config.qk_norm == "all" else -1
-            head = _rms_norm(config, head, weights[f"{name}_norm"], axes)
-        heads[name] = head if name == "v" else _rotate(head, *rotary)
-    return heads["q"], heads["k"], heads["v"]
+    heads = jnp.einsum("rsd,dkmh->rskmh", x, weights["qkv"], precision=EXACT)
+    if config.qkv_bias:
+        heads = heads + weights["qkv_bias"]
+    query, key, value = heads[..., :-2, :], heads[..., -2, :], heads[..., -1, :]
+    shape = (*x.shape[:2], config.num_heads, config.head_dim)
+    query = jax.lax.reshape(query, shape, out_sharding=spec("rows", None, "heads", None))
+    if config.qk_norm != "none":
+        axes = (-2, -1) if config.qk_norm == "all" else -1
+        query, key = (
+            _rms_norm(config, part, weights[f"{name}_norm"], axes) for name, part in (("q", query), ("k", key))
+        )
+    return _rotate(query, *rotary), _rotate(key, *rotary), value
 
 
 def _mlp(config: ModelConfig, weights: Params, x: Array) -> Array:
     if not config.post_norm:
         x = _rms_norm(config, x, weights["mlp_norm"])
-    gate = jnp.einsum("rsd,df->rsf", x, weights["gate"], precision=EXACT)
-    up = jnp.einsum("rsd,df->rsf", x, weights["up"], precision=EXACT)
-    out = _project(jax.nn.silu(gate) * up, weights["down"], "rsf,fd->rsd")
+    gate_up = jnp.einsum("rsd,duf->rsuf", x, weights["gate_up"], precision=EXACT)
+    gated = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
+    out = _project(gated, weights["down"])
     return _rms_norm(config, out, weights["mlp_norm"]) if config.post_norm else out
 
 

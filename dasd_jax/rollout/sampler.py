@@ -1,4 +1,8 @@
-"""Sampling over the KV cache: prefill once per problem, then one token a row and step until every row has stopped."""
+"""Sampling over the KV cache: prefill once per problem, then one token a slot and step until every row has stopped.
+
+Continuous batching inside one program: a slot whose row has ended takes the next row of the queue at once, so a batch
+costs what its tokens cost, and not its longest row times all rows.
+"""
 
 import dataclasses
 from functools import partial
@@ -9,8 +13,7 @@ from flax import struct
 
 from dasd_jax import vocab
 from dasd_jax.batch import Array, Params, PromptBatch, RolloutBatch
-from dasd_jax.mesh import ROLLOUT, reshard
-from dasd_jax.model import params as param_table
+from dasd_jax.mesh import per_shard, reshard
 from dasd_jax.model import transformer
 from dasd_jax.model.config import ModelConfig
 
@@ -28,27 +31,43 @@ class Sampling:
     temperature: float = 1.0  # 0 takes the arg-max, with log-probabilities at temperature 1
     top_k: int = 0  # keep the k likeliest tokens; 0 keeps all
     top_p: float = 1.0  # keep the smallest set of likeliest tokens with this mass
+    slots: int = 0  # rows that a shard decodes at a time; 0: all that it has
+    refill_at: int = 1  # free slots at which the next rows are begun
+
+    def slots_of(self, rows: int) -> int:
+        """Slots of a shard that has so many rows."""
+        return min(self.slots or rows, rows)
 
 
 @struct.dataclass
 class SamplerState:
-    """The loop's state. Invariant: `position` tokens of every row are written and all but the last of them are cached.
+    """The loop's state of one shard: a queue of rows, and slots in which some of them are being written.
 
-    Rows that have finished go on with padding tokens, which nothing reads.
+    Invariant: of the row in slot s the tokens before `token[s]` are cached, its prompt's among them, and `written[s]`
+    tokens of its response are drawn. A free slot holds row number `rows`, writes nowhere and is computed along.
     """
 
-    position: Array  # i32[]
+    row: Array  # i32[slots], the row that is written there
+    token: Array  # i32[slots], its last token: the prompt's last one at the start
+    written: Array  # i32[slots], tokens of its response
+    cache: transformer.KVCache  # of the slots
+    next_row: Array  # i32[], the first of the queue that waits
+    steps: Array  # i32[], tokens decoded per slot
     response: Array  # i32[rows, R]
-    response_mask: Array  # bool[rows, R]
     logp: Array  # f32[rows, R]
     entropy: Array  # f32[rows, R]
+    length: Array  # i32[rows], tokens of each response so far
     stop_id: Array  # i32[rows], the stop token that ended the row, or -1
-    cache: transformer.KVCache
 
     @property
-    def finished(self) -> Array:
-        """bool[rows]."""
-        return self.stop_id >= 0
+    def live(self) -> Array:
+        """bool[slots], where a row is being written."""
+        return self.row < self.length.shape[0]
+
+    @property
+    def over(self) -> Array:
+        """bool[], every row of the queue is written."""
+        return ~jnp.any(self.live) & (self.next_row == self.length.shape[0])
 
 
 def row_keys(seed: int, purpose: str, step: Array, example_id: Array, rollouts: int) -> Array:
@@ -77,99 +96,145 @@ def rollout(
     seed: Array,
     purpose: str,
     step: Array,
-) -> RolloutBatch:
+) -> tuple[RolloutBatch, Array]:
     """G responses to each of B problems, exactly as sampled.
 
+    Every shard of the rows works through its own problems, without a word to the others: a group stays in one shard.
+
     Args:
-        params: in the training layout; re-laid and cast once for the whole loop.
+        params: in the training layout; re-laid, cast and joined once for the whole loop.
         seed, step: i32[]; with the example ids they decide every draw.
 
     Returns:
-        RolloutBatch of B*G rows, problem-major.
+        (RolloutBatch of B*G rows, problem-major; i32[shards], steps of decoding that each shard took).
     """
-    params = param_table.relayout(config, params, ROLLOUT)
     keys = row_keys(seed, purpose, step, prompts.example_id, sampling.rollouts)
-    state = begin(config, sampling, params, prompts, keys)
-    state = advance(config, sampling, params, state, keys, sampling.max_new_tokens)
-    rows, problems = state.response.shape[0], prompts.example_id.shape[0]
-    return RolloutBatch(
-        response=state.response,
-        response_mask=state.response_mask,
-        sampled_logp=state.logp,
-        sampled_entropy=state.entropy,
+
+    def of_shard(params: Params, prompts: PromptBatch, keys: Array) -> tuple[SamplerState, Array]:
+        queue = open_queue(config, sampling, params, prompts, keys)
+        state = advance(config, sampling, params, queue, begin(config, sampling, queue), None)
+        return (state.response, state.length, state.logp, state.entropy, state.stop_id), state.steps[None]
+
+    params = transformer.for_decoding(config, params)
+    run = per_shard(of_shard, in_axes=(None, "rows", "rows"), out_axes="rows")
+    (response, length, logp, entropy, stop_id), steps = run(params, prompts, keys)
+    rows, problems = response.shape[0], prompts.example_id.shape[0]
+    batch = RolloutBatch(
+        response=response,
+        response_mask=jnp.arange(sampling.max_new_tokens) < length[:, None],
+        sampled_logp=logp,
+        sampled_entropy=entropy,
         prompt_index=reshard(jnp.arange(rows, dtype=jnp.int32) // sampling.rollouts, "rows"),
         rollout_index=reshard(jnp.tile(jnp.arange(sampling.rollouts, dtype=jnp.int32), problems), "rows"),
-        finished=state.finished,
-        stop_id=state.stop_id,
+        finished=stop_id >= 0,
+        stop_id=stop_id,
     )
+    return batch, steps
 
 
-def begin(config: ModelConfig, sampling: Sampling, params: Params, prompts: PromptBatch, keys: Array) -> SamplerState:
-    """Prefills the prompts, shares their cache among the rollouts and draws the first token of every row."""
-    mask = prompts.student_prompt_mask
-    positions = transformer.prompt_positions(mask)
-    hidden, cache = transformer.forward(config, params, prompts.student_prompt, positions, mask)
-    rows, width = mask.shape[0] * sampling.rollouts, sampling.max_new_tokens
+@struct.dataclass
+class Queue:
+    """What a shard has to write: B problems, each with its prompt cached but for the last token, and B*G keys."""
 
-    def filled(value, dtype, *shape):
-        return reshard(jnp.full((rows, *shape), value, dtype), "rows", *(None for _ in shape))
+    prompts: transformer.KVCache
+    last_token: Array  # i32[B], of each prompt
+    keys: Array  # key[B*G]
 
-    state = SamplerState(
-        position=jnp.zeros((), jnp.int32),
-        response=filled(sampling.pad_id, jnp.int32, width),
-        response_mask=filled(False, bool, width),
-        logp=filled(0.0, jnp.float32, width),
-        entropy=filled(0.0, jnp.float32, width),
-        stop_id=filled(-1, jnp.int32),
-        cache=transformer.open_response(cache, sampling.rollouts, width),
+
+def open_queue(config: ModelConfig, sampling: Sampling, params: Params, prompts: PromptBatch, keys: Array) -> Queue:
+    """Prefills the prompts, once for the G rollouts of each; params come from `for_decoding`."""
+    tokens, mask = prompts.student_prompt[:, :-1], prompts.student_prompt_mask[:, :-1]
+    _, cache = transformer.forward(config, params, tokens, transformer.prompt_positions(mask), mask)
+    return Queue(cache, prompts.student_prompt[:, -1], keys)
+
+
+def begin(config: ModelConfig, sampling: Sampling, queue: Queue) -> SamplerState:
+    """Nothing written yet; with a slot for every row all rows are in their slots, and share their prompts' cache."""
+    rows, width = queue.keys.shape[0], sampling.max_new_tokens
+    slots = sampling.slots_of(rows)
+    if slots == rows:
+        cache = transformer.open_response(queue.prompts, sampling.rollouts, width)
+        row, token = jnp.arange(rows, dtype=jnp.int32), transformer.repeat_rows(queue.last_token, sampling.rollouts)
+    else:
+        cache = transformer.open_response(transformer.own_prompts(queue.prompts, slots), 1, width)
+        row = token = jnp.full((slots,), rows, jnp.int32)
+    return SamplerState(
+        row=row,
+        token=token,
+        written=jnp.zeros_like(row),
+        cache=cache,
+        next_row=jnp.int32(rows if slots == rows else 0),
+        steps=jnp.int32(0),
+        response=jnp.full((rows, width), sampling.pad_id, jnp.int32),
+        logp=jnp.zeros((rows, width), jnp.float32),
+        entropy=jnp.zeros((rows, width), jnp.float32),
+        length=jnp.zeros((rows,), jnp.int32),
+        stop_id=jnp.full((rows,), -1, jnp.int32),
     )
-    last = transformer.repeat_rows(hidden[:, -1:], sampling.rollouts)
-    return _draw(config, sampling, params, state, last, keys)
 
 
 def advance(
-    config: ModelConfig, sampling: Sampling, params: Params, state: SamplerState, keys: Array, until: int | Array
+    config: ModelConfig, sampling: Sampling, params: Params, queue: Queue, state: SamplerState, steps: int | None
 ) -> SamplerState:
-    """Goes on until `until` tokens are written, the response is full, or every row has stopped."""
-    until = jnp.minimum(until, sampling.max_new_tokens)
-    prompt_length = transformer.repeat_rows(state.cache.prompt.length, sampling.rollouts)
+    """Goes on for so many steps of decoding (None: as many as it takes), or until every row is written."""
+    end = None if steps is None else state.steps + steps
 
     def more(state: SamplerState) -> Array:
-        return (state.position < until) & ~jnp.all(state.finished)
+        return ~state.over if end is None else ~state.over & (state.steps < end)
 
     def step(state: SamplerState) -> SamplerState:
-        last = state.position - 1
-        token = jax.lax.dynamic_slice_in_dim(state.response, last, 1, axis=1)
-        positions = (prompt_length + last)[:, None]
-        hidden, cache = transformer.forward(config, params, token, positions, ~state.finished[:, None], state.cache)
-        return _draw(config, sampling, params, state.replace(cache=cache), hidden, keys)
+        if state.row.shape != state.length.shape:
+            state = _refill(sampling, queue, state)
+        hidden, cache = transformer.decode(config, params, state.token, state.live, state.cache)
+        return _draw(config, sampling, params, queue.keys, state.replace(cache=cache), hidden)
 
     return jax.lax.while_loop(more, step, state)
 
 
+def _refill(sampling: Sampling, queue: Queue, state: SamplerState) -> SamplerState:
+    """Gives free slots the next rows of the queue, once `sampling.refill_at` of them are free."""
+    rows, free = state.length.shape[0], ~state.live
+    enough = (jnp.sum(free) >= sampling.refill_at) | (state.next_row == 0)
+
+    def more(state: SamplerState) -> Array:
+        return enough & jnp.any(~state.live) & (state.next_row < rows)
+
+    def fill(state: SamplerState) -> SamplerState:
+        slot, problem = jnp.argmin(state.live), state.next_row // sampling.rollouts
+        return state.replace(
+            row=state.row.at[slot].set(state.next_row),
+            token=state.token.at[slot].set(queue.last_token[problem]),
+            written=state.written.at[slot].set(0),
+            cache=transformer.take_prompt(state.cache, slot, queue.prompts.prompt, problem),
+            next_row=state.next_row + 1,
+        )
+
+    return jax.lax.while_loop(more, fill, state)
+
+
 def _draw(
-    config: ModelConfig, sampling: Sampling, params: Params, state: SamplerState, hidden: Array, keys: Array
+    config: ModelConfig, sampling: Sampling, params: Params, keys: Array, state: SamplerState, hidden: Array
 ) -> SamplerState:
-    """Draws the token at `position` of every row from hidden [rows, 1, D] and writes it down."""
-    unembed = transformer.unembedding(config, params)
-    logp = vocab.log_probs(hidden, unembed, sampling.temperature or 1.0)
-    uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, state.position)))(keys)
-    token = draw(reshard(logp[:, 0], "rows", None), reshard(uniform, "rows"), sampling)
+    """Draws the next token of every slot's row from hidden [slots, D], and writes it down."""
+    logp = vocab.log_probs(hidden[:, None], transformer.unembedding(config, params), sampling.temperature or 1.0)[:, 0]
+    keys = jax.vmap(jax.random.fold_in)(keys[state.row], state.written)  # a free slot's key is the last row's
+    token = draw(reshard(logp, "rows", None), jax.vmap(jax.random.uniform)(keys), sampling)
+    written = state.written + 1
+    stopped = jnp.isin(token, jnp.array(sampling.stop_ids, jnp.int32))
+    ended = stopped | (written == sampling.max_new_tokens)
 
-    going = ~state.finished
-    token = jnp.where(going, token, sampling.pad_id)
-    stopped = going & jnp.isin(token, jnp.array(sampling.stop_ids, jnp.int32))
-
-    def write(whole: Array, new: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(whole, new[:, None], state.position, axis=1)
-
+    # The row number of a free slot lies outside of these arrays: what it would write is dropped.
+    at = (state.row, state.written)
     return state.replace(
-        position=state.position + 1,
-        response=write(state.response, token),
-        response_mask=write(state.response_mask, going),
-        logp=write(state.logp, jnp.where(going, vocab.pick(logp[:, 0], token), 0.0)),
-        entropy=write(state.entropy, jnp.where(going, vocab.entropy(logp[:, 0]), 0.0)),
-        stop_id=jnp.where(stopped, token, state.stop_id),
+        row=jnp.where(ended, state.length.shape[0], state.row),
+        token=token,
+        written=written,
+        steps=state.steps + 1,
+        response=state.response.at[at].set(token, mode="drop"),
+        logp=state.logp.at[at].set(vocab.pick(logp, token), mode="drop"),
+        entropy=state.entropy.at[at].set(vocab.entropy(logp), mode="drop"),
+        length=state.length.at[state.row].set(written, mode="drop"),
+        stop_id=state.stop_id.at[state.row].set(jnp.where(stopped, token, -1), mode="drop"),
     )
 
 

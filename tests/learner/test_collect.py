@@ -55,9 +55,8 @@ def drawn(example_ids, rewards):
     correct = np.array(rewards, np.float32)
     # The penalty for length tells the members of every group apart, and no group is mixed for it.
     reward = correct - np.tile([0, 0.5], len(ids)).astype(np.float32)
-    return collect.Collected(
-        prompts, rollouts, texts, texts, verdicts, correct, reward, correct > -1, batches=1, generated=len(rows)
-    )
+    work = {"batches": 1, "generated": len(rows), "steps": np.array([3, 1])}
+    return collect.Collected(prompts, rollouts, texts, texts, verdicts, correct, reward, correct > -1, **work)
 
 
 class Drawer(collect.Collector):
@@ -99,3 +98,6 @@ def test_groups_that_all_scored_the_same_are_replaced_by_mixed_ones(resample, gr
         }
         np.testing.assert_array_equal(getattr(got, name), np.concatenate([of[i] for i in groups]))
     assert got.generated == 6 * got.batches
+    # Two shards, the slower one takes 3 of every 4 steps; 1.5 tokens a step, in 2 slots.
+    metrics = got.metrics(2, slots=2)
+    assert metrics["rollout/shard_imbalance"] == 1.5 and metrics["rollout/slots_used_frac"] == 0.75

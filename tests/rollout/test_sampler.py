@@ -27,6 +27,10 @@ def prompts(lengths=(7, 2, 5, 4), width=7, seed=0):
 
 def sample(mesh, sampling=PLAIN, batch=None, params=None, seed=0, step=3):
     batch = prompts() if batch is None else batch
+    return sample_and_steps(mesh, sampling, batch, params, seed, step)[0]
+
+
+def sample_and_steps(mesh, sampling, batch, params=None, seed=0, step=3):
     params = param_table.init(MODEL, mesh, 0) if params is None else params
     seeds = replicate(mesh, (np.int32(seed), np.int32(step)))
     return jax.device_get(rollout(MODEL, sampling, params, put_rows(mesh, batch), seeds[0], "train", seeds[1]))
@@ -85,6 +89,53 @@ def test_eight_devices_write_the_same_as_one(mesh, mesh8):
     eight = sample(mesh8)
     np.testing.assert_array_equal(eight.response, one.response)
     np.testing.assert_allclose(eight.sampled_logp, one.sampled_logp, atol=1e-4)
+
+
+# Long and short responses: a row stops with probability 0.05 a token.
+SKEWED = Sampling(rollouts=6, max_new_tokens=40, stop_ids=tuple(range(16)), pad_id=256)
+
+
+def test_a_row_does_not_depend_on_its_slot_or_on_when_it_was_begun(mesh):
+    """To the bit, at equal slots: problems in another order, and free slots refilled at once or only all together."""
+    order = [2, 0, 3, 1]
+    other = jax.tree.map(lambda x: x[order], prompts())
+    at_once, in_waves = (dataclasses.replace(SKEWED, slots=5, refill_at=n) for n in (1, 5))
+    whole, steps = sample_and_steps(mesh, at_once, prompts())
+    assert whole.response_mask.sum(axis=1).max() > 4 * whole.response_mask.sum(axis=1).min()
+    for batch, sampling in ((other, at_once), (prompts(), in_waves)):
+        again, steps_again = sample_and_steps(mesh, sampling, batch)
+        rows = np.arange(24).reshape(4, 6)[order].reshape(-1) if batch is other else np.arange(24)
+        for name in ("response", "response_mask", "sampled_logp", "sampled_entropy", "stop_id"):
+            np.testing.assert_array_equal(getattr(again, name), getattr(whole, name)[rows], err_msg=name)
+    # A wave takes as long as its longest row: 24 rows are five waves.
+    lengths = whole.response_mask.sum(axis=1)
+    waves = np.pad(lengths, (0, 1)).reshape(5, 5)
+    assert steps_again == waves.max(axis=1).sum()
+    assert lengths.sum() / 5 <= steps < 0.7 * steps_again
+
+
+@pytest.mark.parametrize("slots", [1, 7, 23, 24, 99])
+def test_slots_change_how_long_it_takes_and_not_what_is_written(slots, mesh):
+    whole = sample(mesh, SKEWED)
+    again, steps = sample_and_steps(mesh, dataclasses.replace(SKEWED, slots=slots), prompts())
+    np.testing.assert_array_equal(again.response, whole.response)
+    np.testing.assert_allclose(again.sampled_logp, whole.sampled_logp, atol=1e-4)
+    lengths = whole.response_mask.sum(axis=1)
+    if slots == 1:
+        assert steps == lengths.sum()
+    if slots >= 24:
+        assert steps == lengths.max()
+
+
+def test_eight_devices_refill_each_in_its_own_time(mesh, mesh8):
+    with jax.set_mesh(mesh):
+        one = sample(mesh, SKEWED)
+    eight, steps = sample_and_steps(mesh8, dataclasses.replace(SKEWED, slots=2), prompts())
+    np.testing.assert_array_equal(eight.response, one.response)
+    np.testing.assert_allclose(eight.sampled_logp, one.sampled_logp, atol=1e-4)
+    lengths = one.response_mask.sum(axis=1).reshape(4, 6)
+    assert steps.shape == (4,) and len(set(steps.tolist())) > 1
+    assert (steps >= lengths.sum(axis=1) / 2).all() and (steps <= lengths.sum(axis=1)).all()
 
 
 def test_draws_depend_on_seed_step_example_and_rollout(mesh):
