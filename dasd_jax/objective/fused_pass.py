@@ -25,15 +25,28 @@ View = tuple[Array, Array]  # hidden [rows, R, D] and unembedding [V, D], of one
 TILE = 16
 
 
-def placed(hidden: Array, unembed: Array) -> View:
+def logp_and_expectation(
+    student: View,
+    teacher: View | None,
+    response: Array,
+    value: Callable[[Array, Array, Array], Array] | None,
+    row_constant: Array | None,
+    *,
+    temperature: float,
+    chunk: int,
+) -> tuple[Array, Array | None]:
+    """What `token_logp_and_expectation` returns; without a teacher, a value and its constant, no expectation."""
+    forward, backward = (partial(rule, value, temperature, chunk) for rule in (_forward, _backward))
+    fused = jax.custom_vjp(lambda *arguments: forward(*arguments)[0])
+    fused.defvjp(forward, backward)
+    if teacher is not None:
+        teacher, row_constant = _placed(*teacher), reshard(row_constant, "rows")
+    return fused(_placed(*student), teacher, reshard(response, "rows", None), row_constant)
+
+
+def _placed(hidden: Array, unembed: Array) -> View:
     """A view in the layout of the pass: an unembedding that is split over fsdp is gathered here, once."""
     return reshard(hidden, "rows", None, None), reshard(unembed, "vocab", None)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def logp_and_expectation(value, temperature, chunk, student: View, teacher: View | None, response, row_constant):
-    """(logp, expectation) as in `token_logp_and_expectation`; without a teacher the expectation is None."""
-    return _forward(value, temperature, chunk, student, teacher, response, row_constant)[0]
 
 
 def _forward(value, temperature, chunk, student: View, teacher: View | None, response, row_constant):
@@ -64,9 +77,6 @@ def _backward(value, temperature, chunk, residuals, cotangents):
     # Each device's parts lie along a leading axis; their sum is the only reduction over devices in the whole pass.
     d_hidden, d_unembed = (jnp.sum(parts, axis=0) for parts in sweep(residuals, cotangents))
     return (d_hidden.astype(hidden.dtype), d_unembed), None, None, None
-
-
-logp_and_expectation.defvjp(_forward, _backward)
 
 
 def _num_blocks(hidden: Array, chunk: int) -> int:

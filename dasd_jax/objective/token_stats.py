@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from dasd_jax import vocab
 from dasd_jax.batch import Array, TokenStats
-from dasd_jax.mesh import reshard
 from dasd_jax.objective import fused_pass
 
 
@@ -57,8 +56,9 @@ def token_logp(hidden: Array, unembed: Array, response: Array, *, temperature: f
     Returns:
         f32[rows, R] in nats.
     """
-    student, response = fused_pass.placed(hidden, unembed), reshard(response, "rows", None)
-    logp, _ = fused_pass.logp_and_expectation(None, temperature, chunk, student, None, response, None)
+    logp, _ = fused_pass.logp_and_expectation(
+        (hidden, unembed), None, response, None, None, temperature=temperature, chunk=chunk
+    )
     return logp
 
 
@@ -88,7 +88,7 @@ def token_logp_and_expectation(
         (logp f32[rows, R] in nats, expectation f32[rows, R] in the value's unit), differentiable in the student's
         hidden states and unembedding; gradients of their dtype, summed in float32 over the tokens of a device.
     """
-    student = fused_pass.placed(student_hidden, student_unembed)
-    teacher = fused_pass.placed(teacher_hidden, teacher_unembed)
-    response, row_constant = reshard(response, "rows", None), reshard(row_constant, "rows")
-    return fused_pass.logp_and_expectation(value, temperature, chunk, student, teacher, response, row_constant)
+    student, teacher = (student_hidden, student_unembed), (teacher_hidden, teacher_unembed)
+    return fused_pass.logp_and_expectation(
+        student, teacher, response, value, row_constant, temperature=temperature, chunk=chunk
+    )

@@ -210,7 +210,7 @@ def test_gradient_of_any_linear_functional_is_the_dense_one_and_that_of_finite_d
 
 
 def weighted_logp_and_expectation(views, response, scale, weights):
-    """A linear functional of both results in float64; the value is the one at the views that `constant` was made of."""
+    """A linear functional of both results, in float64, of a student that moves under values that stay."""
     constant = np.tanh((oracle.log_probs(*views[2:], 0.8) - oracle.log_probs(*views[:2], 0.8)) / scale[:, None, None])
 
     def functional(hidden, unembed):
