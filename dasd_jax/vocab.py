@@ -1,8 +1,10 @@
 """The lowest floor of numerics: from hidden state to log-probabilities over the vocabulary.
 
-The sampler and the objective both stand on these four functions, so that the probability with which a token was
+The sampler and the objective both stand on these functions, so that the probability with which a token was
 drawn and the probability with which it is scored come from the same arithmetic.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,14 @@ from dasd_jax.mesh import spec
 
 # On TPU the default precision would turn float32 products into bfloat16 ones; bfloat16 inputs are not affected.
 EXACT = jax.lax.Precision.HIGHEST
+
+
+product = partial(jnp.einsum, precision=EXACT, preferred_element_type=jnp.float32)
+
+
+def logits(hidden: Array, unembed: Array, temperature: float, out_sharding=None) -> Array:
+    """hidden · unembedᵀ / temperature: [rows, S, D], [V, D] of the same dtype → f32[rows, S, V]."""
+    return product("rsd,vd->rsv", hidden, unembed, out_sharding=out_sharding) / temperature
 
 
 def log_probs(hidden: Array, unembed: Array, temperature: float) -> Array:
@@ -25,15 +35,13 @@ def log_probs(hidden: Array, unembed: Array, temperature: float) -> Array:
     Returns:
         f32[rows, S, V] in nats, the vocabulary split like `unembed`.
     """
-    logits = jnp.einsum(
-        "rsd,vd->rsv",
-        hidden,
-        unembed,
-        precision=EXACT,
-        preferred_element_type=jnp.float32,
-        out_sharding=spec("rows", None, "vocab"),
-    )
-    return jax.nn.log_softmax(logits / temperature, axis=-1)
+    return log_probs_and_norm(hidden, unembed, temperature)[0]
+
+
+def log_probs_and_norm(hidden: Array, unembed: Array, temperature: float) -> tuple[Array, Array]:
+    """`log_probs`, and the log-normaliser f32[rows, S] that the logits are above them."""
+    z = logits(hidden, unembed, temperature, out_sharding=spec("rows", None, "vocab"))
+    return jax.nn.log_softmax(z, axis=-1), jax.nn.logsumexp(z, axis=-1)
 
 
 def entropy(logp: Array) -> Array:

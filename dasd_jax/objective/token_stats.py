@@ -1,16 +1,10 @@
-"""Statistics of both views of every response token, over the whole vocabulary and without an array [rows, R, V].
-
-The response is cut into chunks of positions; each chunk's logits live only while its few numbers are made, and the
-backward pass makes them again.
-"""
+"""Statistics of both views of every response token, over the whole vocabulary and without an array [rows, R, V]."""
 
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
-
 from dasd_jax import vocab
 from dasd_jax.batch import Array, TokenStats
+from dasd_jax.objective import fused_pass
 
 
 def token_stats(
@@ -34,7 +28,8 @@ def token_stats(
         chunk: positions of the response at a time; memory grows with rows * chunk * V.
 
     Returns:
-        TokenStats, every field f32[rows, R] in nats. Differentiable in both views; the caller stops the teacher's.
+        TokenStats, every field f32[rows, R] in nats. Differentiable in both views, by making the logits of each
+        chunk again; losses stand on the functions below, whose gradient is fused.
     """
 
     def stats(student: Array, token: Array, teacher: Array | None = None) -> TokenStats:
@@ -52,16 +47,19 @@ def token_stats(
         )
 
     teacher = () if teacher_hidden is None else (teacher_hidden,)
-    return _in_chunks(stats, chunk, student_hidden, response, *teacher)
+    return fused_pass.in_chunks(stats, chunk, student_hidden, response, *teacher)
 
 
 def token_logp(hidden: Array, unembed: Array, response: Array, *, temperature: float, chunk: int) -> Array:
-    """Log-probability of each response token in one view: f32[rows, R] in nats, arguments as in `token_stats`."""
+    """Log-probability of each response token in one view, differentiable in it; arguments as in `token_stats`.
 
-    def logp(hidden: Array, token: Array) -> Array:
-        return vocab.pick(vocab.log_probs(hidden, unembed, temperature), token)
-
-    return _in_chunks(logp, chunk, hidden, response)
+    Returns:
+        f32[rows, R] in nats.
+    """
+    logp, _ = fused_pass.logp_and_expectation(
+        (hidden, unembed), None, response, None, None, temperature=temperature, chunk=chunk
+    )
+    return logp
 
 
 def token_logp_and_expectation(
@@ -82,39 +80,15 @@ def token_logp_and_expectation(
     whose gradient is the exact expectation, over the token that is drawn, of value · ∇ log p_student(token).
 
     Args:
-        value: elementwise over f32[rows, C, V] of the two log-probabilities, with row_constant as f32[rows, 1, 1].
+        value: elementwise over f32[rows, positions, words] of the two log-probabilities, with row_constant as
+            f32[rows, 1, 1]; it closes over no traced array.
         row_constant: f32[rows].
 
     Returns:
-        (logp f32[rows, R] in nats, expectation f32[rows, R] in the value's unit).
+        (logp f32[rows, R] in nats, expectation f32[rows, R] in the value's unit), differentiable in the student's
+        hidden states and unembedding; gradients of their dtype, summed in float32 over the tokens of a device.
     """
-
-    def both(student: Array, teacher: Array, token: Array) -> tuple[Array, Array]:
-        student_logp = vocab.log_probs(student, student_unembed, temperature)
-        teacher_logp = vocab.log_probs(teacher, teacher_unembed, temperature)
-        values = jax.lax.stop_gradient(value(student_logp, teacher_logp, row_constant[:, None, None]))
-        return vocab.pick(student_logp, token), jnp.sum(jnp.exp(student_logp) * values, axis=-1)
-
-    return _in_chunks(both, chunk, student_hidden, teacher_hidden, response)
-
-
-def _in_chunks(function: Callable, chunk: int, *arrays: Array):
-    """function over blocks of `chunk` positions of arrays [rows, R, ...], joined again along R.
-
-    Checkpointed: keeping the logits of every chunk for the backward pass would undo the chunking.
-    """
-    width = arrays[0].shape[1]
-    chunk = min(chunk, width)
-
-    def cut(x: Array) -> Array:
-        x = jnp.pad(x, ((0, 0), (0, -width % chunk), *((0, 0),) * (x.ndim - 2)))
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
-
-    def join(x: Array) -> Array:
-        x = jnp.moveaxis(x, 0, 1)
-        return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :width]
-
-    body = jax.checkpoint(function, prevent_cse=False)
-    if chunk == width:
-        return body(*arrays)
-    return jax.tree.map(join, jax.lax.map(lambda xs: body(*xs), tuple(cut(x) for x in arrays)))
+    student, teacher = (student_hidden, student_unembed), (teacher_hidden, teacher_unembed)
+    return fused_pass.logp_and_expectation(
+        student, teacher, response, value, row_constant, temperature=temperature, chunk=chunk
+    )

@@ -9,12 +9,14 @@ import numpy as np
 import objective_oracle as oracle
 import pytest
 
-from dasd_jax.mesh import named, put_rows
+from dasd_jax.mesh import named, put_rows, reshard
 from dasd_jax.objective.token_stats import token_logp, token_logp_and_expectation, token_stats
 
 FIELDS = ("student_logp", "teacher_logp", "student_entropy", "teacher_entropy", "forward_kl", "reverse_kl")
 # Logits are of order 1 and log-probabilities of order 5: a few roundings of float32.
 ATOL = 3e-6
+# Words in blocks of a multiple of 16: 16, 16 and then 5 new ones of 16.
+OVERLAPPING = 37
 
 
 def draw(rows=3, width=7, d=4, vocab=11, seed=0, dtype=np.float32):
@@ -53,7 +55,7 @@ def test_statistics_are_those_of_float64_at_every_chunk_and_temperature(chunk, t
 
 @pytest.mark.parametrize("chunk", [1, 3, 7])
 def test_token_logp_and_the_expectation_are_those_of_float64(chunk):
-    views, response = draw()
+    views, response = draw(vocab=OVERLAPPING)
     scale = np.array([0.3, 1.0, 4.0], np.float32)
     logp, expectation = token_logp_and_expectation(*views, response, pressure, scale, temperature=0.7, chunk=chunk)
     student, teacher = oracle.log_probs(*views[:2], 0.7), oracle.log_probs(*views[2:], 0.7)
@@ -207,12 +209,77 @@ def test_gradient_of_any_linear_functional_is_the_dense_one_and_that_of_finite_d
         np.testing.assert_allclose(mine, slope, rtol=1e-5, atol=2e-5)
 
 
+def weighted_logp_and_expectation(views, response, scale, weights):
+    """A linear functional of both results, in float64, of a student that moves under values that stay."""
+    constant = np.tanh((oracle.log_probs(*views[2:], 0.8) - oracle.log_probs(*views[:2], 0.8)) / scale[:, None, None])
+
+    def functional(hidden, unembed):
+        student = oracle.log_probs(hidden, unembed, 0.8)
+        logp = np.take_along_axis(student, response[..., None], -1)[..., 0]
+        return (weights[0] * logp + weights[1] * (np.exp(student) * constant).sum(-1)).sum()
+
+    return functional
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5])  # blocks of 16, 32 and 37 words
+@pytest.mark.parametrize("with_teacher", [False, True])
+def test_fused_gradients_are_those_of_finite_differences_and_the_teachers_are_zero(chunk, with_teacher):
+    views, response = draw(rows=3, width=5, d=3, vocab=OVERLAPPING)
+    assert set(range(21, 32)) & set(response.ravel()), "no drawn word is in two blocks"
+    scale = np.array([0.3, 1.0, 4.0], np.float32)
+    weights = np.random.default_rng(1).normal(size=(2, 3, 5)).astype(np.float32) * [[[1.0]], [[float(with_teacher)]]]
+
+    def fused(*views):
+        if not with_teacher:
+            return (weights[0] * token_logp(*views[:2], response, temperature=0.8, chunk=chunk)).sum()
+        both = token_logp_and_expectation(*views, response, pressure, scale, temperature=0.8, chunk=chunk)
+        return sum((weight * out).sum() for weight, out in zip(weights, both, strict=True))
+
+    got = jax.jit(jax.grad(fused, argnums=(0, 1, 2, 3)))(*views)
+    slopes = oracle.central_differences(weighted_logp_and_expectation(views, response, scale, weights), views[:2])
+    for mine, slope in zip(got[:2], slopes, strict=True):
+        assert np.abs(slope).max() > 0.1
+        np.testing.assert_allclose(mine, slope, rtol=1e-5, atol=1e-5)
+    assert not got[2].any() and not got[3].any()
+
+
+def test_fused_gradients_of_bfloat16_views_are_bfloat16_and_right_to_its_roundings():
+    views, response = draw(rows=3, vocab=OVERLAPPING, dtype=jnp.bfloat16)
+    scale = np.ones(3, np.float32)
+
+    def total(*views):
+        both = token_logp_and_expectation(*views, response, pressure, scale, temperature=1.0, chunk=2)
+        return sum(jnp.sum(jnp.sin(out)) for out in both)
+
+    got = jax.jit(jax.grad(total, argnums=(0, 1)))(*(jnp.asarray(x) for x in views))
+    want = jax.jit(jax.grad(total, argnums=(0, 1)))(*(jnp.asarray(x, jnp.float32) for x in views))
+    for mine, exact in zip(got, want, strict=True):
+        assert mine.dtype == jnp.bfloat16
+        # Half a unit in the last place of the result, and as much of each product's terms.
+        np.testing.assert_allclose(mine.astype(np.float32), exact, rtol=2**-7, atol=2**-8 * np.abs(exact).max())
+
+
+def test_tokens_outside_the_loss_have_no_gradient_and_change_no_others():
+    views, response = draw(rows=4, vocab=OVERLAPPING)
+    keep = np.arange(7) < np.array([7, 1, 0, 4])[:, None]
+
+    @jax.jit
+    def gradients(hidden, response):
+        loss = lambda *view: jnp.sum(jnp.where(keep, token_logp(*view, response, temperature=1.0, chunk=2), 0.0))  # noqa: E731
+        return jax.grad(loss, argnums=(0, 1))(hidden, views[1])
+
+    want = gradients(views[0], response)
+    got = gradients(np.where(keep[..., None], views[0], 50.0), np.where(keep, response, 0))
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert np.asarray(got[0])[keep].any() and not np.asarray(got[0])[~keep].any()
+
+
 # --- many devices ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunk", [3, 7])
 def test_eight_devices_with_the_vocabulary_split_agree_with_one_in_value_and_gradient(mesh, mesh8, chunk):
-    views, response = draw(rows=4, vocab=12)
+    views, response = draw(rows=4, vocab=2 * OVERLAPPING)
     scale = np.array([0.3, 1.0, 2.0, 4.0], np.float32)
 
     def everything(student_hidden, student_unembed, teacher_hidden, teacher_unembed, response, scale):
@@ -232,6 +299,36 @@ def test_eight_devices_with_the_vocabulary_split_agree_with_one_in_value_and_gra
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=2e-5), got, want)
 
 
+def collectives(text):
+    """(name of the computation, line) of every collective in a compiled program; the entry is called ENTRY."""
+    found, computation = [], None
+    for line in text.splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            computation = line.split()[0]
+        elif re.search(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(", line):
+            found.append((computation, line))
+    return found
+
+
+def test_devices_talk_once_a_pass_and_never_within_the_loop_over_blocks(mesh8):
+    views, response = draw(rows=4, width=8, d=6, vocab=128)
+    hidden, response = put_rows(mesh8, (views[0], response))
+    unembed = jax.device_put(views[1], named(mesh8, "vocab", "embed"))
+
+    def gradients(hidden, unembed):
+        unembed = reshard(unembed, "vocab", None)
+        loss = lambda *view: jnp.sum(token_logp(*view, response, temperature=1.0, chunk=1) ** 2)  # noqa: E731
+        return jax.grad(loss, argnums=(0, 1))(hidden, unembed)
+
+    text = jax.jit(gradients).lower(hidden, unembed).compile().as_text()
+    assert " while(" in text
+    found = collectives(text)
+    assert {computation for computation, _ in found} == {"ENTRY"}
+    # The unembedding of 64 words on a device is gathered once and its gradient reduced once.
+    matrices = [line for _, line in found if re.search(r"f32\[(1,)?64,6\]", line)]
+    assert sorted(re.search(r" (all-\w+)\(", line)[1] for line in matrices) == ["all-gather", "all-reduce"]
+
+
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
@@ -243,7 +340,7 @@ def largest_array(program, *args):
 
 @pytest.mark.parametrize("what", ["stats", "token_logp", "expectation"])
 def test_no_array_of_rows_by_response_by_vocabulary_is_ever_made_forward_or_backward(what):
-    rows, width, vocab, chunk = 2, 32, 64, 4
+    rows, width, vocab, chunk = 2, 32, 128, 4  # 8 chunks of positions, 8 blocks of 16 words
     views, response = draw(rows=rows, width=width, vocab=vocab)
     scale = np.ones(rows, np.float32)
 

@@ -1,0 +1,194 @@
+"""One pass over the vocabulary with its own backward rule: logits live a piece at a time, and only in the pass.
+
+By positions   a chunk of the response over the whole vocabulary: what needs normalised probabilities of every word.
+By words       a block of the vocabulary over the whole response: log-sum-exp, which can be made online, and the
+               gradient, for which every token's log-normaliser is known. From one block's logits, made again, come
+               that block's own rows of the unembedding's gradient, finished in one product over all tokens, and its
+               share of the hidden states' gradient.
+
+Between forward and backward remain the views, the tokens and a few numbers a token. The idea of recomputing by blocks
+from a stored log-sum-exp is that of arXiv 2205.14135 and, over the vocabulary, arXiv 2411.09009.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from dasd_jax import vocab
+from dasd_jax.batch import Array
+from dasd_jax.mesh import AXES, TRAIN, reshard, spec
+
+View = tuple[Array, Array]  # hidden [rows, R, D] and unembedding [V, D], of one dtype
+# Blocks are multiples of it: a tile of bfloat16 rows on a TPU, and the alignment that a GPU's matrix units ask for.
+TILE = 16
+
+
+def logp_and_expectation(
+    student: View,
+    teacher: View | None,
+    response: Array,
+    value: Callable[[Array, Array, Array], Array] | None,
+    row_constant: Array | None,
+    *,
+    temperature: float,
+    chunk: int,
+) -> tuple[Array, Array | None]:
+    """What `token_logp_and_expectation` returns; without a teacher, a value and its constant, no expectation."""
+    forward, backward = (partial(rule, value, temperature, chunk) for rule in (_forward, _backward))
+    fused = jax.custom_vjp(lambda *arguments: forward(*arguments)[0])
+    fused.defvjp(forward, backward)
+    if teacher is not None:
+        teacher, row_constant = _placed(*teacher), reshard(row_constant, "rows")
+    return fused(_placed(*student), teacher, reshard(response, "rows", None), row_constant)
+
+
+def _placed(hidden: Array, unembed: Array) -> View:
+    """A view in the layout of the pass: an unembedding that is split over fsdp is gathered here, once."""
+    return reshard(hidden, "rows", None, None), reshard(unembed, "vocab", None)
+
+
+def _forward(value, temperature, chunk, student: View, teacher: View | None, response, row_constant):
+    """The result, and what the backward pass needs: beside the arguments a few numbers a token."""
+    if teacher is None:
+        logp, norm = _logp_and_norm(temperature, chunk, student, response)
+        return (logp, None), (student, None, response, None, None, (norm, None))
+
+    def one_chunk(token: Array, student_hidden: Array, teacher_hidden: Array):
+        student_logp, student_norm = vocab.log_probs_and_norm(student_hidden, student[1], temperature)
+        teacher_logp, teacher_norm = vocab.log_probs_and_norm(teacher_hidden, teacher[1], temperature)
+        values = value(student_logp, teacher_logp, row_constant[:, None, None])
+        expectation = jnp.sum(jnp.exp(student_logp) * values, axis=-1)
+        return vocab.pick(student_logp, token), expectation, (student_norm, teacher_norm)
+
+    # By positions: a value needs both normalised log-probabilities, which by words would take a sweep of its own.
+    logp, expectation, norms = in_chunks(one_chunk, chunk, response, student[0], teacher[0])
+    return (logp, expectation), (student, teacher, response, row_constant, expectation, norms)
+
+
+def _backward(value, temperature, chunk, residuals, cotangents):
+    """Gradients of the student's view; the teacher's view and the value are constants."""
+    hidden = residuals[0][0]
+    sweep = jax.shard_map(
+        partial(_gradient_sweep, value, temperature, _num_blocks(hidden, chunk)),
+        out_specs=(spec("vocab", "rows", None, None), spec("rows", "vocab", None)),
+    )
+    # Each device's parts lie along a leading axis; their sum is the only reduction over devices in the whole pass.
+    d_hidden, d_unembed = (jnp.sum(parts, axis=0) for parts in sweep(residuals, cotangents))
+    return (d_hidden.astype(hidden.dtype), d_unembed), None, None, None
+
+
+def _num_blocks(hidden: Array, chunk: int) -> int:
+    """As many blocks of words as there are chunks of positions: either way the same number of logits at a time."""
+    return -(-hidden.shape[1] // chunk)
+
+
+def _logp_and_norm(temperature: float, chunk: int, student: View, response: Array) -> tuple[Array, Array]:
+    """Log-probability and log-normaliser of each token: log-sum-exp online over blocks, then over devices."""
+    sweep = jax.shard_map(
+        partial(_norm_sweep, temperature, _num_blocks(student[0], chunk)),
+        out_specs=(spec("vocab", "rows", None), spec("vocab", "rows", None)),
+    )
+    norms, drawn = sweep(student, response)
+    norm = jax.nn.logsumexp(norms, axis=0)
+    return jnp.sum(drawn, axis=0) - norm, norm
+
+
+def _norm_sweep(temperature: float, num_blocks: int, student: View, response: Array) -> tuple[Array, Array]:
+    """One device's log-normaliser over its own words, and the logit of the drawn token or 0: f32[1, rows, R] each."""
+    hidden, unembed = student
+    response = response - _first_word(unembed)
+
+    def block(start: Array, is_new: Array, carry: tuple[Array, Array, Array]):
+        peak, mass, drawn = carry
+        words = jax.lax.dynamic_slice_in_dim(unembed, start, is_new.size)
+        logits = jnp.where(is_new, vocab.logits(hidden, words, temperature), -jnp.inf)
+        new_peak = jnp.maximum(peak, jnp.max(logits, axis=-1))
+        new_mass = jnp.sum(jnp.exp(logits - new_peak[..., None]), axis=-1)
+        drawn += jnp.sum(jnp.where(_is_drawn(response, start, is_new) & is_new, logits, 0.0), axis=-1)
+        return new_peak, mass * jnp.exp(peak - new_peak) + new_mass, drawn
+
+    zeros = jnp.zeros(response.shape, jnp.float32)
+    peak, mass, drawn = _over_blocks(block, (zeros - jnp.inf, zeros, zeros), unembed, num_blocks)
+    return (peak + jnp.log(mass))[None], drawn[None]
+
+
+def _gradient_sweep(value, temperature: float, num_blocks: int, residuals, cotangents) -> View:
+    """One device's parts of (d_hidden f32[1, rows, R, D], d_unembed [1, V, D]), from its own rows and words.
+
+    With p = p_student, d_logits(v) = (1[v = token] - p(v)) · d_logp + p(v) · (value(v) - expectation) · d_expectation,
+    over the temperature. It is made in float32 and enters its two products in the views' dtype.
+    """
+    (hidden, unembed), teacher, response, row_constant, expectation, norms = residuals
+    d_logp, d_expectation = jax.tree.map(lambda x: x[..., None] / temperature, cotangents)
+    response = response - _first_word(unembed)
+
+    def block(start: Array, is_new: Array, gradients: View) -> View:
+        d_hidden, d_unembed = gradients
+        words = jax.lax.dynamic_slice_in_dim(unembed, start, is_new.size)
+        student_logp = vocab.logits(hidden, words, temperature) - norms[0][..., None]
+        weight = -d_logp
+        if teacher is not None:
+            teacher_words = jax.lax.dynamic_slice_in_dim(teacher[1], start, is_new.size)
+            teacher_logp = vocab.logits(teacher[0], teacher_words, temperature) - norms[1][..., None]
+            values = value(student_logp, teacher_logp, row_constant[:, None, None])
+            weight += d_expectation * (values - expectation[..., None])
+        at_token = jnp.where(_is_drawn(response, start, is_new), d_logp, 0.0)
+        d_logits = (at_token + jnp.exp(student_logp) * weight).astype(hidden.dtype)
+        d_words = vocab.product("rsv,rsd->vd", d_logits, hidden).astype(unembed.dtype)
+        return (
+            d_hidden + vocab.product("rsv,vd->rsd", d_logits, jnp.where(is_new[:, None], words, 0)),
+            jax.lax.dynamic_update_slice_in_dim(d_unembed, d_words, start, axis=0),
+        )
+
+    zeros = (jnp.zeros(hidden.shape, jnp.float32), jnp.zeros(unembed.shape, unembed.dtype))
+    d_hidden, d_unembed = _over_blocks(block, zeros, unembed, num_blocks)
+    return d_hidden[None], d_unembed[None]
+
+
+def _over_blocks(block: Callable, carry, unembed: Array, num_blocks: int):
+    """carry → block(start, is_new bool[words], carry) over a device's words, about num_blocks times.
+
+    All blocks are of one size, so the last one may begin with words of the one before, which are not new.
+    """
+    num_words = unembed.shape[0]
+    size = min(num_words, -(-num_words // (num_blocks * TILE)) * TILE)
+
+    def step(i: Array, carry):
+        start = jnp.minimum(i * size, num_words - size)
+        return block(start, start + jnp.arange(size) >= i * size, carry)
+
+    return jax.lax.fori_loop(0, -(-num_words // size), step, jax.lax.pcast(carry, AXES, to="varying"))
+
+
+def _first_word(unembed: Array) -> Array:
+    """The id of the first word that this device holds."""
+    return jax.lax.axis_index(TRAIN["vocab"]) * unembed.shape[0]
+
+
+def _is_drawn(response: Array, start: Array, is_new: Array) -> Array:
+    """Where a block's word is the drawn token, both counted from the device's first: bool[rows, R, words]."""
+    return response[..., None] == start + jnp.arange(is_new.size)
+
+
+def in_chunks(function: Callable, chunk: int, *arrays: Array):
+    """function over blocks of `chunk` positions of arrays [rows, R, ...], joined again along R.
+
+    Checkpointed: keeping the logits of every chunk for the backward pass would undo the chunking.
+    """
+    width = arrays[0].shape[1]
+    chunk = min(chunk, width)
+
+    def cut(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, -width % chunk), *((0, 0),) * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+
+    def join(x: Array) -> Array:
+        x = jnp.moveaxis(x, 0, 1)
+        return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :width]
+
+    body = jax.checkpoint(function, prevent_cse=False)
+    if chunk == width:
+        return body(*arrays)
+    return jax.tree.map(join, jax.lax.map(lambda xs: body(*xs), tuple(cut(x) for x in arrays)))
