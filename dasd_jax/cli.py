@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
@@ -81,8 +82,22 @@ def load_config(path: str, arg: str = "") -> ml_collections.ConfigDict:
     Raises:
         UserError: there is no such file, it fails, or it does not return a ConfigDict.
     """
+    loaded = call_file("--config", path, "get_config", arg)
+    if not isinstance(loaded, ml_collections.ConfigDict):
+        raise UserError(f"--config: get_config of {path} returned {type(loaded).__name__}: expected a ConfigDict")
+    return loaded.lock()
+
+
+def call_file(flag: str, path: str, function: str, *args: str) -> Any:
+    """What a function of a Python file returns.
+
+    Raises:
+        UserError: starting with the flag: there is no such file, or it fails.
+    """
     if not Path(path).is_file() or not path.endswith(".py"):
-        raise UserError(f"--config: {path} is no Python file: expected one with get_config(arg)")
+        raise UserError(
+            f"{flag}: {path} is no Python file: expected one with {function}({', '.join(args and ['arg'])})"
+        )
     # The file may import its neighbours as `configs.common`, from wherever the command is run.
     root = str(Path(path).resolve().parent.parent)
     if root not in sys.path:
@@ -91,15 +106,12 @@ def load_config(path: str, arg: str = "") -> ml_collections.ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        loaded = module.get_config(arg)
+        return getattr(module, function)(*args)
     except UserError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"--config: {path} failed: {type(error).__name__}: {reason}") from error
-    if not isinstance(loaded, ml_collections.ConfigDict):
-        raise UserError(f"--config: get_config of {path} returned {type(loaded).__name__}: expected a ConfigDict")
-    return loaded.lock()
+        raise UserError(f"{flag}: {path} failed: {type(error).__name__}: {reason}") from error
 
 
 def _override(raw: ml_collections.ConfigDict, name: str, text: str) -> None:

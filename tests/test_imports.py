@@ -7,6 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "dasd_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
+LAUNCHERS = sorted((PACKAGE.parent / "launchers").rglob("*.py"))
 COMMANDS = {"train", "evaluate", "generate", "convert", "fetch", "prepare"}
 
 # What each room may import of the package, beside errors, batch and mesh, which everyone may.
@@ -57,6 +58,15 @@ def test_rooms_import_only_what_lies_below_them(path):
     allowed = ARROWS[here] | {"errors", "batch", "mesh"}
     used = {name.split(".")[1] for name in imports(path) if name.startswith("dasd_jax.")}
     assert used <= allowed, f"{here} may not import {sorted(used - allowed)}"
+
+
+@pytest.mark.parametrize("path", FILES + LAUNCHERS, ids=lambda path: str(path.relative_to(PACKAGE.parent)))
+def test_launchers_stand_beside_the_package_and_know_its_door_alone(path):
+    names = imports(path)
+    if path in FILES:
+        assert not any(name.startswith("launchers") for name in names)
+    else:
+        assert {name.split(".")[1] for name in names if name.startswith("dasd_jax.")} <= {"cli", "errors", "files"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

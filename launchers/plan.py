@@ -1,0 +1,290 @@
+"""What the launcher runs: a job, and for each action the commands of this machine, as a pure function.
+
+Every command is a list of arguments. What a VM's shell is to read is quoted once, by shlex, into ssh's --command.
+"""
+
+import dataclasses
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+from dasd_jax.errors import UserError
+
+POLL_S = 30
+MAX_BACKOFF_S = 1800
+# Looks at a slice in a row at which it is there but cannot be reached or started: then it is given up. gcloud itself
+# tries each connection for a minute.
+MAX_MISSES = 5
+LOST = ("FAILED", "PREEMPTED", "STOPPED", "SUSPENDED", "TERMINATED")  # states that a slice does not come back from
+
+_VM = "dasd_jax/launchers/vm.sh"
+
+# ------------------------------------------------------------------------------------------------ what is asked for
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """A slice of TPU chips.
+
+    Attributes:
+        name: generation and size, as in v5e-16. The size counts chips; that of v5p counts TensorCores, two a chip.
+        accelerator: Google's name of it.
+        runtime: the version of the VMs' software.
+        vms: machines it hangs on; each has to run the same command.
+    """
+
+    name: str
+    accelerator: str
+    runtime: str
+    chips: int
+    vms: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Generation:
+    accelerator: str
+    runtime: str
+    cores: int  # that the size counts, a chip
+    single: int  # chips that one VM may have; in larger slices each has 4
+    sizes: tuple[int, ...]
+
+
+_GENERATIONS = {
+    "v5e": _Generation("v5litepod", "v2-alpha-tpuv5-lite", 1, 8, (1, 4, 8, 16, 32, 64, 128, 256)),
+    "v5p": _Generation("v5p", "v2-alpha-tpuv5", 2, 4, (8, 16, 32, 64, *range(128, 12289, 128))),
+    "v6e": _Generation("v6e", "v2-alpha-tpuv6e", 1, 8, (1, 4, 8, 16, 32, 64, 128, 256)),
+}
+
+
+def slice_of(name: str) -> Slice:
+    """The slice of a name.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    generation, _, size = name.partition("-")
+    if generation not in _GENERATIONS:
+        raise UserError(f"--slice: {name!r}: expected v5e-SIZE (Google's v5litepod-SIZE), v5p-SIZE or v6e-SIZE")
+    row = _GENERATIONS[generation]
+    if not size.isdecimal() or int(size) not in row.sizes:
+        shown = ", ".join(str(known) for known in row.sizes[:8]) + (", … 12288" if len(row.sizes) > 8 else "")
+        raise UserError(f"--slice: {name!r}: expected {generation}-SIZE with a size of {shown}")
+    chips = int(size) // row.cores
+    vms = 1 if chips <= row.single else chips // 4
+    return Slice(name, f"{row.accelerator}-{size}", row.runtime, chips, vms)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A command and the slice it is for.
+
+    Attributes:
+        name: of the queued resource and of its node.
+        slice: None for the actions that need no more than the name.
+        capacity: on-demand, spot or reserved.
+        direct: the node is created at once or not at all, without a queue.
+        connect: external-ip, internal-ip or iap: how ssh reaches the VMs.
+        create_flags: further flags of gcloud's create.
+        bucket: mounted at /bucket; "" for none.
+        secrets: environment variable → name in Secret Manager, "" to take it from this machine's environment.
+        command: what runs on every VM, in the repository's folder; empty for the actions without one.
+        workdir: the command's --workdir.
+        worker: the VM whose logs are asked for.
+        keep: the slice stays when the command is finished.
+        home: of the person on this machine.
+    """
+
+    name: str
+    project: str
+    zone: str
+    slice: Slice | None
+    capacity: str
+    direct: bool
+    connect: str
+    create_flags: tuple[str, ...]
+    bucket: str
+    secrets: dict[str, str]
+    command: tuple[str, ...]
+    workdir: str
+    worker: int
+    keep: bool
+    home: Path
+
+
+# ------------------------------------------------------------------------------------------------ the plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One command of this machine, and what it is for."""
+
+    why: str
+    argv: tuple[str, ...]
+
+
+def plan(job: Job, action: str) -> list[Step]:
+    """The commands of an action in their order; for `run`, those of a run that nothing interrupts."""
+    return _PLANS[action](job)
+
+
+def _up(job: Job) -> list[Step]:
+    capacity = () if job.capacity == "on-demand" else (f"--{job.capacity}",)
+    private = () if job.connect == "external-ip" else ("--internal-ips",)
+    wanted = (f"--accelerator-type={job.slice.accelerator}", *capacity, *private, *job.create_flags)
+    if job.direct:
+        create = _gcloud(job, "tpu-vm", "create", job.name, f"--version={job.slice.runtime}", *wanted)
+    else:
+        runtime = f"--runtime-version={job.slice.runtime}"
+        create = _gcloud(job, "queued-resources", "create", job.name, f"--node-id={job.name}", runtime, *wanted)
+    return [*_ssh_key(job), Step("ask for the slice", create)]
+
+
+def _ssh_key(job: Job) -> list[Step]:
+    """gcloud connects to many VMs at a time only with a key that is there already and in the agent."""
+    key = str(job.home / ".ssh" / "google_compute_engine")
+    if job.slice.vms == 1:
+        return []
+    make = 'test -e "$0" || ssh-keygen -q -t rsa -N "" -f "$0"'
+    return [
+        Step("make gcloud's ssh key unless it is there", ("bash", "-c", make, key)),
+        Step("put it into the agent; without one: eval $(ssh-agent)", ("ssh-add", "-q", key)),
+    ]
+
+
+def _look(job: Job) -> list[Step]:
+    if job.direct:
+        words = ("tpu-vm", "describe", job.name, "--format=value(state,healthDescription)")
+    else:
+        words = ("queued-resources", "describe", job.name, "--format=value(state.state,state.failedData.error.message)")
+    return [Step("how is the slice?", _gcloud(job, *words))]
+
+
+def _wait(job: Job) -> list[Step]:
+    why = f"again every {POLL_S} s until it is {'READY' if job.direct else 'ACTIVE'}"
+    return [dataclasses.replace(step, why=why) for step in _look(job)]
+
+
+def _copy(job: Job) -> list[Step]:
+    packed = str(job.home / ".cache" / "dasd_jax" / f"{job.name}.tar.gz")
+    pack = 'mkdir -p "$(dirname "$0")" && git ls-files -z | tar --null --files-from=- -czf "$0"'
+    unpack = "rm -rf dasd_jax && mkdir dasd_jax && tar -xzf dasd_jax.tar.gz -C dasd_jax"
+    return [
+        Step("pack the tracked files", ("bash", "-o", "pipefail", "-c", pack, packed)),
+        Step("send them to every VM", _scp(job, packed, "dasd_jax.tar.gz")),
+        Step("unpack them", _ssh(job, unpack)),
+    ]
+
+
+def _setup(job: Job) -> list[Step]:
+    bucket = (job.bucket,) if job.bucket else ()
+    return [Step("install Python and requirements, mount the bucket", _ssh_vm(job, "setup", *bucket))]
+
+
+def _start(job: Job) -> list[Step]:
+    check = _ssh_vm(job, "check", str(job.slice.chips), str(job.slice.vms))
+    # With the platform named, a busy chip is an error and not a run on the CPU.
+    settings = ["JAX_PLATFORMS=tpu,cpu"]
+    # Compiled programs differ by topology: one folder for each kind of slice.
+    settings += [f"JAX_COMPILATION_CACHE_DIR=/bucket/jax_cache/{job.slice.name}"] if job.bucket else []
+    kept = [f"{name}={secret}" for name, secret in job.secrets.items() if secret]
+    settings += [f"SECRETS={' '.join(kept)}"] if kept else []
+    run = ("env", *settings, "bash", _VM, "start", job.workdir, *job.command)
+    return [
+        Step(f"see {job.slice.chips} chips on {job.slice.vms} VM(s)", check),
+        *_send_secrets(job),
+        Step("start the command on every VM", _ssh(job, shlex.join(run))),
+    ]
+
+
+def _send_secrets(job: Job) -> list[Step]:
+    names = [name for name, kept in job.secrets.items() if not kept]
+    if not names:
+        return []
+    file = str(job.home / ".cache" / "dasd_jax" / f"{job.name}.secrets")
+    # The values are named here and read by the shell that runs this: no plan and no argument holds them.
+    values = "".join(f'printf "export %s=%q\\n" {name} "${name}"; ' for name in names)
+    send = f'umask 077; trap \'rm -f "$0"\' EXIT; mkdir -p "$(dirname "$0")"; {{ {values}}} > "$0"; "$@"'
+    argv = ("bash", "-c", send, file, *_scp(job, file, ".dasd_jax.secrets"))
+    return [Step("send the secrets of this environment, in a file that the start deletes", argv)]
+
+
+def _probe(job: Job) -> list[Step]:
+    # A VM that nothing was copied to is idle too.
+    remote = f"if test -e {_VM}; then bash {_VM} status; else echo idle; fi"
+    return [Step("how is the command?", _ssh(job, remote))]
+
+
+def _result(job: Job) -> list[Step]:
+    done = job.workdir.replace("/bucket", f"gs://{job.bucket}", 1) + "/done.json"
+    return [Step("is the run finished?", ("gcloud", "storage", "cat", done, f"--project={job.project}"))]
+
+
+def _delete(job: Job) -> list[Step]:
+    words = ("tpu-vm", "delete", job.name) if job.direct else ("queued-resources", "delete", job.name, "--force")
+    return [Step("give the slice back", _gcloud(job, *words, "--quiet"))]
+
+
+def _run(job: Job) -> list[Step]:
+    parts = ("result", "up", "wait", "probe", "copy", "setup", "start", "probe", "result")
+    return [step for part in parts for step in plan(job, part)] + ([] if job.keep else _delete(job))
+
+
+_PLANS: dict[str, Callable[[Job], list[Step]]] = {
+    "up": _up,
+    "wait": _wait,
+    "copy": _copy,
+    "setup": _setup,
+    "start": _start,
+    "logs": lambda job: [Step("follow the log", _ssh_vm(job, "logs", worker=str(job.worker)))],
+    "status": lambda job: _look(job) + _probe(job),
+    "stop": lambda job: [Step("ask the command to save and end, up to 15 minutes", _ssh_vm(job, "stop"))],
+    "delete": _delete,
+    "run": _run,
+    # Parts of the others.
+    "look": _look,
+    "probe": _probe,
+    "result": _result,
+}
+ACTIONS = ("up", "wait", "copy", "setup", "start", "logs", "status", "stop", "delete", "run")
+
+
+def _gcloud(job: Job, *words: str) -> tuple[str, ...]:
+    # Tunnels to TPU VMs are a flag of the alpha commands alone.
+    alpha = ("alpha",) if job.connect == "iap" and words[1] in ("ssh", "scp") else ()
+    return ("gcloud", *alpha, "compute", "tpus", *words, f"--project={job.project}", f"--zone={job.zone}")
+
+
+def _connection(job: Job) -> tuple[str, ...]:
+    how = {"external-ip": (), "internal-ip": ("--internal-ip",), "iap": ("--tunnel-through-iap",)}[job.connect]
+    # Nobody has seen the keys of a new VM, and nobody is there to say yes.
+    return (*how, "--strict-host-key-checking=no", "--quiet")
+
+
+def _ssh(job: Job, remote: str, worker: str = "all") -> tuple[str, ...]:
+    flags = (f"--worker={worker}", *_connection(job), f"--command={remote}")
+    return _gcloud(job, "tpu-vm", "ssh", job.name, *flags)
+
+
+def _ssh_vm(job: Job, *words: str, worker: str = "all") -> tuple[str, ...]:
+    return _ssh(job, shlex.join(("bash", _VM, *words)), worker)
+
+
+def _scp(job: Job, source: str, target: str) -> tuple[str, ...]:
+    return _gcloud(job, "tpu-vm", "scp", source, f"{job.name}:{target}", "--worker=all", *_connection(job))
+
+
+def dry_run(job: Job, action: str) -> str:
+    """The commands of an action as a person could type them, each under what it is for."""
+    lines = []
+    if job.slice:
+        made = "created directly" if job.direct else "queued"
+        lines += [f"# {job.slice.name}: {job.slice.chips} chips on {job.slice.vms} VM(s), {job.capacity}, {made}", ""]
+    for step in plan(job, action):
+        lines += [f"# {step.why}", shlex.join(step.argv), ""]
+    if action == "run":
+        lines += [
+            f"# A slice that is lost ({', '.join(LOST)}), or out of reach at {MAX_MISSES} looks:",
+            f"# this, {POLL_S} s to {MAX_BACKOFF_S // 60} min of rest, and again from the top",
+            *(shlex.join(step.argv) for step in _delete(job)),
+        ]
+    return "\n".join(lines).rstrip()

@@ -1,0 +1,229 @@
+"""Runs a config at many points: python -m launchers.sweep --sweep=FILE.py --config=FILE.py[:ARG] --workdir=DIR
+
+The points come from get_sweep() of the sweep's file (see configs/sweeps/common.py). Each is one training run with a
+workdir in DIR that is named by its overrides; what it prints goes to a .log. Points whose workdir holds done.json are
+not run again, and one that fails stops no other. At the end there is a table; the exit code is 1 if a point failed.
+
+--dry-run prints the command of every point, which a person can run as well. With --slices=FILE each point gets a TPU
+slice of its own: FILE holds flags of launchers.tpu_vm, which runs it, and DIR is in /bucket.
+"""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import json
+import math
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dasd_jax import cli
+from dasd_jax.errors import UserError
+from launchers import tpu_vm
+from launchers.plan import Job
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One run of a sweep.
+
+    Attributes:
+        overrides: GROUP.FIELD → value, as the sweep's file gives them.
+        workdir: of the run; a path on the slice where there is a job.
+        command: runs it, from the repository's folder.
+        job: the slice that it gets; None when it runs on this machine.
+    """
+
+    overrides: dict[str, Any]
+    workdir: Path
+    command: tuple[str, ...]
+    job: Job | None = None
+
+
+def expand(sweep: Iterable[dict], config: str, shared: Sequence[str], workdir: Path) -> list[Point]:
+    """The points of a sweep, each of them checked.
+
+    Args:
+        sweep: the overrides of each point.
+        shared: overrides of all points, as on a command line.
+
+    Raises:
+        UserError: the sweep is empty or no list of dictionaries, a point is no valid config, or two are the same run.
+    """
+    sweep = list(sweep) if isinstance(sweep, Iterable) else [sweep]
+    if not sweep or not all(isinstance(overrides, dict) for overrides in sweep):
+        raise UserError(f"get_sweep() returned {sweep!r}: expected dictionaries of GROUP.FIELD → value, at least one")
+    given = {word.removeprefix("--config.").partition("=")[0] for word in shared}
+    points: dict[str, Point] = {}
+    for number, overrides in enumerate(sweep, start=1):
+        if twice := given & overrides.keys():
+            raise UserError(f"point {number}: {min(twice)} stands on the command line too: expected one of them")
+        words = [f"{field}={_text(value)}" for field, value in overrides.items()]
+        name = re.sub(r"[^\w.,=+-]+", "_", ",".join(words), flags=re.ASCII) or "base"
+        if len(name) > 200:
+            raise UserError(f"point {number}: {name}: too long for the name of a folder: expected at most 200 letters")
+        if name in points:
+            raise UserError(f"point {number}: {name}: an earlier point has the same workdir: expected distinct ones")
+        flags = [f"--config={config}", f"--workdir={workdir / name}", *shared, *(f"--config.{word}" for word in words)]
+        try:
+            cli.parse(cli.parser(""), flags)
+        except UserError as error:
+            raise UserError(f"point {number}: {error}") from error
+        points[name] = Point(overrides, workdir / name, ("python", "-m", "dasd_jax.train", *flags))
+    return list(points.values())
+
+
+def _text(value: Any) -> str:
+    """A value as the command line reads it."""
+    if isinstance(value, list | tuple):
+        return repr(tuple(value))
+    return str(value)
+
+
+def on_slices(points: Sequence[Point], flags: str) -> list[Point]:
+    """The same points, each on a slice of its own whose name ends with the point's number.
+
+    Raises:
+        UserError: a flag in the file is not as expected.
+    """
+    placed = []
+    try:
+        for number, point in enumerate(points, start=1):
+            own = ["run", f"@{flags}", "--", *point.command]
+            _, job, _ = tpu_vm.parse(own)
+            own.insert(2, f"--name={job.name}-{number}")
+            _, job, _ = tpu_vm.parse(own)
+            placed.append(dataclasses.replace(point, command=("python", "-m", "launchers.tpu_vm", *own), job=job))
+    except UserError as error:
+        raise UserError(f"--slices: {flags}: {error}") from error
+    return placed
+
+
+def result(point: Point) -> dict | None:
+    """What done.json of a point holds; None when it is not finished."""
+    if point.job:
+        return tpu_vm.result(point.job)
+    path = point.workdir / "done.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def run(points: Sequence[Point], jobs: int, logs: Path) -> dict[Path, int]:
+    """Runs the points, `jobs` at a time, each with its output in logs/NAME.log.
+
+    Returns:
+        The exit codes by workdir.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    codes: dict[Path, int] = {}
+    pool = concurrent.futures.ThreadPoolExecutor(jobs)
+    try:
+        running = {pool.submit(_run_one, point, logs / f"{point.workdir.name}.log"): point for point in points}
+        for future in concurrent.futures.as_completed(running):
+            point = running[future]
+            codes[point.workdir], last_line = future.result()
+            print(f"[{len(codes)}/{len(points)}] {point.workdir.name}: {last_line}", flush=True)
+    finally:
+        # Ctrl-C reaches the runs as well; those that have not begun are not to begin.
+        pool.shutdown(cancel_futures=True)
+    return codes
+
+
+def _run_one(point: Point, log: Path) -> tuple[int, str]:
+    """(exit code, what to say of it)."""
+    with log.open("ab") as output:
+        command = (sys.executable, *point.command[1:])
+        code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False).returncode
+    if code == 0:
+        return 0, "done"
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return code, f"exit code {code}: {lines[-1] if lines else 'no output'} ({log})"
+
+
+def table(points: Sequence[Point], results: Sequence[dict | None], codes: dict[Path, int]) -> str:
+    """The points with their final figures, and under it the means over seeds, as Markdown."""
+    fields = list(dict.fromkeys(itertools.chain.from_iterable(point.overrides for point in points)))
+    figures = [_figures(done) if done else {} for done in results]
+    names = list(dict.fromkeys(itertools.chain.from_iterable(figures)))
+    rows = []
+    groups: dict[tuple[str, ...], list[dict[str, float]]] = {}
+    for point, numbers in zip(points, figures, strict=True):
+        values = {field: _text(point.overrides.get(field, "")) for field in fields}
+        code = codes.get(point.workdir, 0)
+        state = f"exit code {code}" if code else "done" if numbers else "not finished"
+        rows.append([*values.values(), state, *(f"{numbers[name]:.3f}" if name in numbers else "" for name in names)])
+        if numbers:
+            group = tuple(value for field, value in values.items() if field != "run.seed")
+            groups.setdefault(group, []).append(numbers)
+    text = _markdown([*fields, "", *names], rows)
+    if "run.seed" not in fields or not any(len(group) > 1 for group in groups.values()):
+        return text
+    means = [
+        [*group, str(len(runs)), *(_mean([run[name] for run in runs if name in run]) for name in names)]
+        for group, runs in groups.items()
+    ]
+    return f"{text}\n\n" + _markdown([*(field for field in fields if field != "run.seed"), "seeds", *names], means)
+
+
+def _figures(done: dict) -> dict[str, float]:
+    held, means = done["heldout"], done["mean_over_steps"]
+    average, passed = (next(name for name in held if name.startswith(start)) for start in ("avg@", "pass@"))
+    return {
+        f"{average} before": held[average][0],
+        f"{average} after": held[average][1],
+        "rise": held["rise"],
+        "± by problem": held["rise_standard_error"],
+        f"{passed} after": held[passed][1],
+        **{name: means[name] for name in ("reward/mean", "entropy/mean") if name in means},
+    }
+
+
+def _mean(values: Sequence[float]) -> str:
+    """Mean and its standard error over seeds."""
+    if not values:
+        return ""
+    mean = f"{statistics.fmean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}"
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
+
+
+def main(argv: list[str]) -> None:
+    """The command."""
+    flags = cli.parser(__doc__)
+    flags.add_argument("--sweep", required=True, metavar="FILE.py", help="has get_sweep(), the points' overrides")
+    flags.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
+    flags.add_argument("--slices", default="", metavar="FILE", help="flags of launchers.tpu_vm: a slice for each point")
+    flags.add_argument("--dry-run", action="store_true", help="print the commands, run none")
+    flags.add_argument("--table", action="store_true", help="only the table of what is finished")
+    asked = cli.parse(flags, argv).flags
+    if not asked.workdir:
+        raise UserError("--workdir: missing: expected the folder that holds the runs of the sweep")
+    if asked.jobs < 1:
+        raise UserError(f"--jobs: {asked.jobs}: expected at least 1")
+    workdir = Path(asked.workdir).expanduser()
+    shared = [word for word in argv if word.startswith("--config.")]
+    try:
+        points = expand(cli.call_file("--sweep", asked.sweep, "get_sweep"), asked.config, shared, workdir)
+    except UserError as error:
+        raise UserError(f"--sweep: {asked.sweep}: {str(error).removeprefix('--sweep: ')}") from error
+    if asked.slices:
+        points = on_slices(points, asked.slices)
+    if asked.dry_run:
+        print("\n".join(shlex.join(point.command) for point in points))
+        return
+    todo = [] if asked.table else [point for point in points if result(point) is None]
+    codes = run(todo, asked.jobs, Path("runs") / workdir.name if asked.slices else workdir) if todo else {}
+    print(table(points, [result(point) for point in points], codes))
+    if failed := sum(code != 0 for code in codes.values()):
+        raise SystemExit(f"error: {failed} of {len(points)} points failed")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,151 @@
+#!/usr/bin/env bash
+# What launchers/tpu_vm.py runs on each VM of a slice, from the home folder:
+#   vm.sh setup [BUCKET]             Python and requirements; the bucket mounted at /bucket
+#   vm.sh check CHIPS VMS            whether all chips of the slice are seen
+#   vm.sh start WORKDIR COMMAND…     in the background, in a session of its own
+#   vm.sh status                     running, "exited CODE", or idle
+#   vm.sh logs | stop
+# A failure of its own ends with exit code 70, so that the launcher can tell it from a VM that it cannot reach.
+set -Eeuo pipefail
+trap 'exit 70' ERR
+
+self=$(realpath "$0")
+venv=$HOME/dasd_venv
+log=$HOME/.dasd_jax/log
+# By boot, so that a process id from before a restart is never taken for a process of today.
+state=$HOME/.dasd_jax/$(</proc/sys/kernel/random/boot_id)
+mkdir -p "$state"
+
+fail() {
+    echo "$(hostname): $*" >&2
+    exit 70
+}
+
+setup() {
+    local uv=$HOME/.local/bin/uv
+    # The runtimes have Python 3.10, or none that may be installed into.
+    [[ -x $uv ]] || curl -LsSf https://astral.sh/uv/install.sh | sh
+    "$uv" venv --quiet --allow-existing --python 3.11 "$venv"
+    # Resolved together: libtpu then fits the jax that requirements.txt allows.
+    "$uv" pip install --quiet --python "$venv" -r dasd_jax/requirements.txt 'jax[tpu]'
+    if [[ -n ${1:-} ]]; then mount_bucket "$1"; fi
+}
+
+mount_bucket() {
+    if ! command -v gcsfuse >/dev/null; then
+        local key=/usr/share/keyrings/cloud.google.asc
+        curl -fsSL https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee "$key" >/dev/null
+        echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main" |
+            sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
+        # After a boot the system's own upgrades hold the lock for a while.
+        sudo apt-get -qq -o DPkg::Lock::Timeout=300 update
+        sudo apt-get -qq -o DPkg::Lock::Timeout=300 install -y gcsfuse
+    fi
+    if ! mountpoint -q /bucket; then
+        sudo mkdir -p /bucket
+        sudo chown "$(id -un)" /bucket
+        # Checkpoints are renamed into place, which a bucket without folders of its own refuses beyond this limit.
+        gcsfuse --implicit-dirs --rename-dir-limit=100000 "$1" /bucket
+    fi
+    ln -sfn /bucket/data dasd_jax/data
+}
+
+alive() {
+    [[ -e $state/group && ! -e $state/exit ]] && kill -0 -- "-$(<"$state/group")" 2>/dev/null
+}
+
+# What an earlier command left behind would hold the chips.
+clear_chips() {
+    if [[ -e $state/group ]]; then kill -KILL -- "-$(<"$state/group")" 2>/dev/null || true; fi
+    rm -f /tmp/libtpu_lockfile
+}
+
+check() {
+    if alive; then return; fi
+    clear_chips
+    timeout 300 "$venv/bin/python" - "$@" <<'PYTHON' || fail "check: not all $1 chips on $2 VMs are there (above)"
+import sys
+
+import jax
+
+chips, vms = map(int, sys.argv[1:])
+if vms > 1:
+    jax.distributed.initialize()
+found = jax.device_count(), jax.process_count(), jax.default_backend()
+if found != (chips, vms, "tpu"):
+    sys.exit(f"expected {chips} chips on {vms} VMs, found {found[0]} of {found[2]} on {found[1]}")
+PYTHON
+}
+
+start() {
+    local workdir=$1
+    shift
+    read_secrets
+    if alive; then
+        [[ $(<"$state/command") == "${*@Q}" ]] || fail "start: another command is running: $(<"$state/command")"
+        return
+    fi
+    [[ $workdir != /bucket/* ]] || mountpoint -q /bucket || fail "start: $workdir: /bucket is not mounted; run setup"
+    clear_chips
+    rm -f "$state"/*
+    export PATH=$venv/bin:$PATH
+    echo "${*@Q}" >"$state/command"
+    echo "$(date -Is) ${*@Q}" >>"$log"
+    cd dasd_jax
+    setsid bash "$self" supervise "$workdir" "$@" </dev/null >>"$log" 2>&1 &
+    echo $! >"$state/group"
+}
+
+# The leader of the session: outlives the connection, knows how the command ended.
+supervise() {
+    local workdir=$1 code=0
+    shift
+    "$@" &
+    echo $! >"$state/pid"
+    wait $! || code=$?
+    # The disk of a VM goes with the slice; names of VMs are new with every slice.
+    { mkdir -p "$workdir/logs" && cp "$log" "$workdir/logs/$(hostname).log"; } || true
+    echo "$code" >"$state/exit"
+}
+
+# Values reach the command's environment and nothing else: no argument, no metadata, no file that stays.
+read_secrets() {
+    local file=$HOME/.dasd_jax.secrets pair value
+    if [[ -e $file ]]; then
+        # shellcheck disable=SC1090
+        source "$file"
+        rm "$file"
+    fi
+    for pair in ${SECRETS:-}; do
+        value=$(gcloud secrets versions access latest --secret="${pair#*=}")
+        export "${pair%%=*}=$value"
+    done
+}
+
+status() {
+    if alive; then
+        echo running
+    elif [[ -e $state/exit ]]; then
+        echo "exited $(<"$state/exit")"
+    else
+        echo idle
+    fi
+}
+
+logs() {
+    tail -n 200 -F "$log"
+}
+
+stop() {
+    alive || return 0
+    # The command alone is asked: its worker processes are needed until it has saved.
+    kill -TERM "$(<"$state/pid")" || true
+    for _ in {1..900}; do
+        alive || return 0
+        sleep 1
+    done
+    echo "$(hostname): stop: not ended after 15 minutes, killed" >&2
+    clear_chips
+}
+
+"$@"
