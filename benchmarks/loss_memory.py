@@ -6,16 +6,12 @@ left out, where the dense one need not fit; time is the median of alternating ru
 bfloat16 holds a float32 copy of the unembedding, which XLA:CPU makes of a bfloat16 matrix before it multiplies.
 """
 
-import os
-import re
-import statistics
-import time
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from benchmarks.timing import hardware, in_turns, verdict
 from dasd_jax import vocab
 from dasd_jax.mesh import MeshConfig, make_mesh
 from dasd_jax.objective.loss import clipped_surrogate
@@ -67,13 +63,6 @@ def draw(dtype, num_words: int, tokens: int, width: int):
     return hidden, unembed, response, jax.jit(fused_logp)(hidden, unembed, response), advantage
 
 
-def seconds(program, arguments) -> float:
-    """Wall-clock time of one run."""
-    start = time.perf_counter()
-    jax.block_until_ready(program(*arguments))
-    return time.perf_counter() - start
-
-
 def shape_cells(dtype, num_words: int, tokens: int, width: int) -> str:
     """The first cells of a row."""
     return f"| {jnp.dtype(dtype).name} | {num_words:,} | {tokens:,} | {width:,} |"
@@ -82,26 +71,21 @@ def shape_cells(dtype, num_words: int, tokens: int, width: int) -> str:
 def memory_row(*shape) -> str:
     """Temporaries of both programs and their ratio."""
     dense, fused = (compiled(logp, *shape).memory_analysis().temp_size_in_bytes for logp in (dense_logp, fused_logp))
-    met = "met" if fused <= MEMORY_LIMIT * dense else "NOT met"
+    met = verdict(fused <= MEMORY_LIMIT * dense)
     return f"{shape_cells(*shape)} {dense / 2**20:,.0f} | {fused / 2**20:,.0f} | 1/{dense / fused:.1f} | {met} |"
 
 
 def time_row(*shape) -> str:
     """Median and range of both programs' times and the ratio of the medians."""
     programs, arguments = [compiled(logp, *shape) for logp in (dense_logp, fused_logp)], draw(*shape)
-    rounds = [[seconds(program, arguments) for program in programs] for _ in range(RUNS + 1)][1:]  # the first warms up
-    times = list(zip(*rounds, strict=True))
-    dense, fused = map(statistics.median, times)
-    cells = (f"{statistics.median(runs):.2f} ({min(runs):.2f}–{max(runs):.2f})" for runs in times)
-    met = "met" if fused <= TIME_LIMIT * dense else "NOT met"
-    return f"{shape_cells(*shape)} {' | '.join(cells)} | {fused / dense:.2f} | {met} |"
+    dense, fused = in_turns({p: partial(p, *arguments) for p in programs}, RUNS).values()
+    ratio = fused.median / dense.median
+    return f"{shape_cells(*shape)} {dense} | {fused} | {ratio:.2f} | {verdict(ratio <= TIME_LIMIT)} |"
 
 
 def main() -> None:
     """Compiles, runs and prints."""
-    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
-    device = jax.devices()[0].device_kind
-    print(f"{processor}, {os.cpu_count()} cores, device {device}, jax {jax.__version__}\n")
+    print(f"{hardware()}\n")
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
         print("| dtype | V | T | D | dense temp, MiB | fused temp, MiB | fused / dense | limit 1/20 |")
         print("|---|---|---|---|---|---|---|---|")

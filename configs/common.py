@@ -108,6 +108,7 @@ def base() -> ml_collections.ConfigDict:
             "eval_top_k": 0,  # tokens; 0: all
             "eval_top_p": 0.9,  # in (0, 1]
             "logged_rollouts": 4,  # rollouts a step written to samples.jsonl, token by token
+            "profile_step": 0,  # the step whose jax.profiler trace is written to profile/; 0: none
         }
     )
     return config.lock()

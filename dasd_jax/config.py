@@ -172,6 +172,7 @@ class RunGroup:
     eval_top_k: int
     eval_top_p: float
     logged_rollouts: int
+    profile_step: int
 
     def __post_init__(self):
         for name in ("steps", "checkpoint_every", "keep_checkpoints", "eval_samples"):
@@ -182,6 +183,7 @@ class RunGroup:
         _require("run.eval_temperature", self.eval_temperature, self.eval_temperature >= 0, "0 (arg-max) or more")
         _require("run.eval_top_k", self.eval_top_k, self.eval_top_k >= 0, "0 (all tokens) or more")
         _require("run.eval_top_p", self.eval_top_p, 0 < self.eval_top_p <= 1, "in (0, 1]")
+        _require("run.profile_step", self.profile_step, self.profile_step >= 0, "0 (none) or a step")
         _require("run.logged_rollouts", self.logged_rollouts, self.logged_rollouts >= 0, "0 or more")
 
 

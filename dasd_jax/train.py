@@ -4,6 +4,7 @@ Writes in the workdir: config.json, metrics.jsonl, tensorboard/, samples.jsonl, 
 done.json last. The same command again goes on from the last checkpoint.
 """
 
+import contextlib
 import dataclasses
 import json
 import resource
@@ -21,7 +22,7 @@ from dasd_jax.errors import TrainingError, UserError
 from dasd_jax.learner import checkpoint, session
 from dasd_jax.learner.collect import Collected, Collector
 from dasd_jax.learner.evaluation import evaluate, rise
-from dasd_jax.learner.metrics import Clock, Display, RunLog, read_metrics
+from dasd_jax.learner.metrics import Clock, Compilations, Display, RunLog, read_metrics
 from dasd_jax.learner.optim import make_optimizer, make_schedule
 from dasd_jax.learner.step import Experience, StepConfig, score_step, supervised_experience, train_step
 from dasd_jax.mesh import make_mesh, put_rows, row_shards
@@ -67,7 +68,7 @@ class Trainer:
         session.check_rows(config, mesh)
         self.tokenizer = session.open_tokenizer(config.model)
         self.prompts, self.heldout, counts = session.open_prompts(config, self.tokenizer)
-        self.views_checked = False
+        self.views_checked, self.compilations = False, Compilations()
         num_updates = config.run.steps * config.optim.minibatches
         self.schedule = make_schedule(config.optim, num_updates)
         self.optimizer = make_optimizer(config.optim, num_updates)
@@ -141,10 +142,13 @@ class Trainer:
 
     def _step(self, step: int) -> tuple[dict[str, float], list[dict]]:
         started = time.monotonic()
-        if self.config.objective.method == "sft":
-            metrics, samples = self._learn_references()
-        else:
-            metrics, samples = self._learn_rollouts(step)
+        traced = step == self.config.run.profile_step
+        with jax.profiler.trace(self.workdir / "profile") if traced else contextlib.nullcontext():
+            if self.config.objective.method == "sft":
+                metrics, samples = self._learn_references()
+            else:
+                metrics, samples = self._learn_rollouts(step)
+        metrics |= self.compilations.take()
         updates_done = step * self.config.optim.minibatches
         metrics["optim/learning_rate"] = float(self.schedule(updates_done - 1))
         metrics["time/step_s"] = time.monotonic() - started
@@ -372,7 +376,7 @@ class _StopSignal:
 # What may change between two starts of the same run: where and how it is computed, exact to the bit on the same mesh.
 _OPERATIONAL = {
     "mesh.data", "mesh.fsdp", "mesh.tensor", "rollout.verifier_workers", "rollout.verifier_memory_mb",
-    "run.checkpoint_every", "run.keep_checkpoints",
+    "run.checkpoint_every", "run.keep_checkpoints", "run.profile_step",
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import jax
 import rich.console
 import rich.progress
 from tensorboardX import SummaryWriter
@@ -140,6 +141,25 @@ class Clock:
         yield
         key = f"time/{name}_s"
         self.seconds[key] = self.seconds.get(key, 0.0) + time.monotonic() - started
+
+
+class Compilations:
+    """How many programs this process has compiled since, and for how long: shapes that change would show here."""
+
+    def __init__(self):
+        """Starts at none; JAX reports to it until the process ends."""
+        self._count, self._seconds = 0, 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._add)
+
+    def take(self) -> dict[str, float]:
+        """Those since the last time."""
+        found = {"time/compiled_programs": float(self._count), "time/compile_s": self._seconds}
+        self._count, self._seconds = 0, 0.0
+        return found
+
+    def _add(self, event: str, seconds: float, **_) -> None:
+        if event.endswith("backend_compile_duration"):
+            self._count, self._seconds = self._count + 1, self._seconds + seconds
 
 
 _SHOWN = {

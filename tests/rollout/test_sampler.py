@@ -1,6 +1,7 @@
 """Sampling: what is drawn, with which probability it is recorded, and that neither neighbours nor devices matter."""
 
 import dataclasses
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -179,6 +180,13 @@ def test_it_stops_when_all_rows_have(mesh):
     assert written.finished.all() and (written.response_mask.sum(axis=1) == 1).all()
 
 
+def test_a_prompt_is_prefilled_once_for_its_rollouts(mesh):
+    """Tokens that pass through `forward`, counted as the program is traced: all but the last of each prompt."""
+    with mock.patch.object(transformer, "forward", wraps=transformer.forward) as forward:
+        sample(mesh, dataclasses.replace(PLAIN, rollouts=8, max_new_tokens=11))
+    assert [call.args[2].shape for call in forward.call_args_list] == [(4, 6)]
+
+
 # ------------------------------------------------------------------------------------------------ the draw itself
 
 
@@ -229,11 +237,23 @@ def test_a_token_without_probability_is_never_drawn(mesh):
         assert drawn[3] == (290 if uniform == last else 7)
 
 
-def test_draws_follow_the_distribution(mesh):
-    """20,000 draws of one row; each frequency within five standard deviations of its probability."""
-    logp = distributions(1, 20)
-    uniform = jax.random.uniform(jax.random.key(0), (20_000,))
-    drawn = np.asarray(draw(jnp.tile(logp, (20_000, 1)), uniform, PLAIN))
-    expected = np.exp(logp[0].astype(np.float64))
-    found = np.bincount(drawn, minlength=20) / 20_000
-    assert (np.abs(found - expected) < 5 * np.sqrt(expected * (1 - expected) / 20_000) + 1e-9).all()
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (6, 1.0), (0, 0.8), (9, 0.7)])
+def test_frequencies_match_the_softmax(temperature, top_k, top_p, mesh):
+    """100,000 draws from 20 words: chi-square below its 99.99th percentile, and no word that is left out."""
+    rng = np.random.default_rng(1)
+    hidden, unembed = (rng.normal(size=shape).astype(np.float32) for shape in ((1, 1, 8), (20, 8)))
+    sampling = Sampling(1, 1, (0,), 0, temperature=temperature, top_k=top_k, top_p=top_p)
+    logits = unembed.astype(np.float64) @ hidden[0, 0] / temperature
+    expected = kept_by_sorting(np.exp(logits) / np.exp(logits).sum(), top_k, top_p)
+    logp = vocab.log_probs(jnp.asarray(hidden), jnp.asarray(unembed), temperature)[0]
+    count = 100_000
+    uniform = jax.random.uniform(jax.random.key(0), (count,))
+    drawn = jax.jit(lambda logp, u: draw(jnp.broadcast_to(logp, (count, 20)), u, sampling))(logp, uniform)
+    found = np.bincount(np.asarray(drawn), minlength=20)
+    assert not found[expected == 0].any()
+    keep = expected > 0
+    statistic = ((found[keep] - count * expected[keep]) ** 2 / (count * expected[keep])).sum()
+    # Wilson and Hilferty's approximation of the percentile, whose standard normal value is 3.719.
+    free = keep.sum() - 1
+    assert statistic < free * (1 - 2 / (9 * free) + 3.719 * np.sqrt(2 / (9 * free))) ** 3

@@ -1,0 +1,84 @@
+"""A whole DASD step beside a whole GRPO step: python -m benchmarks.step_ratio
+
+The same configuration but for the method, on SmolLM2-135M in float32: rollouts of exactly 256 tokens, the score pass,
+whose log-probabilities are the old policy of both, and the update. Rewards are made up, the verifier is left out.
+"""
+
+import jax
+import numpy as np
+
+from benchmarks.timing import default_model, hardware, in_turns, prompts, verdict
+from dasd_jax import cli
+from dasd_jax.batch import TeacherBatch
+from dasd_jax.config import ObjectiveGroup
+from dasd_jax.learner.checkpoint import new_state
+from dasd_jax.learner.optim import make_optimizer
+from dasd_jax.learner.step import StepConfig, score_step, train_step
+from dasd_jax.mesh import MeshConfig, make_mesh, put_rows, replicate
+from dasd_jax.rollout.sampler import Sampling, rollout
+
+PROBLEMS, GROUP, PROMPT, TEACHER_PROMPT, RESPONSE, RUNS = 2, 8, 64, 96, 256, 3
+PARTS = ("sample", "score", "update")
+RATIO = 1.15  # not to be exceeded
+
+
+class Step:
+    """One step of a method, in parts that are timed alone."""
+
+    def __init__(self, method: str, mesh):
+        """Loads the model and draws the rewards."""
+        model, params, self.tokenizer = default_model(mesh)
+        config = cli.load_config("configs/smollm2_math.py")
+        self.config = StepConfig(
+            model=model, objective=ObjectiveGroup(method=method), temperature=1.0, rollouts=GROUP,
+            minibatches=1, microbatches=1, row_shards=1,
+        )  # fmt: skip
+        self.optimizer = make_optimizer(config.optim, 100)
+        self.state = jax.jit(lambda p: new_state(p, self.optimizer), donate_argnums=0)(params)
+        self.prompts = prompts(mesh, self.tokenizer, PROBLEMS, PROMPT)
+        wide = prompts(mesh, self.tokenizer, PROBLEMS, TEACHER_PROMPT)
+        self.teacher = TeacherBatch(wide.student_prompt, wide.student_prompt_mask)
+        rewards = np.tile(np.arange(GROUP) % 2, PROBLEMS).astype(np.float32)
+        self.reward, self.in_loss = put_rows(mesh, (rewards, rewards >= 0))
+        self.seed, self.number = replicate(mesh, (np.int32(0), np.int32(0)))
+
+    def sample(self):
+        """Rollouts that never stop."""
+        sampling = Sampling(GROUP, RESPONSE, stop_ids=(-1,), pad_id=self.tokenizer.pad_id)
+        self.written, _ = rollout(
+            self.config.model, sampling, self.state.params, self.prompts, self.seed, "train", self.number
+        )
+        return self.written
+
+    def score(self):
+        """Both views for DASD, the student's for GRPO."""
+        self.experience, *rest = score_step(
+            self.config, self.state.params, self.prompts, self.teacher, self.written, self.reward, self.in_loss
+        )
+        return self.experience, rest
+
+    def update(self):
+        """One optimiser step."""
+        self.state, metrics = train_step(self.config, self.optimizer, self.state, self.experience)
+        return metrics
+
+
+def main() -> None:
+    """Runs and prints."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    print(f"{hardware()}; {PROBLEMS} problems x {GROUP} rollouts x {RESPONSE} tokens\n")
+    with jax.set_mesh(mesh):
+        steps = {method: Step(method, mesh) for method in ("grpo", "dasd")}
+        parts = {(part, method): getattr(steps[method], part) for part in PARTS for method in steps}
+        times = in_turns(parts, RUNS)
+    print("| | GRPO, s, median and range | DASD, s |\n|---|---|---|")
+    for part in PARTS:
+        print(f"| {part} | {times[part, 'grpo']} | {times[part, 'dasd']} |")
+    whole = {method: sum(times[part, method].median for part in PARTS) for method in steps}
+    ratio = whole["dasd"] / whole["grpo"]
+    print(f"| whole step | {whole['grpo']:.2f} | {whole['dasd']:.2f} |")
+    print(f"\nratio {ratio:.2f}, limit {RATIO}: {verdict(ratio <= RATIO)}")
+
+
+if __name__ == "__main__":
+    main()

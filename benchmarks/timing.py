@@ -1,0 +1,77 @@
+"""What the benchmarks of speed share: the machine in a line, the default model, and runs that take turns."""
+
+import dataclasses
+import os
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from dasd_jax import cli
+from dasd_jax.batch import Params, PromptBatch
+from dasd_jax.learner import session
+from dasd_jax.mesh import put_rows
+from dasd_jax.model.config import ModelConfig
+from dasd_jax.text.prompts import encode_prompt, left_pad
+from dasd_jax.text.tokenizer import Tokenizer
+
+
+def hardware() -> str:
+    """Processor, cores, device and version."""
+    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    return f"{processor}, {os.cpu_count()} cores, device {jax.devices()[0].device_kind}, jax {jax.__version__}"
+
+
+def default_model(mesh) -> tuple[ModelConfig, Params, Tokenizer]:
+    """SmolLM2-135M-Instruct in float32, as `make train` has it."""
+    config = cli.load_config("configs/smollm2_math.py")
+    model, params = session.open_model(config, mesh)
+    return model, params, session.open_tokenizer(config.model)
+
+
+def prompts(mesh, tokenizer: Tokenizer, count: int, width: int) -> PromptBatch:
+    """`count` different questions as chats, left-padded to `width` tokens."""
+    questions = (f"Tell me something about the number {number}." for number in range(1, count + 1))
+    ids = [encode_prompt(tokenizer, [{"role": "user", "content": question}]) for question in questions]
+    tokens, mask = left_pad(ids, width, tokenizer.pad_id)
+    return put_rows(mesh, PromptBatch(tokens, mask, np.arange(count, dtype=np.int32)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Wall-clock seconds of several runs of one thing."""
+
+    runs: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Their median."""
+        return statistics.median(self.runs)
+
+    def __str__(self) -> str:
+        """Median and range."""
+        return f"{self.median:.2f} ({min(self.runs):.2f}–{max(self.runs):.2f})"
+
+
+def in_turns(functions: dict[str, Callable[[], object]], runs: int) -> dict[str, Times]:
+    """Times of each function; they take turns, so that a machine that slows down slows all of them.
+
+    A turn that is not measured goes before, for whatever is compiled or read once.
+    """
+    times = {name: [] for name in functions}
+    for turn in range(runs + 1):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: Times(tuple(spent)) for name, spent in times.items()}
+
+
+def verdict(reached: bool) -> str:
+    """A word for a table."""
+    return "met" if reached else "NOT met"
