@@ -122,21 +122,24 @@ def _over_blocks(query: Array, span: Span, sums):
     size = min(width, _BLOCK)
     if width == size:
         return _block(query, span, 0, size, sums)
-    # cache_columns has rounded it up, so that no block is moved back from the end over columns that were summed.
     seen = span.last > span.first
-    start = jnp.min(jnp.where(seen, span.first, width)) // size
-    stop = -(-jnp.max(jnp.where(seen, span.last, 0)) // size)
-    return jax.lax.fori_loop(start, stop, lambda i, sums: _block(query, span, i * size, size, sums), sums)
+    first = jnp.min(jnp.where(seen, span.first, width)) // size
+    last = -(-jnp.max(jnp.where(seen, span.last, 0)) // size)
+    return jax.lax.fori_loop(first, last, lambda i, sums: _block(query, span, i * size, size, sums), sums)
 
 
-def _block(query: Array, span: Span, start: Array | int, size: int, sums):
-    count, width = span.keys.shape[1], query.shape[-1]
+def _block(query: Array, span: Span, new: Array | int, size: int, sums):
+    """The sums with the columns from `new` on, `size` of them or up to the end."""
+    count, _, columns, width = span.keys.shape[1:]
+    # A last block that would reach beyond the end begins with columns of the one before, which are not seen again.
+    start = jnp.minimum(new, columns - size)
     keys, values = (
         jax.lax.dynamic_slice(x, (span.layer, 0, 0, start, 0), (1, *x.shape[1:3], size, width))[0]
         for x in (span.keys, span.values)
     )
     place = start + jnp.arange(size, dtype=jnp.int32)
-    seen = ((place >= span.first[:, None]) & (place < span.last[:, None]))[:, None, None, :]
+    seen = (place >= jnp.maximum(span.first, new)[:, None]) & (place < span.last[:, None])
+    seen = seen[:, None, None, :]
     scores = _by_row(_product(_by_key(query, count), keys, contract=3), query.shape[0])
     scores = jnp.where(seen, scores * width**-0.5, _BLOCKED)
 
@@ -179,8 +182,3 @@ def _by_row(x: Array, rows: int) -> Array:
     return jax.lax.reshape(
         x, (rows, kv_heads, queries // shared, width), out_sharding=spec("rows", "heads", None, None)
     )
-
-
-def cache_columns(width: int) -> int:
-    """Columns that a cache of `width` tokens needs, so that whole blocks cover it."""
-    return width if width <= _BLOCK else -(-width // _BLOCK) * _BLOCK

@@ -17,7 +17,7 @@ from flax import struct
 from dasd_jax.batch import Array, Params
 from dasd_jax.mesh import ROLLOUT, per_device, reshard, spec
 from dasd_jax.model import params as param_table
-from dasd_jax.model.attention import Span, attend, attend_cached, cache_columns
+from dasd_jax.model.attention import Span, attend, attend_cached
 from dasd_jax.model.config import Llama3Scaling, ModelConfig, YarnScaling
 from dasd_jax.vocab import EXACT
 
@@ -48,7 +48,7 @@ def open_response(cache: KVCache, rollouts: int, width: int) -> KVCache:
 
     def empty(key: Array) -> Array:
         layers, prompts, kv_heads, _, head_dim = key.shape
-        shape = (layers, prompts * rollouts, kv_heads, cache_columns(width), head_dim)
+        shape = (layers, prompts * rollouts, kv_heads, width, head_dim)
         return jnp.zeros(shape, key.dtype, out_sharding=spec(*_CACHE))
 
     blank = jax.tree.map(empty, prompt.key)
