@@ -8,6 +8,7 @@ once; the limit is the fastest of several ways of reading as much memory once.
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +59,7 @@ def main() -> None:
     with jax.set_mesh(mesh):
         model, params, tokenizer = default_model(mesh)
         with tempfile.TemporaryDirectory() as folder:
-            weights.save_hf(folder, model, params, "float32")
+            weights.save_hf(Path(folder), model, params, "float32")
             peer = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         seed, step = replicate(mesh, (np.int32(0), np.int32(0)))
         print("| batch | transformers, tokens/s | dasd_jax, tokens/s | ratio | to reach |\n|---|---|---|---|---|")

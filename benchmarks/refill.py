@@ -45,7 +45,7 @@ def main() -> None:
             "off": partial(run, dataclasses.replace(on, refill_at=SLOTS)),
         }
         times = in_turns(each, RUNS)
-        results = {name: jax.device_get(function()) for name, function in each.items()}
+        results = {name: jax.device_get(spent.result) for name, spent in times.items()}
         counted = prefilled_tokens(partial(run.func.__wrapped__, *run.args, on, **run.keywords))
     lengths = results["on"][0].response_mask.sum(axis=1)
     assert (results["on"][0].response == results["off"][0].response).all()

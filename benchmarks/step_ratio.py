@@ -7,8 +7,7 @@ whose log-probabilities are the old policy of both, and the update. Rewards are 
 import jax
 import numpy as np
 
-from benchmarks.timing import default_model, hardware, in_turns, prompts, verdict
-from dasd_jax import cli
+from benchmarks.timing import default_config, default_model, hardware, in_turns, prompts, verdict
 from dasd_jax.batch import TeacherBatch
 from dasd_jax.config import ObjectiveGroup
 from dasd_jax.learner.checkpoint import new_state
@@ -17,7 +16,7 @@ from dasd_jax.learner.step import StepConfig, score_step, train_step
 from dasd_jax.mesh import MeshConfig, make_mesh, put_rows, replicate
 from dasd_jax.rollout.sampler import Sampling, rollout
 
-PROBLEMS, GROUP, PROMPT, TEACHER_PROMPT, RESPONSE, RUNS = 2, 8, 64, 96, 256, 3
+PROBLEMS, GROUP, PROMPT, TEACHER_PROMPT, RESPONSE, RUNS = 2, 8, 64, 96, 256, 2
 PARTS = ("sample", "score", "update")
 RATIO = 1.15  # not to be exceeded
 
@@ -28,12 +27,11 @@ class Step:
     def __init__(self, method: str, mesh):
         """Loads the model and draws the rewards."""
         model, params, self.tokenizer = default_model(mesh)
-        config = cli.load_config("configs/smollm2_math.py")
         self.config = StepConfig(
             model=model, objective=ObjectiveGroup(method=method), temperature=1.0, rollouts=GROUP,
             minibatches=1, microbatches=1, row_shards=1,
         )  # fmt: skip
-        self.optimizer = make_optimizer(config.optim, 100)
+        self.optimizer = make_optimizer(default_config().optim, 100)
         self.state = jax.jit(lambda p: new_state(p, self.optimizer), donate_argnums=0)(params)
         self.prompts = prompts(mesh, self.tokenizer, PROBLEMS, PROMPT)
         wide = prompts(mesh, self.tokenizer, PROBLEMS, TEACHER_PROMPT)

@@ -13,6 +13,7 @@ import numpy as np
 
 from dasd_jax import cli
 from dasd_jax.batch import Params, PromptBatch
+from dasd_jax.config import Config, from_dict
 from dasd_jax.learner import session
 from dasd_jax.mesh import put_rows
 from dasd_jax.model.config import ModelConfig
@@ -26,9 +27,14 @@ def hardware() -> str:
     return f"{processor}, {os.cpu_count()} cores, device {jax.devices()[0].device_kind}, jax {jax.__version__}"
 
 
+def default_config() -> Config:
+    """The configuration of `make train`."""
+    return from_dict(cli.load_config("configs/smollm2_math.py").to_dict())
+
+
 def default_model(mesh) -> tuple[ModelConfig, Params, Tokenizer]:
     """SmolLM2-135M-Instruct in float32, as `make train` has it."""
-    config = cli.load_config("configs/smollm2_math.py")
+    config = default_config()
     model, params = session.open_model(config, mesh)
     return model, params, session.open_tokenizer(config.model)
 
@@ -43,9 +49,10 @@ def prompts(mesh, tokenizer: Tokenizer, count: int, width: int) -> PromptBatch:
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Wall-clock seconds of several runs of one thing."""
+    """Wall-clock seconds of several runs of one thing, and what the last of them returned."""
 
     runs: tuple[float, ...]
+    result: object
 
     @property
     def median(self) -> float:
@@ -62,14 +69,14 @@ def in_turns(functions: dict[str, Callable[[], object]], runs: int) -> dict[str,
 
     A turn that is not measured goes before, for whatever is compiled or read once.
     """
-    times = {name: [] for name in functions}
+    times, results = {name: [] for name in functions}, {}
     for turn in range(runs + 1):
         for name, function in functions.items():
             start = time.perf_counter()
-            jax.block_until_ready(function())
+            results[name] = jax.block_until_ready(function())
             if turn:
                 times[name].append(time.perf_counter() - start)
-    return {name: Times(tuple(spent)) for name, spent in times.items()}
+    return {name: Times(tuple(spent), results[name]) for name, spent in times.items()}
 
 
 def verdict(reached: bool) -> str:
