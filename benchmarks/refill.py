@@ -1,8 +1,8 @@
 """Continuous batching on the device, on and off, and prompts prefilled once: python -m benchmarks.refill
 
-256 rollouts of SmolLM2-135M in 32 slots, float32, temperature 1. A row ends at its first token that closes a sentence
-or a line, or at the limit. Off means that free slots wait for one another, as in samplers without refill; both write
-the same tokens.
+256 rollouts of SmolLM2-135M in 32 slots, float32, temperature 1. Every 16th id of the vocabulary ends a row, which has
+at most 64 tokens: a mean of about a quarter of the limit. Off means that free slots wait for one another, as in
+samplers without refill; both write the same tokens.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from dasd_jax.mesh import MeshConfig, make_mesh, replicate
 from dasd_jax.model import transformer
 from dasd_jax.rollout.sampler import Sampling, rollout
 
-PROBLEMS, GROUP, SLOTS, PROMPT, LIMIT, RUNS = 32, 8, 32, 64, 96, 2
-ENDS = (".", "\n", "!", "?", ":")
+PROBLEMS, GROUP, SLOTS, PROMPT, LIMIT, RUNS = 32, 8, 32, 64, 64, 2
+EVERY = 16  # about one token in so many ends its row, which makes lengths nearly geometric
 RATIO = 2.5  # to be reached
 
 
@@ -35,10 +35,10 @@ def main() -> None:
     print(f"{hardware()}\n")
     with jax.set_mesh(mesh):
         model, params, tokenizer = default_model(mesh)
-        ends = tuple(i for i in range(tokenizer.vocab_size) if tokenizer.piece(i).endswith(ENDS))
+        ends = tuple(range(0, tokenizer.vocab_size, EVERY))
         batch = prompts(mesh, tokenizer, PROBLEMS, PROMPT)
         seed, step = replicate(mesh, (np.int32(0), np.int32(0)))
-        on = Sampling(GROUP, LIMIT, (*ends, *tokenizer.stop_ids), tokenizer.pad_id, slots=SLOTS)
+        on = Sampling(GROUP, LIMIT, ends, tokenizer.pad_id, slots=SLOTS)
         run = partial(rollout, model, params=params, prompts=batch, seed=seed, purpose="train", step=step)
         each = {
             "on": partial(run, on),
