@@ -27,7 +27,7 @@ RATIO, SHARE = 1.3, 0.7  # to be reached
 
 def theirs(model, batch, tokens: int):
     """transformers' `generate` of exactly so many tokens a row."""
-    ids, mask = (torch.from_numpy(np.asarray(x)) for x in (batch.student_prompt, batch.student_prompt_mask))
+    ids, mask = (torch.from_numpy(np.array(x)) for x in (batch.student_prompt, batch.student_prompt_mask))
     with torch.no_grad():
         return model.generate(
             ids.long(), attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=None,
