@@ -85,7 +85,7 @@ def base() -> ml_collections.ConfigDict:
             "grad_clip": 1.0,  # > 0, global norm
             "moment_dtype": "float32",  # float32 | bfloat16: of Adam's first moment
             "minibatches": 4,  # optimiser steps a rollout batch; divides rollout.problems
-            "microbatches": 1,  # parts of a minibatch whose gradients are summed; memory falls, nothing else changes
+            "microbatches": 1,  # parts of a minibatch, by length, whose gradients are summed; memory and padding fall
         }
     )
     config.mesh = ml_collections.ConfigDict(

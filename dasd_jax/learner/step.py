@@ -3,10 +3,12 @@
     score_step   both views of every response token under the weights that wrote them, and the credit of each token
     train_step   several optimiser steps over random sets of whole problems
 
-Student and teacher are two forward passes over one parameter tree.
+Student and teacher are two forward passes over one parameter tree. Both steps compute a batch in parts of like length,
+each at a width that holds its longest response.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -16,7 +18,7 @@ from flax import struct
 
 from dasd_jax.batch import Array, Params, PromptBatch, RolloutBatch, TeacherBatch, TokenStats, TrainState
 from dasd_jax.config import ObjectiveGroup
-from dasd_jax.mesh import reshard, spec
+from dasd_jax.mesh import per_shard, reshard, spec
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.transformer import response_hidden, unembedding
 from dasd_jax.objective.credit import METHODS, NEEDS_TEACHER, Credit, gated_gap, masked_mean
@@ -35,6 +37,18 @@ class StepConfig:
     minibatches: int
     microbatches: int
     row_shards: int  # devices that share the rows, for the size of a chunk
+    width_tile: int = 128  # tokens; shorter widths than R are multiples of it, by default a TPU's lanes
+
+    def widths(self, longest: int) -> tuple[int, ...]:
+        """The widths that responses of up to `longest` tokens are computed at, ascending.
+
+        Quarters in whole tiles, since each of them is one more compilation of the model; where a quarter is less than
+        a tile there is too little to save, and the whole width is the only one.
+        """
+        if longest < 4 * self.width_tile:
+            return (longest,)
+        quarter = -(-longest // (4 * self.width_tile)) * self.width_tile
+        return (*range(quarter, longest, quarter), longest)
 
     def chunk(self, rows: int) -> int:
         """Response positions at a time for which `token_chunk` tokens a device hold logits."""
@@ -84,25 +98,31 @@ def score_step(
         in_loss: bool[rows], False for rollouts that count in their group but not in the loss.
 
     Returns:
-        (Experience for `train_step`, TokenStats f32[rows, R], scalars for the log).
+        (Experience for `train_step`, TokenStats f32[rows, R], scalars for the log). Among the scalars is
+        tokens/score_padding_frac: of the response positions computed, the share that holds no token.
     """
     needs_teacher = config.objective.method in NEEDS_TEACHER
-    parts = config.minibatches * config.microbatches
-    cut = partial(_cut, parts)
+    by_problem = partial(_by_problem, config.rollouts)
+    response, mask = rollouts.response, rollouts.response_mask
+    widths = config.widths(response.shape[1])
 
-    def score(part) -> TokenStats:
+    def score(width: int, part) -> TokenStats:
         prompts, teacher, response, mask = part
-        response, mask = _rows(response), _rows(mask)
+        response, mask = _rows(response[..., :width]), _rows(mask[..., :width])
         student = _view(config, params, prompts.student_prompt, prompts.student_prompt_mask, response, mask)
         teacher = _teacher_view(config, params, teacher, response, mask) if needs_teacher else (None, None)
         chunk = config.chunk(response.shape[0])
-        return token_stats(*student, *teacher, response, temperature=config.temperature, chunk=chunk)
+        stats = token_stats(*student, *teacher, response, temperature=config.temperature, chunk=chunk)
+        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, widths[-1] - width))), stats)
 
-    by_problem = partial(_by_problem, config.rollouts)
-    response, mask = rollouts.response, rollouts.response_mask
     whole = (prompts, teacher, by_problem(response), by_problem(mask))
-    stats = jax.lax.map(score, jax.tree.map(cut, whole))
-    stats = jax.tree.map(lambda x: _rows(_uncut(by_problem(x, axis=1))), stats)
+    # Nothing is learned between the parts: they are cut from the whole batch, across the minibatches.
+    num_parts = config.minibatches * config.microbatches
+    order = _order_by_length(num_parts, by_problem(mask))
+    parts = jax.tree.map(partial(_cut, num_parts), _take(whole, order))
+    narrowest = _narrowest(widths, parts[-1])
+    stats = jax.lax.map(lambda xs: _at_width(widths, xs[0], score, xs[1]), (narrowest, parts))
+    stats = jax.tree.map(_rows, _put_back(jax.tree.map(lambda x: _uncut(by_problem(x, axis=1)), stats), order))
 
     method = METHODS[config.objective.method]
     credit: Credit = method(stats, mask, reward, config.rollouts, config.objective)
@@ -127,6 +147,7 @@ def score_step(
         "policy/logp_gap_mean": masked_mean(gap, mask),
         "policy/logp_gap_p999": _pooled_quantile(gap, mask, 0.999),
         "policy/logp_gap_max": jnp.max(jnp.where(mask, gap, 0.0)),
+        "tokens/score_padding_frac": _padding_frac(widths, narrowest, mask),
     }
     if needs_teacher:
         metrics["entropy/teacher_mean"] = masked_mean(stats.teacher_entropy, mask)
@@ -169,33 +190,43 @@ def train_step(
     """One optimiser step for each minibatch of the rollout batch.
 
     Minibatch m holds the problems m, m + M, m + 2M, …: the batch itself was drawn in random order, so these are random
-    sets of whole problems. Gradients of its microbatches are summed and divided once by its global count of tokens.
+    sets of whole problems. Its microbatches are cut from it by length. Their gradients are summed and divided once by
+    the minibatch's global count of tokens.
 
     Args:
         state: given up (its memory is reused).
         batches: how many batches of the data went into the experience.
 
     Returns:
-        (new state, scalars for the log: means over the minibatches).
+        (new state, scalars for the log: means over the minibatches). Among them is tokens/update_padding_frac: of the
+        response positions computed, the share that holds no token of the loss.
     """
+    widths = config.widths(experience.response.shape[-1])
+    value_and_grad = jax.value_and_grad(minibatch_loss, argnums=1, has_aux=True)
 
     def update(carry, minibatch: Experience):
         params, opt_state = carry
         num_tokens = jnp.maximum(jnp.sum(minibatch.keep, dtype=jnp.float32), 1.0)
-        value_and_grad = jax.value_and_grad(minibatch_loss, argnums=1, has_aux=True)
 
-        def accumulate(grads, microbatch: Experience):
-            (_, metrics), new = value_and_grad(config, params, params, microbatch, num_tokens)
+        # Differentiated within its width: the gradient of a choice would store the residuals of every width.
+        def gradient(width: int, part: Experience):
+            (_, metrics), grads = value_and_grad(config, params, params, _shortened(part, width), num_tokens)
+            return grads, metrics
+
+        def accumulate(grads, part):
+            new, metrics = _at_width(widths, part[0], gradient, part[1])
             return jax.tree.map(jnp.add, grads, new), metrics
 
+        # What follows a response's last token in the loss is not looked at by any that precede it.
+        order = _order_by_length(config.microbatches, minibatch.keep)
+        parts = jax.tree.map(partial(_cut, config.microbatches), _take(minibatch, order))
+        narrowest = _narrowest(widths, parts.keep)
         if config.microbatches == 1:
-            (_, metrics), grads = value_and_grad(config, params, params, minibatch, num_tokens)
+            grads, metrics = _at_width(widths, narrowest[0], gradient, minibatch)
         else:
-            grads = jax.tree.map(jnp.zeros_like, params)
-            grads, metrics = jax.lax.scan(
-                accumulate, grads, jax.tree.map(partial(_cut, config.microbatches), minibatch)
-            )
+            grads, metrics = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, params), (narrowest, parts))
             metrics = jax.tree.map(jnp.sum, metrics)
+        metrics["tokens/update_padding_frac"] = _padding_frac(widths, narrowest, minibatch.keep)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
         metrics["optim/grad_norm"] = optax.global_norm(grads)
@@ -256,7 +287,7 @@ def minibatch_loss(
     return loss, metrics | {"loss/total": loss, "policy/clip_frac": clipped / num_tokens}
 
 
-# ------------------------------------------------------------------------------------------------ views and cuts
+# ------------------------------------------------------------------------------------------------ views
 
 
 def _view(config: StepConfig, params, prompt, prompt_mask, response, mask) -> tuple[Array, Array]:
@@ -272,6 +303,69 @@ def _teacher_view(config: StepConfig, params, teacher: TeacherBatch, response, m
     if prompt.ndim == 3:
         prompt, prompt_mask = _rows(prompt), _rows(prompt_mask)
     return _view(config, params, prompt, prompt_mask, response, mask)
+
+
+# ------------------------------------------------------------------------------------------------ parts and widths
+
+
+def _order_by_length(parts: int, mask: Array) -> Array:
+    """The order of the problems in which `_cut` makes parts of like length.
+
+    Each shard of the rows sorts its own, by their longest response: nothing is moved between devices.
+
+    Args:
+        mask: bool[B, G, R].
+
+    Returns:
+        i32[B], places within the shard.
+    """
+
+    def of_shard(longest: Array) -> Array:
+        # `_cut` deals problems out to the parts in turn; the transpose deals each part a run of neighbours.
+        return jnp.argsort(longest).reshape(parts, -1).T.reshape(-1)
+
+    return per_shard(of_shard, ("rows",), "rows")(jnp.max(_lengths(mask), axis=1))
+
+
+def _lengths(mask: Array) -> Array:
+    """Positions up to the last one that is True: bool[..., R] → i32[...]."""
+    return jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[-1] + 1, dtype=jnp.int32), 0), axis=-1)
+
+
+def _take(tree, order: Array):
+    """Arrays [B, ...] in an order from `_order_by_length`."""
+    return per_shard(lambda tree, order: jax.tree.map(lambda x: x[order], tree), ("rows", "rows"), "rows")(tree, order)
+
+
+def _put_back(tree, order: Array):
+    """The inverse of `_take`."""
+    return _take(tree, per_shard(jnp.argsort, ("rows",), "rows")(order))
+
+
+def _narrowest(widths: tuple[int, ...], mask: Array) -> Array:
+    """Which of the widths holds the longest response of each part, on any device: bool[parts, B, G, R] → i32[parts]."""
+    longest = jnp.max(_lengths(mask), axis=(1, 2))
+    return jnp.sum(longest[:, None] > jnp.array(widths), axis=1, dtype=jnp.int32)
+
+
+def _at_width(widths: tuple[int, ...], index: Array, function: Callable, part):
+    """function(width, part), compiled for every width and run at the one that `index` says.
+
+    The index is the same on all devices, as it has to be: the layers gather their weights within the function.
+    """
+    return jax.lax.switch(index, [partial(function, width) for width in widths], part)
+
+
+def _shortened(batch: Experience, width: int) -> Experience:
+    """The first `width` positions of the responses."""
+    by_token = ("response", "response_mask", "old_logp", "advantage", "keep", "route")
+    return batch.replace(**{name: getattr(batch, name)[..., :width] for name in by_token})
+
+
+def _padding_frac(widths: tuple[int, ...], narrowest: Array, mask: Array) -> Array:
+    """Share of the positions computed that are not in the mask, given the width of each of equal parts: f32[]."""
+    width = jnp.mean(jnp.array(widths, jnp.float32)[narrowest])
+    return 1 - jnp.mean(mask, dtype=jnp.float32) * mask.shape[-1] / width
 
 
 def _by_problem(rollouts: int, x: Array, axis: int = 0) -> Array:

@@ -20,6 +20,9 @@ from dasd_jax.model.config import preset
 
 MODEL = dataclasses.replace(preset("qwen3_tiny"), remat="none")
 B, G, P, Q, R = 4, 2, 6, 9, 5
+# The longer response of each of 16 problems. Of every four in turn, the share of one of four devices, there are one or
+# two short ones in either of two minibatches.
+SKEWED = np.array([8, 2, 1, 5, 2, 6, 6, 2, 1, 5, 3, 2, 2, 2, 4, 1])
 
 
 def config(**objective):
@@ -28,27 +31,38 @@ def config(**objective):
     return StepConfig(MODEL, ObjectiveGroup(token_chunk=16, **objective), 1.0, G, minibatches, microbatches, 1)
 
 
-def batch(seed=0, *, teacher_equals_student=False):
-    """Ragged prompts and responses, one row of them padding, and rewards that differ within groups."""
+def batch(seed=0, *, lengths=(5, 4, 1, 5, 5, 3, 0, 5), teacher_equals_student=False):
+    """Ragged prompts, responses of these lengths (0: a row of padding), and rewards that differ in some groups."""
     rng = np.random.default_rng(seed)
+    problems, longest = len(lengths) // G, max(lengths)
 
     def left(width):
-        lengths = rng.integers(1, width + 1, (B, 1))
-        return rng.integers(0, 256, (B, width)).astype(np.int32), np.arange(width) >= width - lengths
+        lengths = rng.integers(1, width + 1, (problems, 1))
+        return rng.integers(0, 256, (problems, width)).astype(np.int32), np.arange(width) >= width - lengths
 
     student, teacher = left(P), left(Q)
     if teacher_equals_student:
         pad = ((0, 0), (Q - P, 0))
         teacher = tuple(np.pad(x, pad) for x in student)
-    lengths = np.array([5, 4, 1, 5, 5, 3, 0, 5])[:, None]
-    response = rng.integers(0, 256, (B * G, R)).astype(np.int32)
-    mask = np.arange(R) < lengths
-    zeros = np.zeros((B * G, R), np.float32)
-    rows = np.arange(B * G, dtype=np.int32)
-    rollouts = RolloutBatch(response, mask, zeros, zeros, rows // G, rows % G, np.ones(B * G, bool), rows * 0)
-    reward = np.array([1, 0, 0, 1, 1, 1, 0, 0], np.float32)
-    prompts = PromptBatch(*student, np.arange(B, dtype=np.int32))
-    return prompts, TeacherBatch(*teacher), rollouts, reward, np.ones(B * G, bool)
+    rows = np.arange(problems * G, dtype=np.int32)
+    response = rng.integers(0, 256, (rows.size, longest)).astype(np.int32)
+    mask = np.arange(longest) < np.array(lengths)[:, None]
+    zeros = np.zeros(mask.shape, np.float32)
+    rollouts = RolloutBatch(response, mask, zeros, zeros, rows // G, rows % G, np.ones(rows.size, bool), rows * 0)
+    reward = np.resize(np.array([1, 0, 0, 1, 1, 1, 0, 0], np.float32), rows.size)
+    prompts = PromptBatch(*student, np.arange(problems, dtype=np.int32))
+    return prompts, TeacherBatch(*teacher), rollouts, reward, np.ones(rows.size, bool)
+
+
+def skewed_batch():
+    """Very different lengths in no order, a teacher prompt for every rollout, the longest response not in the loss."""
+    pairs = np.stack([SKEWED, SKEWED // 3], axis=1)
+    pairs[::3] = pairs[::3, ::-1]
+    lengths = pairs.reshape(-1)
+    prompts, teacher, rollouts, reward, in_loss = batch(lengths=lengths)
+    prompt, mask = (np.repeat(x[:, None], G, axis=1) for x in (teacher.teacher_prompt, teacher.teacher_prompt_mask))
+    prompt[:, 1] += 1
+    return prompts, TeacherBatch(prompt, mask), rollouts, reward, in_loss & (lengths < SKEWED.max())
 
 
 def score(mesh, steps, parts=None, params=None):
@@ -212,6 +226,51 @@ def test_eight_devices_equal_one(form, mesh, mesh8):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
+def test_widths_are_quarters_of_the_longest_in_whole_tiles():
+    steps = config()
+    assert steps.widths(8192) == (2048, 4096, 6144, 8192)
+    assert steps.widths(600) == (256, 512, 600)
+    assert steps.widths(511) == (511,)
+
+
+@pytest.mark.parametrize(("form", "devices"), [("sampled", "mesh"), ("full", "mesh8")])
+def test_narrow_parts_change_no_result_and_compute_less(form, devices, request):
+    """Parts by length at their own widths beside whole minibatches at R: statistics, credit, updated parameters."""
+    where = request.getfixturevalue(devices)
+    shards = where.shape["data"] * where.shape["fsdp"]
+    parts = skewed_batch()
+    mask = parts[2].response_mask
+    results = []
+    with jax.set_mesh(where):
+        params = wide_params(where)
+        for microbatches, tile in ((1, 128), (2, 2)):
+            steps = config(form=form, minibatches=2, microbatches=microbatches)
+            steps = dataclasses.replace(steps, row_shards=shards, width_tile=tile)
+            experience, stats, scored = score(where, steps, parts, params)
+            optimizer = optax.sgd(0.1)
+            state = jax.jit(lambda p, o=optimizer: new_state(p, o))(params)
+            state, learned = train_step(steps, optimizer, state, experience)
+            results.append(jax.device_get((state.params, stats, experience.advantage, scored, learned)))
+    for a, b in zip(jax.tree.leaves(results[1][0]), jax.tree.leaves(results[0][0]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(results[1][1]), jax.tree.leaves(results[0][1]), strict=True):
+        np.testing.assert_allclose(a[mask], b[mask], atol=2e-5)
+    np.testing.assert_allclose(results[1][2], results[0][2], atol=1e-4)
+    padding = [
+        (scored.pop("tokens/score_padding_frac"), learned.pop("tokens/update_padding_frac"))
+        for *_, scored, learned in results
+    ]
+    for a, b in zip(jax.tree.leaves(results[1][3:]), jax.tree.leaves(results[0][3:]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    # Where nothing was computed stands exactly 0.
+    assert [np.mean(result[1].student_entropy != 0) for result in results] == [1, 4.5 / 8]
+    # Scored in four parts at widths 2, 2, 6 and 8; learned from in two parts at 2 and 6 in both minibatches, the only
+    # longer response not being in the loss.
+    keep = mask & parts[-1][:, None]
+    np.testing.assert_allclose(padding[0], (1 - mask.mean(), 1 - keep.mean()), atol=1e-6)
+    np.testing.assert_allclose(padding[1], (1 - mask.mean() * 8 / 4.5, 1 - keep.mean() * 8 / 4), atol=1e-6)
+
+
 def test_what_stands_in_padding_changes_no_update(mesh):
     """Other ids in the padding of prompts and responses: same loss, same gradient."""
     prompts, teacher, rollouts, reward, in_loss = batch()
@@ -244,6 +303,22 @@ def test_supervised_fine_tuning_lowers_the_loss_of_its_references(mesh):
         losses.append(float(metrics["loss/total"]))
     assert losses[0] == pytest.approx(np.log(MODEL.vocab_size), abs=0.1)  # nats a token of a uniform model
     assert losses[-1] < 0.5
+
+
+def test_narrow_parts_change_no_supervised_step(mesh):
+    prompts, _, rollouts, *_ = batch(lengths=np.repeat(SKEWED, G))
+    target, mask = rollouts.response[::G], rollouts.response_mask[::G]
+    experience = supervised_experience(*put_rows(mesh, (prompts, target, mask)))
+    params, optimizer = wide_params(mesh), optax.sgd(0.1)
+    results = []
+    for microbatches, tile in ((1, 128), (4, 2)):
+        steps = dataclasses.replace(config(method="sft", microbatches=microbatches), width_tile=tile)
+        state = new_state(jax.tree.map(jnp.copy, params), optimizer)
+        state, metrics = train_step(steps, optimizer, state, experience)
+        results.append((state.params, metrics["loss/total"], metrics["tokens/update_padding_frac"]))
+    for a, b in zip(jax.tree.leaves(results[1][:2]), jax.tree.leaves(results[0][:2]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    assert results[1][2] == pytest.approx(1 - mask.mean() * 8 / 4.5)
 
 
 def test_the_state_is_given_up(mesh):
