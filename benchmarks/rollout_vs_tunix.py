@@ -12,19 +12,17 @@ tunix is not asked to. Before that the logits of both are compared on one text, 
 
 import dataclasses
 import json
-import os
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from benchmarks.timing import hardware, verdict
 from configs.smollm2_math import SHA256, WEIGHTS
 from dasd_jax.batch import PromptBatch
 from dasd_jax.mesh import MeshConfig, make_mesh, put_rows, replicate
@@ -136,9 +134,7 @@ def logits(model, params, ids: list[int]) -> np.ndarray:
 
 def print_setting(versions: dict[str, str]) -> None:
     """What the figures depend on."""
-    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
-    print(f"{processor}, {os.cpu_count()} cores, device {jax.devices()[0].device_kind}")
-    print(f"ours: jax {jax.__version__}, flax {version('flax')}; " + ", ".join(map(" ".join, versions.items())))
+    print(f"ours: {hardware()}; " + ", ".join(map(" ".join, versions.items())))
     print(f"{Path(WEIGHTS).stem} in float32, {ROWS} rollouts, {SLOTS} slots, at most {LIMIT} new tokens, stops {STOPS}")
 
 
@@ -164,7 +160,7 @@ def print_summary(runs: dict[str, list[tuple[float, list[int]]]]) -> None:
         spread = f"{lengths.mean():.1f} | {quartiles} | {lengths.max()} | {(lengths == LIMIT).mean():.1%}"
         print(f"| {name} | {medians[name]:.1f} | {spread} |")
     ratio = medians["ours"] / medians["tunix"]
-    print(f"\nours / tunix: {ratio:.2f}, target {TARGET:.1f}: {'met' if ratio >= TARGET else 'NOT met'}")
+    print(f"\nours / tunix: {ratio:.2f}, to reach {TARGET:.1f}: {verdict(ratio >= TARGET)}")
 
 
 if __name__ == "__main__":
