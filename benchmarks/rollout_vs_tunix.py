@@ -33,7 +33,7 @@ from dasd_jax.text.tokenizer import load_tokenizer
 
 ROWS, SLOTS, LIMIT, REPEATS = 256, 32, 64, 2
 PROMPT = "The number {} is"
-STOPS = (".", ",", "\n")  # ends of clauses and lines: lengths are skewed, with a mean of about a quarter of LIMIT
+STOPS = (".", ",", "\n")  # ends of clauses and lines: lengths are skewed, with a mean of about a fifth of LIMIT
 CHECK = "The sampler writes one token after the other, and a row that has ended makes room for the next one."
 PAD = "<gh_stars>"  # tunix finds padding by its id, so it is one that no response holds
 TARGET = 2.0
