@@ -10,7 +10,6 @@ host, prefill included and compilation not. Ours records the log-probability and
 tunix is not asked to. Before that the logits of both are compared on one text, without which speed means nothing.
 """
 
-import dataclasses
 import json
 import statistics
 import subprocess
@@ -22,14 +21,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from benchmarks.timing import hardware, verdict
-from configs.smollm2_math import SHA256, WEIGHTS
+from benchmarks.timing import default_model, hardware, verdict
+from configs.smollm2_math import WEIGHTS
 from dasd_jax.batch import PromptBatch
 from dasd_jax.mesh import MeshConfig, make_mesh, put_rows, replicate
 from dasd_jax.model import transformer, weights
 from dasd_jax.rollout.sampler import Sampling, rollout
 from dasd_jax.text.prompts import left_pad
-from dasd_jax.text.tokenizer import load_tokenizer
 
 ROWS, SLOTS, LIMIT, REPEATS = 256, 32, 64, 2
 PROMPT = "The number {} is"
@@ -92,17 +90,15 @@ def main() -> None:
     """Loads both, compares their logits, measures in turn and prints."""
     if len(sys.argv) != 2:
         sys.exit(__doc__.splitlines()[0])
-    weights.check(WEIGHTS, SHA256)
-    tokenizer = load_tokenizer(WEIGHTS)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        model, params, tokenizer = default_model(mesh)
     prompts = [tokenizer.encode(PROMPT.format(number)) for number in range(ROWS)]
     stop_ids = tuple(tokenizer.encode(text)[0] for text in STOPS)
     (pad_id,) = tokenizer.encode(PAD)
     check = tokenizer.encode(CHECK)
     job = {"prompts": prompts, "stop_ids": stop_ids, "pad_id": pad_id, "limit": LIMIT, "slots": SLOTS, "check": check}
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
-        model, params = weights.load(WEIGHTS, mesh)
-        model = dataclasses.replace(model, unroll=jax.default_backend() == "cpu")
         weights.save_hf(Path(folder), model, params, "float32")
         (Path(folder) / "job.json").write_text(json.dumps(job))
         tunix = Tunix(sys.argv[1], folder)

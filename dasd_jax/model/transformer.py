@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from dasd_jax import vocab
 from dasd_jax.batch import Array, Params
 from dasd_jax.mesh import ROLLOUT, per_device, reshard, spec
 from dasd_jax.model import params as param_table
@@ -45,26 +46,15 @@ class KVCache:
 def open_response(cache: KVCache, rollouts: int, width: int) -> KVCache:
     """An empty response segment of `width` tokens for `rollouts` rows of each prompt: the cache is ready to decode."""
     prompt = cache.prompt
-
-    def empty(key: Array) -> Array:
-        layers, prompts, kv_heads, _, head_dim = key.shape
-        shape = (layers, prompts * rollouts, kv_heads, width, head_dim)
-        return jnp.zeros(shape, key.dtype, out_sharding=spec(*_CACHE))
-
-    blank = jax.tree.map(empty, prompt.key)
+    blank = jax.tree.map(lambda key: _blank(key, key.shape[1] * rollouts, width), prompt.key)
     length = jnp.zeros((prompt.length.shape[0] * rollouts,), jnp.int32, out_sharding=spec("rows"))
     return cache.replace(response=Segment(blank, blank, length))
 
 
 def own_prompts(cache: KVCache, rows: int) -> KVCache:
     """A cache for `rows` rows whose prompts, one a row, are put there by `take_prompt`."""
-
-    def blank(key: Array) -> Array:
-        shape = (key.shape[0], rows, *key.shape[2:])
-        return jnp.zeros(shape, key.dtype, out_sharding=spec(*_CACHE))
-
-    key = jax.tree.map(blank, cache.prompt.key)
-    return KVCache(Segment(key, key, jnp.zeros((rows,), jnp.int32, out_sharding=spec("rows"))))
+    blank = jax.tree.map(lambda key: _blank(key, rows, key.shape[3]), cache.prompt.key)
+    return KVCache(Segment(blank, blank, jnp.zeros((rows,), jnp.int32, out_sharding=spec("rows"))))
 
 
 def take_prompt(cache: KVCache, row: Array, prompts: Segment, index: Array) -> KVCache:
@@ -213,14 +203,7 @@ def unembedding(config: ModelConfig, params: Params) -> Array:
 
 def unembed(config: ModelConfig, params: Params, hidden: Array) -> Array:
     """Logits f32[rows, S, V] of hidden [rows, S, D]; for small uses and tests, since it makes the whole array."""
-    return jnp.einsum(
-        "rsd,vd->rsv",
-        hidden,
-        unembedding(config, params),
-        precision=EXACT,
-        preferred_element_type=jnp.float32,
-        out_sharding=spec("rows", None, "vocab"),
-    )
+    return vocab.logits(hidden, unembedding(config, params), 1.0, out_sharding=spec("rows", None, "vocab"))
 
 
 def response_hidden(
@@ -268,6 +251,12 @@ Within = Callable[[Array], Array]  # tokens that a key lies behind its query →
 
 
 _CACHE = (None, "rows", "heads", None, None)
+
+
+def _blank(key: Array, rows: int, columns: int) -> Array:
+    """Room for the keys or values of other rows in the layers of `key`."""
+    layers, _, kv_heads, _, head_dim = key.shape
+    return jnp.zeros((layers, rows, kv_heads, columns, head_dim), key.dtype, out_sharding=spec(*_CACHE))
 
 
 def _columns(segment: Segment) -> int:
