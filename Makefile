@@ -21,7 +21,7 @@ compare: .venv/ready ## the same run beside the same seed with beta = 0, as a ta
 test: .venv/ready ## lint and tests, without slow ones
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/ready ## parity with transformers on real weights; installs torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/requirements-slow.txt

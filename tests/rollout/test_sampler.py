@@ -37,11 +37,14 @@ def sample_and_steps(mesh, sampling, batch, params=None, seed=0, step=3):
     return jax.device_get(rollout(MODEL, sampling, params, put_rows(mesh, batch), seeds[0], "train", seeds[1]))
 
 
+response_hidden = jax.jit(transformer.response_hidden, static_argnums=0)
+
+
 def scored(mesh, batch, written, temperature=1.0):
     """Teacher-forced log-probabilities and entropies of what was written."""
     params = param_table.init(MODEL, mesh, 0)
     batch, response, mask = put_rows(mesh, (batch, written.response, written.response_mask))
-    hidden = transformer.response_hidden(MODEL, params, batch.student_prompt, batch.student_prompt_mask, response, mask)
+    hidden = response_hidden(MODEL, params, batch.student_prompt, batch.student_prompt_mask, response, mask)
     logp = vocab.log_probs(hidden, transformer.unembedding(MODEL, params), temperature)
     return jax.device_get((vocab.pick(logp, response), vocab.entropy(logp)))
 
@@ -153,7 +156,8 @@ def test_draws_depend_on_seed_step_example_and_rollout(mesh):
 
 def test_purposes_draw_from_separate_streams(mesh):
     ids = jnp.arange(3)
-    streams = [jax.random.key_data(row_keys(0, purpose, jnp.int32(0), ids, 2)) for purpose in ("train", "eval")]
+    keys = jax.jit(row_keys, static_argnums=(1, 4))
+    streams = [jax.random.key_data(keys(0, purpose, jnp.int32(0), ids, 2)) for purpose in ("train", "eval")]
     assert not (streams[0] == streams[1]).all(axis=1).any()
     assert len({tuple(map(int, key)) for stream in streams for key in stream}) == 12
 
@@ -163,7 +167,7 @@ def test_temperature_zero_takes_the_arg_max_with_probabilities_at_one(mesh):
     written = sample(mesh, dataclasses.replace(PLAIN, temperature=0.0, rollouts=2))
     np.testing.assert_array_equal(written.response[::2], written.response[1::2])
     params = param_table.init(MODEL, mesh, 0)
-    hidden = transformer.response_hidden(
+    hidden = response_hidden(
         MODEL,
         params,
         *put_rows(mesh, (batch.student_prompt, batch.student_prompt_mask, written.response, written.response_mask)),
