@@ -17,6 +17,7 @@ def base() -> ml_collections.ConfigDict:
             "preset": "",  # architecture of random weights, a name of dasd_jax/model/config.py; empty: from `weights`
             "tokenizer": "",  # "byte", a .gguf, .model or tokenizer.json file, or a folder; empty: from `weights`
             "compute_dtype": "bfloat16",  # bfloat16 | float32: activations and KV cache; parameters are float32
+            "attention": "auto",  # auto | xla | splash (TPU) | cudnn (GPU): auto takes the last two in bfloat16
             "remat": "full",  # none | dots | full: what the backward pass computes again instead of storing
         }
     )

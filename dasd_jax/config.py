@@ -21,10 +21,12 @@ class ModelGroup:
     preset: str
     tokenizer: str
     compute_dtype: str
+    attention: str
     remat: str
 
     def __post_init__(self):
         _one_of("model.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
+        _one_of("model.attention", self.attention, ("auto", "xla", "splash", "cudnn"))
         _one_of("model.remat", self.remat, ("none", "dots", "full"))
 
 

@@ -14,8 +14,8 @@ from dasd_jax.data.sources import Problem, load_benchmarks, load_problems, norma
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import row_shards
+from dasd_jax.model import attention, weights
 from dasd_jax.model import params as param_table
-from dasd_jax.model import weights
 from dasd_jax.model.config import ModelConfig, preset
 from dasd_jax.objective.credit import NEEDS_TEACHER
 from dasd_jax.rollout.sampler import Sampling
@@ -75,18 +75,23 @@ def load_weights(path: str, mesh: Mesh) -> tuple[ModelConfig, Params]:
     return checkpoint.restore_params(where, mesh)
 
 
-def settle(config: Config, model: ModelConfig) -> ModelConfig:
+def settle(config: Config, model: ModelConfig, platform: str | None = None) -> ModelConfig:
     """An architecture, from weights or a checkpoint, with what the config says of its computation.
 
+    Args:
+        platform: cpu | gpu | tpu, what it is computed on; None: this process's own.
+
     Raises:
-        UserError: it cannot hold a prompt and a response.
+        UserError: it cannot hold a prompt and a response, or its attention does not run there.
     """
     config.check_context(model.context)
+    platform = platform or jax.default_backend()
     return dataclasses.replace(
         model,
         compute_dtype=config.model.compute_dtype,
+        attention=attention.choose(config.model.attention, platform, config.model.compute_dtype),
         remat=config.model.remat,
-        unroll=jax.default_backend() == "cpu",
+        unroll=platform == "cpu",
     )
 
 

@@ -53,6 +53,7 @@ class ModelConfig:
     tied: bool = True  # the unembedding is the embedding
     compute_dtype: str = "float32"  # activations and KV cache
     remat: str = "full"  # none | dots | full: what the backward pass computes again
+    attention: str = "xla"  # the kernel of passes over whole sequences, one of attention.KINDS
     unroll: bool = False  # decode with the layers one by one: no copies out of a stack, a longer compilation
 
     @property

@@ -9,6 +9,7 @@ attention looks at.
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from dasd_jax import vocab
 from dasd_jax.batch import Array, Params
 from dasd_jax.mesh import ROLLOUT, per_device, reshard, spec
 from dasd_jax.model import params as param_table
-from dasd_jax.model.attention import Span, attend, attend_cached
+from dasd_jax.model.attention import Prompts, Span, attend, attend_cached
 from dasd_jax.model.config import Llama3Scaling, ModelConfig, YarnScaling
 from dasd_jax.vocab import EXACT
 
@@ -108,26 +109,30 @@ def forward(
         tokens: i32[rows, S].
         positions: i32[rows, S], position of each token in its own sequence.
         mask: bool[rows, S], validity of the new tokens only. Left-padded without a cache.
-        cache: prompts that come before; the rows of one prompt stand at the same positions.
+        cache: prompts that come before; the new tokens follow directly behind them.
 
     Returns:
         hidden [rows, S, D] in the compute dtype, and a cache of prompts: the new tokens, or the one that was given.
         Where mask is False the hidden state is finite and meaningless.
     """
-    # Layers that see everything and layers that slide differ in what a query may look at and in its angles.
-    looks = [_look(config, positions, mask, cache, slides) for slides in _kinds(config)]
-    prompt = None if cache is None else (cache.prompt.key, cache.prompt.value)
+    rotary = [_rotary(config, positions, scaled=not slides) for slides in _kinds(config)]
+    prompt = prompt_valid = None
+    if cache is not None:
+        prompt, prompt_valid = (cache.prompt.key, cache.prompt.value), _prompt_valid(cache.prompt)
 
     def layer(x, inputs):
         _, slides, weights, prompt = inputs
-        rotary, new_seen, prompt_seen = _of_kind(slides, looks)
 
         def look(query, key, value):
-            new = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
-            behind = [] if prompt is None else [(*prompt, prompt_seen)]
-            return attend(query, [(*new, new_seen), *behind]), new
+            prompts = None if prompt is None else Prompts(*prompt, prompt_valid)
+            of_kinds = [
+                partial(attend, config.attention, valid=mask, prompts=prompts, window=config.window if slides else 0)
+                for slides in _kinds(config)
+            ]
+            seen = _by_kind(slides, of_kinds, query, key, value)
+            return seen, (jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2))
 
-        x, new = _layer(config, weights, x, rotary, look)
+        x, new = _layer(config, weights, x, _of_kind(slides, rotary), look)
         return x, new if cache is None else None
 
     x, new = _through_layers(config, _remat(config, layer), _embed(config, params, tokens), params["layers"], prompt)
@@ -247,9 +252,6 @@ def repeat_rows(x: Array, times: int) -> Array:
     return jax.lax.reshape(wide, (x.shape[0] * times, *inner), out_sharding=spec("rows", *(None,) * len(inner)))
 
 
-Within = Callable[[Array], Array]  # tokens that a key lies behind its query → whether the query may look at it
-
-
 _CACHE = (None, "rows", "heads", None, None)
 
 
@@ -362,16 +364,6 @@ def _kinds(config: ModelConfig) -> list[bool]:
     return sorted(set(config.sliding)) or [False]
 
 
-def _look(config: ModelConfig, positions: Array, mask: Array, cache: KVCache | None, slides: bool):
-    """(rotary angles, what the new tokens see of one another, what they see of the prompt or None)."""
-
-    def within(distance: Array) -> Array:
-        return (distance >= 0) & (distance < config.window) if slides else distance >= 0
-
-    prompt_seen = None if cache is None else _prompt_seen(within, cache.prompt, positions if slides else None)
-    return _rotary(config, positions, scaled=not slides), _new_seen(within, mask), prompt_seen
-
-
 def _of_kind(slides, of_kinds: list):
     """What a layer takes: where there are two kinds, the second is that of layers that slide."""
     if len(of_kinds) == 1:
@@ -381,24 +373,19 @@ def _of_kind(slides, of_kinds: list):
     return jax.tree.map(lambda *both: jnp.where(slides, both[1], both[0]), *of_kinds)
 
 
-def _new_seen(within: Within, mask: Array) -> Array:
-    """bool[rows, S] → bool[rows, S, S]: query s may look at key t when it is within reach and valid."""
-    place = jnp.arange(mask.shape[1])
-    return within(place[:, None] - place[None, :]) & mask[:, None, :]
+def _by_kind(slides, of_kinds: list[Callable], *args):
+    """What the function of a layer's kind makes of the arguments."""
+    if len(of_kinds) == 1:
+        return of_kinds[0](*args)
+    if isinstance(slides, bool):
+        return of_kinds[slides](*args)
+    return jax.lax.cond(slides, of_kinds[1], of_kinds[0], *args)
 
 
-def _prompt_seen(within: Within, prompt: Segment, positions: Array | None) -> Array:
-    """The valid tokens at the right end of each prompt: bool[B, 1, P], or bool[B, S, P] with positions of queries.
-
-    The rows of one prompt stand at the same positions, since they are scored or decoded side by side.
-    """
-    count, width = prompt.length.shape[0], _columns(prompt)
-    place = reshard((jnp.arange(width) - (width - prompt.length[:, None]))[:, None, :], "rows", None, None)
-    if positions is None:
-        return place >= 0
-    shape = (count, positions.shape[0] // count, positions.shape[1])
-    query = jax.lax.reshape(positions, shape, out_sharding=spec("rows", None, None))[:, 0, :, None]
-    return (place >= 0) & within(query - place)
+def _prompt_valid(prompt: Segment) -> Array:
+    """The valid tokens at the right end of each prompt: bool[B, P]."""
+    width = _columns(prompt)
+    return reshard(jnp.arange(width) >= width - prompt.length[:, None], "rows", None)
 
 
 def _project(x: Array, weight: Array) -> Array:
