@@ -1,7 +1,7 @@
 """Continuous batching on the device, on and off, and prompts prefilled once: python -m benchmarks.refill
 
-256 rollouts of SmolLM2-135M in 32 slots, float32, temperature 1. Every 12th id of the vocabulary ends a row, which has
-at most 64 tokens: a mean of about a quarter of the limit. Off means that free slots wait for one another, as in
+256 rollouts of SmolLM2-135M in 32 slots, float32, temperature 1. Every 16th id of the vocabulary ends a row, which has
+at most 80 tokens: a mean of about a quarter of the limit. Off means that free slots wait for one another, as in
 samplers without refill; both write the same tokens.
 """
 
@@ -17,8 +17,8 @@ from dasd_jax.mesh import MeshConfig, make_mesh, replicate
 from dasd_jax.model import transformer
 from dasd_jax.rollout.sampler import Sampling, rollout
 
-PROBLEMS, GROUP, SLOTS, PROMPT, LIMIT, RUNS = 32, 8, 32, 64, 64, 2
-EVERY = 12  # about one token in so many ends its row, which makes lengths nearly geometric
+PROBLEMS, GROUP, SLOTS, PROMPT, LIMIT, RUNS = 32, 8, 32, 64, 80, 2
+EVERY = 16  # about one token in so many ends its row, which makes lengths nearly geometric
 RATIO = 2.5  # to be reached
 
 

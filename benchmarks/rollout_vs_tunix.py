@@ -29,9 +29,9 @@ from dasd_jax.model import transformer, weights
 from dasd_jax.rollout.sampler import Sampling, rollout
 from dasd_jax.text.prompts import left_pad
 
-ROWS, SLOTS, LIMIT, REPEATS = 256, 32, 64, 2
+ROWS, SLOTS, LIMIT, REPEATS = 256, 32, 48, 2
 PROMPT = "The number {} is"
-STOPS = (".", ",", "\n")  # ends of clauses and lines: lengths are skewed, with a mean of about a fifth of LIMIT
+STOPS = (".", ",", "\n")  # ends of clauses and lines: lengths are skewed, with a mean of about a quarter of LIMIT
 CHECK = "The sampler writes one token after the other, and a row that has ended makes room for the next one."
 PAD = "<gh_stars>"  # tunix finds padding by its id, so it is one that no response holds
 TARGET = 2.0
