@@ -111,14 +111,13 @@ def restore_params(folder: Path, mesh: Mesh) -> tuple[ModelConfig, Params]:
     """Architecture and parameters of a whole checkpoint, laid out for training on `mesh`."""
     model = ModelConfig.from_dict(json.loads((folder / "manifest.json").read_text())["architecture"])
     with ocp.StandardCheckpointer() as checkpointer:
-        return model, checkpointer.restore((folder / "params").absolute(), _abstract_params(model, mesh))
+        return model, checkpointer.restore((folder / "params").absolute(), param_table.abstract(model, mesh))
 
 
 def restore(folder: Path, mesh: Mesh, optimizer: optax.GradientTransformation) -> tuple[ModelConfig, TrainState]:
     """Architecture and state of a whole checkpoint, laid out for training on `mesh`."""
     model, params = restore_params(folder, mesh)
-    fresh = jax.eval_shape(lambda params: new_state(params, optimizer), params)
-    fresh = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_mesh(mesh, x)), fresh)
+    fresh = abstract_state(params, mesh, optimizer)
     target = {"opt_state": fresh.opt_state, "step": fresh.step, "batches_drawn": fresh.batches_drawn}
     with ocp.StandardCheckpointer() as checkpointer:
         rest = checkpointer.restore((folder / "rest").absolute(), target)
@@ -131,14 +130,10 @@ def new_state(params: Params, optimizer: optax.GradientTransformation) -> TrainS
     return TrainState(params=params, opt_state=optimizer.init(params), **counts)
 
 
-def _abstract_params(model: ModelConfig, mesh: Mesh) -> Params:
-    shapes = param_table.tree({path: leaf.shape for path, leaf in param_table.table(model).items()})
-    return jax.tree.map(
-        lambda sharding, shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding),
-        param_table.shardings(model, mesh),
-        shapes,
-        is_leaf=lambda x: not isinstance(x, dict),
-    )
+def abstract_state(params: Params, mesh: Mesh, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes, dtypes and shardings of `new_state`, from parameters or from theirs."""
+    fresh = jax.eval_shape(lambda params: new_state(params, optimizer), params)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_mesh(mesh, x)), fresh)
 
 
 def _folders(workdir: Path) -> list[Path]:

@@ -105,6 +105,21 @@ def shardings(config: ModelConfig, mesh: Mesh, rules: dict = TRAIN) -> Params:
     return tree({path: named(mesh, *leaf.axes, rules=rules) for path, leaf in table(config).items()})
 
 
+def abstract(config: ModelConfig, mesh: Mesh, rules: dict = TRAIN, dtype: str = "float32") -> Params:
+    """Shape, dtype and sharding of every parameter, in the place of arrays.
+
+    Raises:
+        UserError: an axis of the mesh does not divide a dimension that it splits.
+    """
+    shapes = tree({path: leaf.shape for path, leaf in table(config).items()})
+    return jax.tree.map(
+        lambda sharding, shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding),
+        shardings(config, mesh, rules),
+        shapes,
+        is_leaf=lambda x: not isinstance(x, dict),
+    )
+
+
 def init(config: ModelConfig, mesh: Mesh, seed: int) -> Params:
     """Random float32 parameters, each made in place in its own sharding; equal on every mesh."""
 

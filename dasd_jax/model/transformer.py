@@ -17,7 +17,7 @@ from flax import struct
 
 from dasd_jax import vocab
 from dasd_jax.batch import Array, Params
-from dasd_jax.mesh import ROLLOUT, per_device, reshard, spec
+from dasd_jax.mesh import ROLLOUT, TRAIN, per_device, reshard, spec
 from dasd_jax.model import params as param_table
 from dasd_jax.model.attention import Prompts, Span, attend, attend_cached
 from dasd_jax.model.config import Llama3Scaling, ModelConfig, YarnScaling
@@ -89,7 +89,7 @@ def for_decoding(config: ModelConfig, params: Params) -> Params:
     of layers instead of stacks, since a CPU copies a layer out of its stack before it multiplies.
     """
     params = param_table.relayout(config, params, ROLLOUT)
-    layers = _joined(config, params["layers"])
+    layers = _joined(config, params["layers"], ROLLOUT)
     if config.unroll:
         layers = tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(config.num_layers))
     return params | {"layers": layers}
@@ -115,26 +115,16 @@ def forward(
         hidden [rows, S, D] in the compute dtype, and a cache of prompts: the new tokens, or the one that was given.
         Where mask is False the hidden state is finite and meaningless.
     """
-    rotary = [_rotary(config, positions, scaled=not slides) for slides in _kinds(config)]
-    prompt = prompt_valid = None
-    if cache is not None:
-        prompt, prompt_valid = (cache.prompt.key, cache.prompt.value), _prompt_valid(cache.prompt)
+    rotary = _rotaries(config, positions)
 
     def layer(x, inputs):
         _, slides, weights, prompt = inputs
-
-        def look(query, key, value):
-            prompts = None if prompt is None else Prompts(*prompt, prompt_valid)
-            of_kinds = [
-                partial(attend, config.attention, valid=mask, prompts=prompts, window=config.window if slides else 0)
-                for slides in _kinds(config)
-            ]
-            seen = _by_kind(slides, of_kinds, query, key, value)
-            return seen, (jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2))
-
+        prompts = None if prompt is None else Prompts(*prompt, _prompt_valid(cache.prompt))
+        look = _look(config, slides, mask, prompts)
         x, new = _layer(config, weights, x, _of_kind(slides, rotary), look)
         return x, new if cache is None else None
 
+    prompt = None if cache is None else (cache.prompt.key, cache.prompt.value)
     x, new = _through_layers(config, _remat(config, layer), _embed(config, params, tokens), params["layers"], prompt)
     if cache is None:
         if isinstance(new, list):
@@ -232,14 +222,41 @@ def response_hidden(
         [B*G, R, D] in the compute dtype.
     """
     (rows, width), problems = response.shape, prompt.shape[0]
-    first, cache = forward(config, params, prompt, prompt_positions(prompt_mask), prompt_mask)
-    first = repeat_rows(first[:, -1:], rows // problems)
-    if width == 1:
-        return first
-    start = repeat_rows(cache.prompt.length, rows // problems)
-    positions = start[:, None] + jnp.arange(width - 1, dtype=jnp.int32)
-    rest, _ = forward(config, params, response[:, :-1], positions, response_mask[:, :-1], cache)
-    return jnp.concatenate([first, rest], axis=1)
+    new, new_mask = response[:, :-1], response_mask[:, :-1]
+    length = jnp.sum(prompt_mask, axis=1, dtype=jnp.int32)
+    start = repeat_rows(length, rows // problems)[:, None]
+    before = _rotaries(config, prompt_positions(prompt_mask))
+    behind = _rotaries(config, start + jnp.arange(width - 1, dtype=jnp.int32))
+
+    # One walk through the layers for both, so that each layer's weights are gathered once and reduced once.
+    def layer(carry, inputs):
+        prompt, rest = carry
+        _, slides, weights, _ = inputs
+        weights = _gathered(config, weights)
+        prompt, cached = _layer(config, weights, prompt, _of_kind(slides, before), _look(config, slides, prompt_mask))
+        look = _look(config, slides, new_mask, Prompts(*cached, prompt_mask))
+        rest, _ = _layer(config, weights, rest, _of_kind(slides, behind), look) if width > 1 else (rest, None)
+        return (prompt, rest), None
+
+    # The tokens of both are looked up as one for the same reason.
+    tokens = jnp.concatenate([prompt, _beside(new, problems)], axis=1)
+    embedded = _embed(config, params, tokens)
+    split = prompt.shape[1]
+    carry = embedded[:, :split], _apart(embedded[:, split:], rows)
+    (first, rest), _ = _through_layers(config, _remat(config, layer), carry, params["layers"])
+    hidden = jnp.concatenate([repeat_rows(first[:, -1:], rows // problems), rest], axis=1)
+    return _rms_norm(config, hidden, params["final_norm"])
+
+
+def _beside(x: Array, problems: int) -> Array:
+    """The rows of each problem one behind the other: [B*G, S] → [B, G*S]."""
+    return jax.lax.reshape(x, (problems, x.size // problems), out_sharding=spec("rows", None))
+
+
+def _apart(x: Array, rows: int) -> Array:
+    """The inverse of `_beside`, of vectors: [B, G*S, D] → [B*G, S, D]."""
+    problems, width, size = x.shape
+    return jax.lax.reshape(x, (rows, problems * width // rows, size), out_sharding=spec("rows", None, None))
 
 
 def repeat_rows(x: Array, times: int) -> Array:
@@ -325,43 +342,64 @@ def _gathered(config: ModelConfig, weights: Params) -> Params:
     """One layer's weights as `_layer` wants them: in the compute dtype, whole along the model width, joined."""
     if "qkv" in weights:
         return weights
-    rows = param_table.table(config)
+    # Joined first: what is gathered forward is reduced and scattered backward, with nothing in between.
+    joined = _joined(config, {name: weight.astype(config.compute_dtype) for name, weight in weights.items()}, TRAIN)
     whole = {
-        name: reshard(weight.astype(config.compute_dtype), *(a if a != "embed" else None for a in axes))
-        for name, weight in weights.items()
-        for axes in [rows["layers/" + name].axes[1:]]
+        "qkv": (None, "heads", None, None),
+        "gate_up": (None, None, "ff"),
+        "o": ("heads", None),
+        "down": ("ff", None),
     }
-    return _joined(config, whole)
+    return joined | {name: reshard(joined[name], *axes) for name, axes in whole.items()}
 
 
-def _joined(config: ModelConfig, weights: Params) -> Params:
-    """Products of the same input as one, and matrices where a layer multiplies by matrices.
+def _joined(config: ModelConfig, weights: Params, rules: dict) -> Params:
+    """Products of the same input as one, and matrices where a layer multiplies by matrices; laid out by `rules`.
 
     "qkv" [..., D, K, N/K + 2, H]: a key head behind its queries and its value head last, so that a split over heads
     splits all three alike. "gate_up" [..., D, 2, F]. "o" [..., N*H, D].
     """
     rest = {name: x for name, x in weights.items() if name[0] not in "qkv" or name.endswith("norm")}
-    joined = {"qkv": _by_kv_head(config, *(weights[name] for name in "qkv"))}
+    lead = (None,) * (weights["o"].ndim - 3)
+    joined = {"qkv": _by_kv_head(config, (*lead, "embed"), rules, *(weights[name] for name in "qkv"))}
     if config.qkv_bias:
-        joined["qkv_bias"] = _by_kv_head(config, *(weights[f"{name}_bias"] for name in "qkv"))
+        joined["qkv_bias"] = _by_kv_head(config, lead, rules, *(weights[f"{name}_bias"] for name in "qkv"))
     joined["gate_up"] = jnp.stack([rest.pop("gate"), rest.pop("up")], axis=-2)
-    lead = rest["o"].shape[:-3]
-    shape = (*lead, config.num_heads * config.head_dim, config.width)
-    joined["o"] = jax.lax.reshape(rest.pop("o"), shape, out_sharding=spec(*(None,) * len(lead), "heads", None))
+    shape = (*rest["o"].shape[:-3], config.num_heads * config.head_dim, config.width)
+    joined["o"] = jax.lax.reshape(rest.pop("o"), shape, out_sharding=spec(*lead, "heads", "embed", rules=rules))
     return rest | joined
 
 
-def _by_kv_head(config: ModelConfig, query: Array, key: Array, value: Array) -> Array:
-    """[…, N, H] and twice […, K, H] → […, K, N/K + 2, H]."""
-    lead, heads = query.shape[:-2], (config.num_kv_heads, config.num_heads // config.num_kv_heads)
-    out_sharding = spec(*(None,) * len(lead), "heads", None, None)
-    query = jax.lax.reshape(query, (*lead, *heads, config.head_dim), out_sharding=out_sharding)
+def _by_kv_head(config: ModelConfig, lead: tuple, rules: dict, query: Array, key: Array, value: Array) -> Array:
+    """[…, N, H] and twice […, K, H] → […, K, N/K + 2, H]; `lead` names the axes in front."""
+    heads = (config.num_kv_heads, config.num_heads // config.num_kv_heads, config.head_dim)
+    out_sharding = spec(*lead, "heads", None, None, rules=rules)
+    query = jax.lax.reshape(query, (*query.shape[:-2], *heads), out_sharding=out_sharding)
     return jnp.concatenate([query, key[..., None, :], value[..., None, :]], axis=-2)
 
 
 def _kinds(config: ModelConfig) -> list[bool]:
     """Whether layers slide, once for each kind of layer that there is."""
     return sorted(set(config.sliding)) or [False]
+
+
+def _rotaries(config: ModelConfig, positions: Array) -> list[tuple[Array, Array]]:
+    """The rotary angles of each kind of layer."""
+    return [_rotary(config, positions, scaled=not slides) for slides in _kinds(config)]
+
+
+def _look(config: ModelConfig, slides, mask: Array, prompts: Prompts | None = None):
+    """look(query, key, value) of a layer's new tokens: (what they see, their keys and values for a cache)."""
+    of_kinds = [
+        partial(attend, config.attention, valid=mask, prompts=prompts, window=config.window if slides else 0)
+        for slides in _kinds(config)
+    ]
+
+    def look(query: Array, key: Array, value: Array):
+        new = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+        return _by_kind(slides, of_kinds, query, key, value), new
+
+    return look
 
 
 def _of_kind(slides, of_kinds: list):

@@ -1,0 +1,202 @@
+"""Bytes of collectives, read from the text of a compiled program.
+
+A program is computations that call one another. What stands in a loop's body happens as often as the loop turns; of the
+branches of a conditional the dearest is taken. TPU specifics: a reduce-scatter may be written as a fusion
+`all-reduce-scatter` around an all-reduce, and an asynchronous collective stands in every fusion between its start and its
+end, and is counted at its start.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8}
+_BYTES |= {"u64": 8, "f64": 8, "c64": 8, "c128": 16, "s4": 1, "u4": 1, "f8e4m3fn": 1, "f8e5m2": 1}
+_HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_OP = re.compile(r"^(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of the program.
+
+    Attributes:
+        kind: one of KINDS.
+        bytes: what a chip sends each time, in a ring.
+        shape: of the whole array or arrays, as the text has it.
+        times: how often it happens, loops of known length multiplied out.
+        steps: whether it stands in a loop whose length the text does not tell; then `times` is for each turn of it.
+    """
+
+    kind: str
+    bytes: float
+    shape: str
+    times: int
+    steps: bool
+
+
+def collectives(text: str) -> list[Collective]:
+    """Every collective of an optimised HLO module.
+
+    Raises:
+        ValueError: the text is not as expected; a figure that misses something would be worse than none.
+    """
+    computations = _computations(text)
+    entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.MULTILINE)
+    if entry is None:
+        raise ValueError("no ENTRY computation")
+    return list(_of(computations, entry[1], 1, False))
+
+
+def totals(found: list[Collective], *, steps: int) -> dict[str, float]:
+    """Bytes a chip by kind, loops of unknown length taken to turn `steps` times."""
+    sums = dict.fromkeys(KINDS, 0.0)
+    for one in found:
+        sums[one.kind] += one.bytes * one.times * (steps if one.steps else 1)
+    return sums
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    name: str
+    shape: str
+    op: str
+    rest: str  # from behind the bracket that opens the operands
+
+
+def _computations(text: str) -> dict[str, list[_Instruction]]:
+    found: dict[str, list[_Instruction]] = {}
+    body: list[_Instruction] = []
+    for line in text.splitlines():
+        if head := _HEAD.match(line):
+            body = found.setdefault(head[1], [])
+        elif parts := _OP.match(line.strip()):
+            body.append(_Instruction(*parts.groups()))
+    return found
+
+
+def _of(computations: dict, name: str, times: int, steps: bool) -> Iterator[Collective]:
+    body = computations[name]
+    starts = any("AsyncCollectiveStart" in one.rest for one in body)
+    for one in body:
+        kind = one.op.removesuffix("-start")
+        if kind in KINDS:
+            # The fusions between start and end of an asynchronous collective name it again.
+            if "chain_id=" not in one.rest or starts:
+                yield _collective(one, kind, name, times, steps)
+        elif one.op == "while":
+            turns = _turns(computations, one, body)
+            inside = _called(one, "body")
+            yield from _of(computations, inside, times * (turns or 1), steps or turns is None)
+        elif one.op == "conditional":
+            branches = [list(_of(computations, branch, times, steps)) for branch in _branches(one)]
+            yield from max(branches, key=lambda found: sum(c.bytes * c.times for c in found))
+        elif one.op in ("fusion", "call", "async-start"):
+            for attribute in ("calls", "to_apply"):
+                if inside := _called(one, attribute):
+                    yield from _of(computations, inside, times, steps)
+
+
+def _called(one: _Instruction, attribute: str) -> str | None:
+    found = re.search(rf"\b{attribute}=%?([\w.\-]+)", one.rest)
+    return found and found[1]
+
+
+def _branches(one: _Instruction) -> list[str]:
+    if listed := re.search(r"branch_computations=\{([^}]*)\}", one.rest):
+        return [name.strip().lstrip("%") for name in listed[1].split(",")]
+    return [_called(one, "true_computation"), _called(one, "false_computation")]
+
+
+def _turns(computations: dict, loop: _Instruction, around: list[_Instruction]) -> int | None:
+    """How often a loop turns that counts from a constant up to a constant by 1; None if it is any other."""
+    if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.rest):
+        return int(known[1])
+    condition = {one.name: one for one in computations[_called(loop, "condition")]}
+    compares = [one for one in condition.values() if one.op == "compare" and "direction=LT" in one.rest]
+    if len(compares) != 1 or any(one.op in ("and", "or", "not", "fusion", "call") for one in condition.values()):
+        return None
+    counter, limit = (condition.get(operand) for operand in _operands(compares[0])[:2])
+    end, index = _constant(limit), re.search(r"index=(\d+)", counter.rest) if counter else None
+    if end is None or index is None:
+        return None
+    named = {one.name: one for one in around}
+    begin = named.get(_operands(loop)[0])
+    if begin is None or begin.op != "tuple":
+        return None
+    first = named.get(_operands(begin)[int(index[1])])
+    while first is not None and first.op in ("copy", "bitcast"):
+        first = named.get(_operands(first)[0])
+    start = _constant(first)
+    return None if start is None else max(end - start, 0)
+
+
+def _operands(one: _Instruction) -> list[str]:
+    inside = one.rest[: one.rest.index(")")] if ")" in one.rest else one.rest
+    inside = re.sub(r"/\*.*?\*/", "", inside)
+    return [part.strip().split(" ")[-1].lstrip("%") for part in inside.split(",")]
+
+
+def _constant(one: _Instruction | None) -> int | None:
+    if one is None or one.op != "constant":
+        return None
+    value = one.rest[: one.rest.index(")")]
+    return int(value) if value.lstrip("-").isdigit() else None
+
+
+def _collective(one: _Instruction, kind: str, computation: str, times: int, steps: bool) -> Collective:
+    shape, size = one.shape, _group_size(one)
+    if one.op.endswith("-start") and kind in ("all-gather", "collective-permute"):
+        # The result of a start is (operands, results, …).
+        arrays = _split(shape)
+        shape = arrays[1] if len(arrays) > 1 else shape
+    whole = _shape_bytes(shape)
+    if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
+        kind = "reduce-scatter"
+    elif kind == "reduce-scatter":
+        whole *= size  # the text has the shape of a part
+    share = (size - 1) / size
+    sent = {"all-reduce": 2 * whole * share, "collective-permute": whole}.get(kind, whole * share)
+    return Collective(kind, sent, re.sub(r"\{[^}]*\}|/\*.*?\*/", "", shape), times, steps)
+
+
+def _split(shape: str) -> list[str]:
+    """The parts of a tuple's shape."""
+    if not shape.startswith("("):
+        return [shape]
+    parts, depth, start = [], 0, 1
+    for place, letter in enumerate(shape):
+        depth += (letter in "([{") - (letter in ")]}")
+        if depth == 1 and letter == "," or depth == 0:
+            parts.append(shape[start:place].strip())
+            start = place + 1
+    return parts
+
+
+def _shape_bytes(shape: str) -> int:
+    total = 0
+    for dtype, sizes in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", shape)):
+        if dtype not in _BYTES:
+            raise ValueError(f"unknown element type in {shape}")
+        total += _BYTES[dtype] * math.prod(int(size) for size in sizes.split(",") if size)
+    return total
+
+
+def _group_size(one: _Instruction) -> int:
+    """How many devices take part, each group being as large as the first."""
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", one.rest):
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
+        return math.prod(
+            int(part) if part else sizes[name] for name, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])
+        )
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", one.rest):
+        return int(iota[2])
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", one.rest):
+        return len(listed[1].split(","))
+    if "source_target_pairs=" in one.rest:
+        return 2
+    raise ValueError(f"no replica groups: {one.name}")
