@@ -43,7 +43,7 @@ def base() -> ml_collections.ConfigDict:
             "top_k": 0,  # 0 in training: truncated sampling has no matching score pass
             "top_p": 1.0,  # 1.0 in training, for the same reason
             "resample": 0,  # further batches a step that replace groups whose rewards are all equal; 0: none
-            "slots": 0,  # rows that a device decodes at a time, the next ones taking free slots; 0: all of its rows
+            "slots": 0,  # rows that a device decodes at a time, the next ones taking free slots; 0: as many as fit
             "verifier_workers": 8,  # processes, at least 1
             "verifier_deadline_s": 5.0,  # seconds an answer; later is wrong
             "verifier_memory_mb": 2048,  # MiB of address space a process

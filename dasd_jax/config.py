@@ -89,7 +89,7 @@ class RolloutGroup:
         _require("rollout.top_k", self.top_k, self.top_k == 0, "0 in training")
         _require("rollout.top_p", self.top_p, self.top_p == 1.0, "1.0 in training")
         _require("rollout.resample", self.resample, self.resample >= 0, "0 or more batches")
-        _require("rollout.slots", self.slots, self.slots >= 0, "0 (a slot for every row) or more")
+        _require("rollout.slots", self.slots, self.slots >= 0, "0 (as many as fit) or more")
         _require("rollout.verifier_workers", self.verifier_workers, self.verifier_workers >= 1, "at least 1")
         _require("rollout.verifier_deadline_s", self.verifier_deadline_s, self.verifier_deadline_s > 0, "> 0 seconds")
         _require("rollout.verifier_memory_mb", self.verifier_memory_mb, self.verifier_memory_mb >= 512, "512 or more")

@@ -25,8 +25,9 @@ from dasd_jax.config import Config
 from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint, session
-from dasd_jax.learner.evaluation import Answers, evaluate
+from dasd_jax.learner.evaluation import Answers, evaluate, problems_at_a_time
 from dasd_jax.mesh import make_mesh
+from dasd_jax.rollout.slots import bytes_a_device
 from dasd_jax.rollout.verifier import Verifier
 
 
@@ -66,6 +67,17 @@ def main(argv: list[str]) -> None:
         console.print("problems: " + ", ".join(f"{count} {what}" for what, count in counts.items()), highlight=False)
         if done:
             console.print(f"{done} of {len(asked)} are answered already, in {partial.path}", highlight=False)
+        rows = config.rollout.problems * config.rollout.rollouts
+        sampling = session.eval_sampling(config, tokenizer)
+        sampling = session.with_slots(
+            config,
+            sampling,
+            model,
+            mesh,
+            problems=problems_at_a_time(rows, sampling.rollouts, mesh),
+            resident=bytes_a_device(params),
+            memory=session.device_memory(),
+        )
         with console.status(f"problems {done}/{len(asked)}") as status:
 
             def each_batch(answers: list[Answers]) -> None:
@@ -81,9 +93,9 @@ def main(argv: list[str]) -> None:
                 tokenizer=tokenizer,
                 prompts=prompts,
                 verifier=verifier,
-                sampling=session.eval_sampling(config, tokenizer),
+                sampling=sampling,
                 example_ids=example_ids,
-                rows=config.rollout.problems * config.rollout.rollouts,
+                rows=rows,
                 seed=config.run.seed,
                 known=partial.known,
                 each_batch=each_batch,

@@ -21,12 +21,14 @@ from dasd_jax.config import Config
 from dasd_jax.errors import TrainingError, UserError
 from dasd_jax.learner import checkpoint, session
 from dasd_jax.learner.collect import Collected, Collector
-from dasd_jax.learner.evaluation import evaluate, rise
+from dasd_jax.learner.evaluation import evaluate, problems_at_a_time, rise
 from dasd_jax.learner.metrics import Clock, Compilations, Display, RunLog, read_metrics
 from dasd_jax.learner.optim import make_optimizer, make_schedule
-from dasd_jax.learner.step import Experience, StepConfig, score_step, supervised_experience, train_step
+from dasd_jax.learner.step import Experience, score_step, supervised_experience, train_step
 from dasd_jax.mesh import make_mesh, put_rows, row_shards
 from dasd_jax.objective.credit import NEEDS_TEACHER, dense_bound, smallest_advantage
+from dasd_jax.rollout.sampler import Sampling
+from dasd_jax.rollout.slots import bytes_a_device
 from dasd_jax.rollout.verifier import Verifier
 
 
@@ -81,18 +83,10 @@ class Trainer:
             self.model, params = session.open_model(config, mesh)
             self.state = jax.jit(lambda p: checkpoint.new_state(p, self.optimizer), donate_argnums=0)(params)
         session.check_vocabulary(self.tokenizer, self.model)
-        self.steps = StepConfig(
-            model=self.model,
-            objective=config.objective,
-            temperature=config.rollout.temperature,
-            rollouts=config.rollout.rollouts,
-            minibatches=config.optim.minibatches,
-            microbatches=config.optim.microbatches,
-            row_shards=row_shards(mesh),
-        )
-        sampling = session.training_sampling(config, self.tokenizer)
-        rows = config.rollout.problems * config.rollout.rollouts // row_shards(mesh)
-        self.slots = sampling.slots_of(rows)
+        self.steps = session.step_config(config, self.model, mesh)
+        rows = config.rollout.problems * config.rollout.rollouts
+        sampling = self._with_slots(session.training_sampling(config, self.tokenizer), config.rollout.problems)
+        self.slots = sampling.slots_of(rows // row_shards(mesh))
         self.collector = Collector(config, mesh, self.model, self.tokenizer, sampling, self.prompts, verifier)
 
         workdir.mkdir(parents=True, exist_ok=True)
@@ -105,6 +99,8 @@ class Trainer:
             f"method {config.objective.method}, workdir {workdir}"
         )
         self.display.say("problems: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+        derived = "" if config.rollout.slots else ", derived from the memory that is free"
+        self.display.say(f"slots: {self.slots} of {rows // row_shards(mesh)} rows a device{derived}")
         if folder:
             self.display.say(f"resumed from {folder}")
         self._warn_of_a_loud_teacher()
@@ -286,11 +282,24 @@ class Trainer:
 
     # -------------------------------------------------------------------------------------------- before and after
 
+    def _with_slots(self, sampling: Sampling, problems: int) -> Sampling:
+        return session.with_slots(
+            self.config,
+            sampling,
+            self.model,
+            self.mesh,
+            problems=problems,
+            resident=bytes_a_device(self.state),
+            memory=session.device_memory(),
+        )
+
     def _evaluate(self, step: int) -> dict[str, float]:
         """Scores the held-out problems, writes heldout/<step>.json and returns the main figures for the log."""
         self.display.phase("evaluate")
         started = time.monotonic()
         config = self.config
+        rows = config.rollout.problems * config.rollout.rollouts
+        at_a_time = problems_at_a_time(rows, config.run.eval_samples, self.mesh)
         result = evaluate(
             model=self.model,
             params=self.state.params,
@@ -298,9 +307,9 @@ class Trainer:
             tokenizer=self.tokenizer,
             prompts=self.heldout,
             verifier=self.verifier,
-            sampling=session.eval_sampling(config, self.tokenizer),
+            sampling=self._with_slots(session.eval_sampling(config, self.tokenizer), at_a_time),
             example_ids=session.evaluated(config, self.heldout),
-            rows=config.rollout.problems * config.rollout.rollouts,
+            rows=rows,
             seed=config.run.seed,
         )
         files.write_json(self.workdir / "heldout" / f"{step}.json", result)

@@ -7,7 +7,8 @@ import dataclasses
 class Chip:
     """One TPU chip.
 
-    Sources, read on 2026-11-25: cloud.google.com/tpu/docs/v5e, /v5p-training and /v6e, tables "Key chip specifications".
+    Sources, read on 2026-11-25: the pages docs.cloud.google.com/tpu/docs/v5e, /v5p-training and /v6e, tables of key
+    specifications.
 
     Attributes:
         flops: bfloat16 operations a second, at most.
@@ -28,6 +29,6 @@ _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
 CHIPS = {
     "v5e": Chip(197e12, int(15.75 * 2**30), 819e9, 200e9, _FLAT),
-    "v5p": Chip(459e12, int(95.74 * 2**30), 2765e9, 600e9, _CUBES),
-    "v6e": Chip(918e12, int(31.25 * 2**30), 1638e9, 400e9, _FLAT),
+    "v5p": Chip(459e12, int(95.73 * 2**30), 2765e9, 600e9, _CUBES),
+    "v6e": Chip(918e12, int(31.24 * 2**30), 1638e9, 400e9, _FLAT),
 }

@@ -1,9 +1,9 @@
 """Bytes of collectives, read from the text of a compiled program.
 
 A program is computations that call one another. What stands in a loop's body happens as often as the loop turns; of the
-branches of a conditional the dearest is taken. TPU specifics: a reduce-scatter may be written as a fusion
-`all-reduce-scatter` around an all-reduce, and an asynchronous collective stands in every fusion between its start and its
-end, and is counted at its start.
+branches of a conditional the dearest is taken. On TPU a reduce-scatter may be written as a fusion `all-reduce-scatter`
+around an all-reduce, and an asynchronous collective stands in every fusion between its start and its end: it is counted
+at its start.
 """
 
 import dataclasses

@@ -55,6 +55,12 @@ def texts_of(tokenizer: Tokenizer, response: np.ndarray, mask: np.ndarray) -> li
     return [tokenizer.decode(row[keep]) for row, keep in zip(response, mask, strict=True)]
 
 
+def problems_at_a_time(rows: int, samples: int, mesh: Mesh) -> int:
+    """Problems that are answered `samples` times each by one device program of about `rows` responses."""
+    shards = row_shards(mesh)
+    return max(rows // samples // shards, 1) * shards
+
+
 def evaluate(
     *,
     model: ModelConfig,
@@ -83,8 +89,7 @@ def evaluate(
     Returns:
         What `summary` says of all answers.
     """
-    shards = row_shards(mesh)
-    size = max(rows // sampling.rollouts // shards, 1) * shards
+    size = problems_at_a_time(rows, sampling.rollouts, mesh)
     answers = list(known)
     for batch, live in prompts.in_order(size, example_ids[len(known) :]):
         written, _ = rollout(

@@ -13,12 +13,14 @@ from dasd_jax.data.pipeline import PromptSet, PromptText
 from dasd_jax.data.sources import Problem, load_benchmarks, load_problems, normalise, split_heldout
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
+from dasd_jax.learner.step import StepConfig
 from dasd_jax.mesh import row_shards
 from dasd_jax.model import attention, weights
 from dasd_jax.model import params as param_table
 from dasd_jax.model.config import ModelConfig, preset
 from dasd_jax.objective.credit import NEEDS_TEACHER
 from dasd_jax.rollout.sampler import Sampling
+from dasd_jax.rollout.slots import slots_that_fit
 from dasd_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 # Padding of a vocabulary to a round number is common; more than this is another model's tokenizer.
@@ -248,6 +250,59 @@ def eval_sampling(config: Config, tokenizer: Tokenizer) -> Sampling:
         temperature=config.run.eval_temperature,
         top_k=config.run.eval_top_k,
         top_p=config.run.eval_top_p,
+    )
+
+
+def with_slots(
+    config: Config,
+    sampling: Sampling,
+    model: ModelConfig,
+    mesh: Mesh,
+    *,
+    problems: int,
+    resident: int,
+    memory: int | None,
+) -> Sampling:
+    """The same with as many slots as fit beside what is resident, unless `rollout.slots` says how many.
+
+    Args:
+        problems: that are answered at a time.
+        resident: bytes a device that parameters and optimiser state take.
+        memory: bytes of a device; None where it has no limit of its own: a slot for every row.
+
+    Raises:
+        UserError: not one fits.
+    """
+    if sampling.slots or memory is None:
+        return sampling
+    slots = slots_that_fit(
+        model,
+        sampling,
+        mesh,
+        memory=memory,
+        resident=resident,
+        problems=problems,
+        prompt_width=config.rollout.prompt_length,
+    )
+    return dataclasses.replace(sampling, slots=slots)
+
+
+def device_memory() -> int | None:
+    """Bytes that this process may use of each of its devices; None where the platform sets no limit, as on a CPU."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    return min((each["bytes_limit"] for each in stats if "bytes_limit" in each), default=None)
+
+
+def step_config(config: Config, model: ModelConfig, mesh: Mesh) -> StepConfig:
+    """What the steps are compiled for."""
+    return StepConfig(
+        model=model,
+        objective=config.objective,
+        temperature=config.rollout.temperature,
+        rollouts=config.rollout.rollouts,
+        minibatches=config.optim.minibatches,
+        microbatches=config.optim.microbatches,
+        row_shards=row_shards(mesh),
     )
 
 
