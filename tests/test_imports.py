@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "dasd_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAUNCHERS = sorted((PACKAGE.parent / "launchers").rglob("*.py"))
-COMMANDS = {"train", "evaluate", "generate", "convert", "fetch", "prepare"}
+COMMANDS = {"train", "evaluate", "generate", "convert", "fetch", "prepare", "compile"}
 
 # What each room may import of the package, beside errors, batch and mesh, which everyone may.
 ARROWS = {
@@ -18,6 +18,7 @@ ARROWS = {
     "mesh": set(),
     "vocab": set(),
     "model": {"vocab", "model"},
+    "cost": {"model", "cost"},
     "text": {"text"},
     "data": {"text", "data"},
     # The verifier's workers draw a task's problem again from its source.
@@ -25,7 +26,7 @@ ARROWS = {
     "objective": {"vocab", "objective"},
     # Its classes are handed to the rooms; it reads the names that it checks at the door.
     "config": {"objective", "text"},
-    "learner": {"vocab", "model", "text", "data", "rollout", "objective", "config", "learner"},
+    "learner": {"vocab", "model", "cost", "text", "data", "rollout", "objective", "config", "learner"},
     "cli": {"config"},
 }
 
