@@ -38,7 +38,7 @@ class Step:
         self.teacher = TeacherBatch(wide.student_prompt, wide.student_prompt_mask)
         rewards = np.tile(np.arange(GROUP) % 2, PROBLEMS).astype(np.float32)
         self.reward, self.in_loss = put_rows(mesh, (rewards, rewards >= 0))
-        self.seed, self.number = replicate(mesh, (np.int32(0), np.int32(0)))
+        self.seed, self.number, self.one = replicate(mesh, (np.int32(0), np.int32(0), np.float32(1)))
 
     def sample(self):
         """Rollouts that never stop."""
@@ -50,9 +50,8 @@ class Step:
 
     def score(self):
         """Both views for DASD, the student's for GRPO."""
-        self.experience, *rest = score_step(
-            self.config, self.state.params, self.prompts, self.teacher, self.written, self.reward, self.in_loss
-        )
+        scored = (self.prompts, self.teacher, self.written, self.reward, self.in_loss, self.one)
+        self.experience, *rest = score_step(self.config, self.state.params, *scored)
         return self.experience, rest
 
     def update(self):

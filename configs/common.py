@@ -109,6 +109,19 @@ def base() -> ml_collections.ConfigDict:
             "eval_top_k": 0,  # tokens; 0: all
             "eval_top_p": 0.9,  # in (0, 1]
             "logged_rollouts": 4,  # rollouts a step written to samples.jsonl, token by token
+            "skipped_steps_stop": 3,  # steps in a row with a skipped update (not finite) at which a run stops
+            "guard_window": 5,  # steps whose means the guards below look at, at least 1; a level of 0 is off
+            "entropy_warn": 0.05,  # nats a token; a lower mean entropy of the policy is said
+            "entropy_stop": 0.005,  # the same, acted upon as `on_collapse` says
+            "length_warn": 0.25,  # of the mean length at step 1; shorter responses are said
+            "length_stop": 0.05,
+            "repetition_warn": 0.5,  # in [0, 1], share of 4-grams that a response already holds; a higher one is said
+            "repetition_stop": 0.9,
+            "repel_kl_warn": 5.0,  # nats, mean KL(student || teacher) of repelled tokens; a higher one is said
+            "repel_kl_stop": 0.0,
+            "equal_rewards_warn": 10.0,  # steps in a row in which the rewards of every group are equal; more are said
+            "equal_rewards_stop": 0.0,  # the same; they always stop
+            "on_collapse": "stop",  # stop | anneal: halve the teacher's weight at every step beyond a level (dasd)
             "profile_step": 0,  # the step whose jax.profiler trace is written to profile/; 0: none
         }
     )

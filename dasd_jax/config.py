@@ -174,10 +174,24 @@ class RunGroup:
     eval_top_k: int
     eval_top_p: float
     logged_rollouts: int
+    skipped_steps_stop: int
+    guard_window: int
+    entropy_warn: float
+    entropy_stop: float
+    length_warn: float
+    length_stop: float
+    repetition_warn: float
+    repetition_stop: float
+    repel_kl_warn: float
+    repel_kl_stop: float
+    equal_rewards_warn: float
+    equal_rewards_stop: float
+    on_collapse: str
     profile_step: int
 
     def __post_init__(self):
-        for name in ("steps", "checkpoint_every", "keep_checkpoints", "eval_samples"):
+        at_least_1 = ("steps", "checkpoint_every", "keep_checkpoints", "eval_samples", "skipped_steps_stop")
+        for name in (*at_least_1, "guard_window"):
             _require(f"run.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
         _require("run.eval_problems", self.eval_problems, self.eval_problems >= 0, "0 (all of them) or more")
         _require("run.eval_every", self.eval_every, self.eval_every >= 0, "0 (start and end only) or more")
@@ -186,6 +200,10 @@ class RunGroup:
         _require("run.eval_top_k", self.eval_top_k, self.eval_top_k >= 0, "0 (all tokens) or more")
         _require("run.eval_top_p", self.eval_top_p, 0 < self.eval_top_p <= 1, "in (0, 1]")
         _require("run.profile_step", self.profile_step, self.profile_step >= 0, "0 (none) or a step")
+        for name in ("entropy", "length", "repetition", "repel_kl", "equal_rewards"):
+            for level in (f"{name}_warn", f"{name}_stop"):
+                _require(f"run.{level}", getattr(self, level), getattr(self, level) >= 0, "0 (off) or more")
+        _one_of("run.on_collapse", self.on_collapse, ("stop", "anneal"))
         _require("run.logged_rollouts", self.logged_rollouts, self.logged_rollouts >= 0, "0 or more")
 
 

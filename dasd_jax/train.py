@@ -19,13 +19,13 @@ from dasd_jax import cli, files
 from dasd_jax.batch import TeacherBatch, TokenStats
 from dasd_jax.config import Config
 from dasd_jax.errors import TrainingError, UserError
-from dasd_jax.learner import checkpoint, session
+from dasd_jax.learner import checkpoint, guards, session
 from dasd_jax.learner.collect import Collected, Collector
 from dasd_jax.learner.evaluation import evaluate, problems_at_a_time, rise
-from dasd_jax.learner.metrics import Clock, Compilations, Display, RunLog, read_metrics
+from dasd_jax.learner.metrics import Clock, Compilations, Display, RunLog
 from dasd_jax.learner.optim import make_optimizer, make_schedule
 from dasd_jax.learner.step import Experience, score_step, supervised_experience, train_step
-from dasd_jax.mesh import make_mesh, put_rows, row_shards
+from dasd_jax.mesh import make_mesh, put_rows, replicate, row_shards
 from dasd_jax.objective.credit import NEEDS_TEACHER, dense_bound, smallest_advantage
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import bytes_a_device
@@ -44,7 +44,7 @@ def train(config: Config, workdir: Path) -> None:
     Raises:
         UserError: anything in the config, the data, the weights or the workdir that a person has to mend; nothing is
             written before all of it is checked.
-        TrainingError: the sampler and the score pass disagree, or a number is not finite.
+        TrainingError: the sampler and the score pass disagree, or a guard stops the run (learner/guards.py).
     """
     _check_workdir(config, workdir)
     if (workdir / "done.json").exists():
@@ -93,6 +93,7 @@ class Trainer:
         files.write_json(workdir / "config.json", dataclasses.asdict(config))
         step = int(self.state.step)
         self.log = RunLog(workdir, step if folder else -1)
+        self.teacher_weight = guards.judge(self.log.lines, config).teacher_weight
         self.display = Display(config.run.steps, step)
         self.display.say(
             f"{self.model.num_params / 1e6:.1f} M parameters on {mesh.size} {jax.devices()[0].platform} device(s), "
@@ -120,6 +121,7 @@ class Trainer:
                     best = self._is_best(metrics)
                 self.log.write(step, metrics, samples)
                 self.display.step(step, metrics)
+                self._heed_the_guards()
                 stopping = stop.asked  # read once: the signal may come between two looks
                 if last or best or stopping or step % config.run.checkpoint_every == 0:
                     self.display.phase("checkpoint")
@@ -148,12 +150,6 @@ class Trainer:
         updates_done = step * self.config.optim.minibatches
         metrics["optim/learning_rate"] = float(self.schedule(updates_done - 1))
         metrics["time/step_s"] = time.monotonic() - started
-        broken = [name for name, value in metrics.items() if not np.isfinite(value)]
-        if broken:
-            raise TrainingError(
-                f"step {step}: {', '.join(broken)} not finite; the last checkpoint is from before it. "
-                "Lower optim.learning_rate or optim.grad_clip in a new --workdir"
-            )
         return metrics, samples
 
     def _learn_references(self) -> tuple[dict[str, float], list[dict]]:
@@ -162,7 +158,9 @@ class Trainer:
         target, mask = self.prompts.target_batch(batch.example_id)
         experience = supervised_experience(*put_rows(self.mesh, (batch, target, mask)))
         self.state, metrics = train_step(self.steps, self.optimizer, self.state, experience)
-        return {name: float(value) for name, value in jax.device_get(metrics).items()}, []
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._keep_what_was_skipped(metrics, example_id=batch.example_id, response=target, response_mask=mask)
+        return metrics, []
 
     def _learn_rollouts(self, step: int) -> tuple[dict[str, float], list[dict]]:
         clock = Clock(self.display)
@@ -179,15 +177,25 @@ class Trainer:
         with clock.phase("update"):
             self.state, learned = train_step(self.steps, self.optimizer, self.state, experience, collected.batches)
             metrics |= {name: float(value) for name, value in jax.device_get(learned).items()}
+        self._keep_what_was_skipped(
+            metrics,
+            example_id=collected.prompts.example_id,
+            response=collected.rollouts.response,
+            response_mask=collected.rollouts.response_mask,
+            reward=collected.reward,
+        )
         per_s = collected.generated / clock.seconds["time/rollout_s"]
         metrics |= collected.metrics(self.config.rollout.rollouts, self.slots) | {"tokens/generated_per_s": per_s}
+        if self.config.objective.method == "dasd":
+            metrics[guards.TEACHER_WEIGHT] = self.teacher_weight
         return metrics | clock.seconds, samples
 
     def _score(self, collected: Collected, teacher: TeacherBatch):
         prompts, teacher, rollouts, reward, in_loss = put_rows(
             self.mesh, (collected.prompts, teacher, collected.rollouts, collected.reward, collected.in_loss)
         )
-        return score_step(self.steps, self.state.params, prompts, teacher, rollouts, reward, in_loss)
+        weight = replicate(self.mesh, np.float32(self.teacher_weight))
+        return score_step(self.steps, self.state.params, prompts, teacher, rollouts, reward, in_loss, weight)
 
     def _check_views(self, step: int, collected: Collected) -> None:
         """Scores the first rollouts of this process once without privileged context: the views then have to agree.
@@ -251,6 +259,29 @@ class Trainer:
                 f"warning: step {step}: the attract arm holds {attract / (attract + repel):.1%} of the router's mass "
                 "(router/attract_mass, router/repel_mass); look at objective.rho and objective.rho_side"
             )
+
+    def _keep_what_was_skipped(self, metrics: dict[str, float], **batch: np.ndarray) -> None:
+        """Writes the batch of an update that was not finite to not_finite/, the newest ones as far as a run goes on."""
+        if not metrics["optim/skipped_frac"]:
+            return
+        folder = self.workdir / "not_finite"
+        folder.mkdir(exist_ok=True)
+        np.savez(folder / f"{int(self.state.step):06d}.npz", **batch)
+        for old in sorted(folder.glob("*.npz"))[: -self.config.run.skipped_steps_stop]:
+            old.unlink()
+
+    def _heed_the_guards(self) -> None:
+        """Says what the numbers so far call for, and takes the teacher's weight from it.
+
+        Raises:
+            TrainingError: the run must not go on.
+        """
+        found = guards.judge(self.log.lines, self.config)
+        for warning in found.warnings:
+            self.display.say(warning)
+        if found.stop:
+            raise TrainingError(found.stop)
+        self.teacher_weight = found.teacher_weight
 
     def _samples(self, collected: Collected, experience: Experience, stats: TokenStats) -> list[dict]:
         """The first rollouts of the batch, token by token, for samples.jsonl."""
@@ -330,7 +361,7 @@ class Trainer:
     def _is_best(self, metrics: dict[str, float]) -> bool:
         """Whether no earlier evaluation of this run, after at least one step, had as high an average."""
         name = f"eval/{'macro/' if self.config.data.benchmarks else ''}avg@{self.config.run.eval_samples}"
-        earlier = [line[name] for line in read_metrics(self.workdir) if line["step"] > 0 and name in line]
+        earlier = [line[name] for line in self.log.lines if line["step"] > 0 and name in line]
         return all(metrics[name] > value for value in earlier)
 
     def _done(self, seconds: float) -> dict:
@@ -340,7 +371,7 @@ class Trainer:
         )
         k = after["samples"]
         change, error = rise(before, after)
-        lines = [line for line in read_metrics(self.workdir) if line["step"] > 0]
+        lines = [line for line in self.log.lines if line["step"] > 0]
         watched = (
             "router/rows_off_frac", "router/attract_mass", "router/repel_mass", "credit/dense_abs_mean",
             "credit/verifier_abs_mean", "entropy/mean", "reward/mean",
@@ -360,7 +391,9 @@ class Trainer:
                 "problems": after["problems"],
             },
             "mean_over_steps": {
-                name: float(np.mean([line[name] for line in lines])) for name in watched if name in lines[0]
+                name: float(np.mean([line[name] for line in lines if name in line]))
+                for name in watched
+                if any(name in line for line in lines)
             },
             "seconds_this_session": seconds,
             "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
@@ -386,7 +419,7 @@ class _StopSignal:
 _OPERATIONAL = {
     "mesh.data", "mesh.fsdp", "mesh.tensor", "rollout.verifier_workers", "rollout.verifier_memory_mb",
     "run.checkpoint_every", "run.keep_checkpoints", "run.profile_step",
-}  # fmt: skip
+}.union(guards.LEVELS)  # fmt: skip
 
 
 def _check_workdir(config: Config, workdir: Path) -> None:

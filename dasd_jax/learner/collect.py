@@ -12,6 +12,7 @@ from dasd_jax.config import Config
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.sources import Problem
 from dasd_jax.learner.evaluation import texts_of
+from dasd_jax.learner.guards import repeated_frac
 from dasd_jax.learner.metrics import Clock
 from dasd_jax.mesh import put_rows, replicate
 from dasd_jax.model.config import ModelConfig
@@ -46,6 +47,7 @@ class Collected:
             "reward/mixed_groups_frac": float(np.mean(mixed(self.reward, group))),
             **{f"reward/{name}_frac": float(np.mean(errors == error)) for name, error in COUNTED.items()},
             "rollout/length_mean": float(lengths.mean()),
+            "rollout/repeated_frac": repeated_frac(self.rollouts.response, self.rollouts.response_mask),
             "rollout/truncated_frac": float(1 - self.rollouts.finished.mean()),
             "rollout/batches": float(self.batches),
             # The slowest shard holds up the others; a slot without a row is computed along.

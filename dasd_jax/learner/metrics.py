@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterable
@@ -17,17 +18,20 @@ class RunLog:
     """One object a step in metrics.jsonl, the same numbers as TensorBoard events, and a few rollouts in samples.jsonl.
 
     Opened for a run that goes on from step n, it cuts the files back to n and makes the events again, so that each
-    step stands in them once.
+    step stands in them once. A number that is not finite is left out: JSON has no word for it.
+
+    Attributes:
+        lines: the objects of metrics.jsonl, in order.
     """
 
     def __init__(self, workdir: Path, step: int):
         """Opens the log of a run whose last finished step is `step`; -1 for a run that starts."""
-        kept = list(_cut_back(workdir / "metrics.jsonl", step))
+        self.lines = list(_cut_back(workdir / "metrics.jsonl", step))
         for _ in _cut_back(workdir / "samples.jsonl", step):
             pass
         shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
         self._events = SummaryWriter(str(workdir / "tensorboard"), flush_secs=10)
-        for line in kept:
+        for line in self.lines:
             self._add_events(line)
         self._metrics = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
         self._samples = (workdir / "samples.jsonl").open("a", encoding="utf-8")
@@ -37,7 +41,9 @@ class RunLog:
         for sample in samples:
             self._samples.write(json.dumps({"step": step, **sample}, ensure_ascii=False) + "\n")
         self._samples.flush()
-        line = {"step": step, **{name: float(value) for name, value in sorted(metrics.items())}}
+        finite = {name: float(value) for name, value in sorted(metrics.items()) if math.isfinite(value)}
+        line = {"step": step, **finite}
+        self.lines.append(line)
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
         self._add_events(line)
@@ -52,12 +58,6 @@ class RunLog:
         for name, value in line.items():
             if name != "step":
                 self._events.add_scalar(name, value, line["step"])
-
-
-def read_metrics(workdir: Path) -> list[dict]:
-    """The objects of metrics.jsonl in order; empty when there is none."""
-    path = workdir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _cut_back(path: Path, step: int) -> Iterable[dict]:

@@ -179,7 +179,7 @@ def _prompts(config: Config, mesh: Mesh, problems: int) -> PromptBatch:
 
 
 def _scored(config: Config, mesh: Mesh) -> tuple:
-    """The arguments of `score_step` behind the prompts: teacher's prompts, rollouts, rewards, what is in the loss."""
+    """The arguments of `score_step` behind the prompts: teacher's prompts, rollouts, what they earned, weight."""
     group = config.rollout
     problems, rows = (group.problems,), group.problems * group.rollouts
     if config.data.privileged == "sibling":
@@ -197,4 +197,5 @@ def _scored(config: Config, mesh: Mesh) -> tuple:
         finished=row(jnp.bool_),
         stop_id=row(jnp.int32),
     )
-    return teacher, rollouts, row(jnp.float32), row(jnp.bool_)
+    weight = jax.ShapeDtypeStruct((), jnp.float32, sharding=named(mesh))
+    return teacher, rollouts, row(jnp.float32), row(jnp.bool_), weight

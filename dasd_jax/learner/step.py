@@ -21,7 +21,7 @@ from dasd_jax.config import ObjectiveGroup
 from dasd_jax.mesh import per_shard, reshard, spec
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.transformer import response_hidden, unembedding
-from dasd_jax.objective.credit import METHODS, NEEDS_TEACHER, Credit, gated_gap, masked_mean
+from dasd_jax.objective.credit import METHODS, NEEDS_TEACHER, Credit, DasdParams, gated_gap, masked_mean
 from dasd_jax.objective.loss import clipped_surrogate, directional_kl, negative_log_likelihood
 from dasd_jax.objective.token_stats import token_logp, token_logp_and_expectation, token_stats
 
@@ -89,6 +89,7 @@ def score_step(
     rollouts: RolloutBatch,
     reward: Array,
     in_loss: Array,
+    teacher_weight: Array,
 ) -> tuple[Experience, TokenStats, dict[str, Array]]:
     """Statistics of both views of every response token, and the credit that they and the rewards give it.
 
@@ -96,6 +97,7 @@ def score_step(
         params: the weights that wrote the rollouts.
         reward: f32[rows].
         in_loss: bool[rows], False for rollouts that count in their group but not in the loss.
+        teacher_weight: f32[], the share of objective.beta that is in force; 1 unless a guard has taken it down.
 
     Returns:
         (Experience for `train_step`, TokenStats f32[rows, R], scalars for the log). Among the scalars is
@@ -125,7 +127,10 @@ def score_step(
     stats = jax.tree.map(_rows, _put_back(jax.tree.map(lambda x: _uncut(by_problem(x, axis=1)), stats), order))
 
     method = METHODS[config.objective.method]
-    credit: Credit = method(stats, mask, reward, config.rollouts, config.objective)
+    # Of the base class: the config's own checks its fields, which a traced number cannot pass.
+    constants = {field.name: getattr(config.objective, field.name) for field in dataclasses.fields(DasdParams)}
+    constants["beta"] *= teacher_weight
+    credit: Credit = method(stats, mask, reward, config.rollouts, DasdParams(**constants))
     keep = credit.keep & in_loss[:, None]
     experience = Experience(
         student_prompt=prompts.student_prompt,
@@ -138,7 +143,7 @@ def score_step(
         advantage=by_problem(credit.advantage),
         keep=by_problem(keep),
         scale=by_problem(credit.scale),
-        route=by_problem(credit.route),
+        route=by_problem(credit.route * teacher_weight),
         verifier=by_problem(credit.verifier),
     )
     gap = jnp.abs(rollouts.sampled_logp - stats.student_logp)
@@ -191,15 +196,16 @@ def train_step(
 
     Minibatch m holds the problems m, m + M, m + 2M, …: the batch itself was drawn in random order, so these are random
     sets of whole problems. Its microbatches are cut from it by length. Their gradients are summed and divided once by
-    the minibatch's global count of tokens.
+    the minibatch's global count of tokens. A minibatch whose loss or gradient is not finite changes nothing.
 
     Args:
         state: given up (its memory is reused).
         batches: how many batches of the data went into the experience.
 
     Returns:
-        (new state, scalars for the log: means over the minibatches). Among them is tokens/update_padding_frac: of the
-        response positions computed, the share that holds no token of the loss.
+        (new state, scalars for the log: means over the minibatches). Among them are tokens/update_padding_frac: of the
+        response positions computed, the share that holds no token of the loss; and optim/skipped_frac: of the
+        minibatches, the share that was not finite.
     """
     widths = config.widths(experience.response.shape[-1])
     value_and_grad = jax.value_and_grad(minibatch_loss, argnums=1, has_aux=True)
@@ -227,11 +233,13 @@ def train_step(
             grads, metrics = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, params), (narrowest, parts))
             metrics = jax.tree.map(jnp.sum, metrics)
         metrics["tokens/update_padding_frac"] = _padding_frac(widths, narrowest, minibatch.keep)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        params = optax.apply_updates(params, updates)
+        updates, new_opt_state = optimizer.update(grads, opt_state, params)
         metrics["optim/grad_norm"] = optax.global_norm(grads)
         metrics["optim/update_norm"] = optax.global_norm(updates)
-        return (params, opt_state), metrics
+        finite = jnp.isfinite(metrics["optim/grad_norm"]) & jnp.isfinite(metrics["loss/total"])
+        metrics["optim/skipped_frac"] = 1.0 - finite
+        new = optax.apply_updates(params, updates), new_opt_state
+        return jax.tree.map(partial(jnp.where, finite), new, carry), metrics
 
     minibatches = jax.tree.map(partial(_cut, config.minibatches), experience)
     (params, opt_state), metrics = jax.lax.scan(update, (state.params, state.opt_state), minibatches)

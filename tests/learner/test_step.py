@@ -65,10 +65,10 @@ def skewed_batch():
     return prompts, TeacherBatch(prompt, mask), rollouts, reward, in_loss & (lengths < SKEWED.max())
 
 
-def score(mesh, steps, parts=None, params=None):
+def score(mesh, steps, parts=None, params=None, teacher_weight=1.0):
     params = param_table.init(MODEL, mesh, 0) if params is None else params
     prompts, teacher, rollouts, reward, in_loss = put_rows(mesh, batch() if parts is None else parts)
-    return score_step(steps, params, prompts, teacher, rollouts, reward, in_loss)
+    return score_step(steps, params, prompts, teacher, rollouts, reward, in_loss, np.float32(teacher_weight))
 
 
 def wide_params(mesh):
@@ -204,6 +204,42 @@ def test_rollouts_left_out_of_the_loss_still_count_in_their_group(mesh):
     whole, _, _ = score(mesh, config())
     assert not np.asarray(experience.keep)[0, 0].any()
     np.testing.assert_array_equal(experience.advantage, whole.advantage)
+
+
+@pytest.mark.parametrize("form", ["sampled", "full"])
+def test_half_of_the_teachers_weight_is_half_of_beta(form, mesh):
+    """At weight 0 DASD is GRPO."""
+    params = wide_params(mesh)
+    found = {}
+    for name, beta, weight in (("half", 0.4, 0.5), ("plain", 0.2, 1.0), ("none", 0.4, 0.0), ("grpo", 0.0, 1.0)):
+        steps = config(form=form, beta=beta)
+        experience, _, _ = score(mesh, steps, params=params, teacher_weight=weight)
+        loss, _ = minibatch_loss(steps, params, params, experience, jnp.float32(20.0))
+        found[name] = float(loss), np.asarray(experience.advantage)
+    for a, b in (("half", "plain"), ("none", "grpo")):
+        np.testing.assert_allclose(found[a][0], found[b][0], rtol=1e-5)
+        np.testing.assert_allclose(found[a][1], found[b][1], rtol=1e-5, atol=1e-7)
+    assert abs(found["half"][0] - found["none"][0]) > 1e-4
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_minibatch_that_is_not_finite_changes_nothing(bad, mesh):
+    """Parameters, moments and counts are those of the other one alone."""
+    params, optimizer = wide_params(mesh), optax.adam(1e-3)
+    steps = config(minibatches=2)
+    experience, _, _ = score(mesh, steps, params=params)
+    old_logp = np.array(experience.old_logp)
+    old_logp[bad, 0, 0] = np.nan
+    broken = experience.replace(old_logp=put_rows(mesh, old_logp))
+    state, metrics = train_step(steps, optimizer, new_state(jax.tree.map(jnp.copy, params), optimizer), broken)
+    assert float(metrics["optim/skipped_frac"]) == 0.5
+    other = jax.tree.map(lambda x: x[1 - bad :: 2], experience)
+    expected, one = train_step(config(), optimizer, new_state(jax.tree.map(jnp.copy, params), optimizer), other)
+    assert float(one["optim/skipped_frac"]) == 0.0
+    assert not np.array_equal(expected.params["embed"], params["embed"])
+    results = [(done.params, done.opt_state) for done in (state, expected)]
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("form", ["sampled", "full"])

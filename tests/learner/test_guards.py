@@ -1,0 +1,117 @@
+"""What a run's own numbers call for: hand-written histories, and a count of 4-grams by a plain loop."""
+
+import numpy as np
+import pytest
+
+from dasd_jax import cli, config
+from dasd_jax.learner.guards import TEACHER_WEIGHT, judge, repeated_frac
+
+HEALTHY = {
+    "entropy/mean": 0.4,
+    "rollout/length_mean": 100.0,
+    "rollout/repeated_frac": 0.1,
+    "gap/repel_kl": 0.2,
+    "reward/mixed_groups_frac": 0.5,
+}
+# Field, the key of the log, and values beyond its two levels.
+COLLAPSES = [
+    ("entropy", "entropy/mean", 0.03, 0.001),
+    ("length", "rollout/length_mean", 20.0, 2.0),
+    ("repetition", "rollout/repeated_frac", 0.7, 0.95),
+    ("repel_kl", "gap/repel_kl", 6.0, 30.0),
+]
+
+
+def configured(method="dasd", **fields):
+    raw = cli.load_config("configs/qwen_math.py", "tiny").to_dict()
+    raw["objective"]["method"] = method
+    raw["run"] |= {"guard_window": 2, "repel_kl_stop": 20.0, "equal_rewards_warn": 3.0, "equal_rewards_stop": 5.0}
+    raw["run"] |= fields
+    return config.from_dict(raw)
+
+
+def history(*changes):
+    """metrics.jsonl of a run: the evaluation before it, and a step with each of these changes."""
+    return [{"step": 0, "eval/avg@4": 0.1}, *({"step": i} | HEALTHY | new for i, new in enumerate(changes, start=1))]
+
+
+def test_healthy_numbers_call_for_nothing():
+    found = judge(history({}, {}, {}), configured())
+    assert (found.warnings, found.stop, found.teacher_weight) == ([], "", 1.0)
+
+
+@pytest.mark.parametrize(("field", "name", "bad", "_worse"), COLLAPSES)
+def test_a_level_is_said_with_its_numbers_once_and_again_after_it_has_come_back(field, name, bad, _worse):
+    said = [
+        judge(history(*[{}, {}, {name: bad}, {name: bad}, {name: bad}, {}, {}, {name: bad}, {name: bad}][:count]),
+              configured()).warnings
+        for count in range(1, 10)
+    ]  # fmt: skip
+    # A step alone does not move the mean of two beyond it, except where the level is far below the number.
+    assert [bool(lines) for lines in said] == [False, False, False, True, False, False, False, False, True]
+    assert said[3][0].startswith(f"warning: steps 3-4: {name}") and f"beyond run.{field}_warn = " in said[3][0]
+
+
+@pytest.mark.parametrize(("field", "name", "_bad", "worse"), COLLAPSES)
+def test_beyond_the_second_level_a_run_stops_or_lets_go_of_the_teacher(field, name, _bad, worse):
+    lines = history({}, {name: worse}, {name: worse})
+    found = judge(lines, configured())
+    assert f"steps 2-3: {name}" in found.stop and f"beyond run.{field}_stop = " in found.stop
+    assert found.teacher_weight == 1.0
+
+    found = judge(lines, configured(on_collapse="anneal"))
+    assert not found.stop and found.teacher_weight == 0.5
+    assert "the teacher's weight goes down to 0.5 of objective.beta" in found.warnings[0]
+    lines[-1][TEACHER_WEIGHT] = 0.5
+    assert judge([*lines, lines[-1] | {"step": 4}], configured(on_collapse="anneal")).teacher_weight == 0.25
+    back = [lines[-1] | HEALTHY | {"step": step} for step in (4, 5)]
+    assert judge([*lines, *back], configured(on_collapse="anneal")).teacher_weight == 0.5
+
+    assert judge(lines, configured(method="grpo", on_collapse="anneal")).stop
+    off = {f"{field}_warn": 0.0, f"{field}_stop": 0.0}
+    found = judge(lines, configured(**off))
+    assert (found.warnings, found.stop) == ([], "")
+
+
+def test_equal_rewards_are_counted_in_a_row_and_always_stop():
+    equal = {"reward/mixed_groups_frac": 0.0}
+    said = [judge(history({}, *[equal] * count), configured(on_collapse="anneal")) for count in range(2, 7)]
+    assert [len(found.warnings) for found in said] == [0, 0, 1, 0, 0]
+    assert [bool(found.stop) for found in said] == [False] * 4 + [True]
+    assert "steps in a row without a mixed group is 6" in said[-1].stop
+    assert not judge(history(*[equal] * 9, {}), configured()).stop
+
+
+def test_updates_that_were_skipped_are_said_and_stop_a_run_when_they_come_in_a_row():
+    skipped = {"optim/skipped_frac": 0.5}
+    run = configured(skipped_steps_stop=2, guard_window=5)
+    found = judge(history({}, skipped), run)
+    assert found.warnings == ["warning: step 2: loss or gradient is not finite in 50% of its minibatches: skipped"]
+    assert not found.stop and not judge(history(skipped, {}, skipped), run).stop
+    assert judge(history({}, skipped, skipped), run).stop.startswith("steps 2-3: loss or gradient is not finite")
+    assert judge(history(skipped, skipped, {}), run).stop == ""
+
+
+def test_before_the_first_step_there_is_nothing_to_judge():
+    assert judge([{"step": 0, "eval/avg@4": 0.1}], configured()).teacher_weight == 1.0
+
+
+def test_a_run_without_these_numbers_is_not_judged():
+    found = judge([{"step": step, "loss/total": 1.0} for step in range(1, 5)], configured("sft"))
+    assert (found.warnings, found.stop) == ([], "")
+
+
+def test_repeated_frac_counts_as_a_plain_loop_does():
+    rng = np.random.default_rng(0)
+    response = rng.integers(0, 2, (5, 40)).astype(np.int32)
+    lengths = np.array([40, 3, 4, 0, 17])
+    total = repeated = 0
+    for tokens, length in zip(response.tolist(), lengths, strict=True):
+        seen = set()
+        for start in range(length - 3):
+            gram = tuple(tokens[start : start + 4])
+            total, repeated = total + 1, repeated + (gram in seen)
+            seen.add(gram)
+    assert repeated > 10
+    assert repeated_frac(response, np.arange(40) < lengths[:, None]) == repeated / total
+    assert repeated_frac(response[:, :3], np.ones((5, 3), bool)) == 0.0

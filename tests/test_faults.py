@@ -1,0 +1,96 @@
+"""Faults put into a run, through the command's own door: what it says, its exit code, and what it leaves."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from dasd_jax import cli, train
+from dasd_jax.mesh import make_mesh, put_rows
+
+TINY = "--config=configs/qwen_math.py:tiny"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """run(*overrides) → (exit code, stdout, stderr) of a training in this process, on one of its devices."""
+    monkeypatch.setattr(train, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+
+    def once(*overrides: str) -> tuple[int, str, str]:
+        fields = [f"--config.{override}" for override in overrides]
+        monkeypatch.setattr(sys, "argv", ["train", TINY, f"--workdir={tmp_path / 'w'}", *fields])
+        try:
+            cli.run(train.main)
+            code = 0
+        except SystemExit as stopped:
+            code = stopped.code
+        return code, *capsys.readouterr()
+
+    return once
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """poisoned(steps): of these training steps the first kept token has no old log-probability."""
+    whole = train.Trainer._score
+
+    def poison(steps):
+        def score(trainer, *args):
+            experience, *rest = whole(trainer, *args)
+            if int(trainer.state.step) + 1 in steps:
+                old_logp = np.array(experience.old_logp)
+                old_logp[tuple(np.argwhere(np.asarray(experience.keep))[0])] = np.nan
+                experience = experience.replace(old_logp=put_rows(trainer.mesh, old_logp))
+            return experience, *rest
+
+        monkeypatch.setattr(train.Trainer, "_score", score)
+
+    return poison
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_its_batch_kept(run, poisoned, tmp_path):
+    poisoned({2})
+    code, out, err = run("run.steps=3", "run.checkpoint_every=1")
+    assert (code, err) == (0, "")
+    assert "warning: step 2: loss or gradient is not finite in " in out
+    lines = {line["step"]: line for line in lines_of(tmp_path / "w" / "metrics.jsonl")}
+    assert [lines[step]["optim/skipped_frac"] > 0 for step in (1, 2, 3)] == [False, True, False]
+    assert "loss/total" not in lines[2] and "loss/total" in lines[3]
+    kept = np.load(tmp_path / "w" / "not_finite" / "000002.npz")
+    assert kept["response"].shape == kept["response_mask"].shape
+    assert kept["reward"].shape == kept["response"].shape[:1]
+
+
+def test_updates_that_are_not_finite_in_a_row_stop_the_run(run, poisoned, tmp_path):
+    poisoned({2, 3})
+    code, out, err = run("run.steps=4", "run.checkpoint_every=1", "run.skipped_steps_stop=2")
+    assert code == 1
+    assert err.startswith("error: steps 2-3: loss or gradient is not finite") and err.count("\n") == 1
+    assert sorted(path.name for path in (tmp_path / "w" / "not_finite").iterdir()) == ["000002.npz", "000003.npz"]
+    assert (tmp_path / "w" / "checkpoints" / "000002" / "manifest.json").exists()
+
+
+def test_a_collapse_stops_the_run_and_a_level_set_anew_lets_it_go_on(run, tmp_path):
+    """The tiny model of random weights has some five nats a token."""
+    short = ("run.steps=3", "run.checkpoint_every=1", "run.guard_window=2")
+    code, out, err = run(*short, "run.entropy_stop=100")
+    assert code == 1
+    assert err.startswith("error: steps 1-2: entropy/mean is ") and "run.entropy_stop = 100.0" in err
+    assert err.count("\n") == 1
+    code, out, err = run(*short)
+    assert (code, err) == (0, "") and "resumed from" in out
+    assert [line["step"] for line in lines_of(tmp_path / "w" / "metrics.jsonl")] == [0, 1, 2, 3]
+
+
+def test_a_collapse_may_take_the_teacher_away_by_halves(run, tmp_path):
+    code, out, err = run("run.steps=4", "run.guard_window=2", "run.entropy_stop=100", "run.on_collapse=anneal")
+    assert (code, err) == (0, "")
+    assert "the teacher's weight goes down to 0.5 of objective.beta" in out
+    lines = lines_of(tmp_path / "w" / "metrics.jsonl")[1:]
+    assert [line["guard/teacher_weight"] for line in lines] == [1.0, 1.0, 0.5, 0.25]
