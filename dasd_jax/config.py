@@ -167,6 +167,8 @@ class RunGroup:
     seed: int
     checkpoint_every: int
     keep_checkpoints: int
+    keep_every: int
+    grace_s: float
     eval_every: int
     eval_problems: int
     eval_samples: int
@@ -193,6 +195,9 @@ class RunGroup:
         at_least_1 = ("steps", "checkpoint_every", "keep_checkpoints", "eval_samples", "skipped_steps_stop")
         for name in (*at_least_1, "guard_window"):
             _require(f"run.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        multiple = self.keep_every >= 0 and self.keep_every % self.checkpoint_every == 0
+        _require("run.keep_every", self.keep_every, multiple, "0 or a multiple of run.checkpoint_every")
+        _require("run.grace_s", self.grace_s, self.grace_s > 0, "> 0 seconds")
         _require("run.eval_problems", self.eval_problems, self.eval_problems >= 0, "0 (all of them) or more")
         _require("run.eval_every", self.eval_every, self.eval_every >= 0, "0 (start and end only) or more")
         _require("run.seed", self.seed, 0 <= self.seed < 2**31, "0 to 2147483647")

@@ -7,8 +7,11 @@ done.json last. The same command again goes on from the last checkpoint.
 import contextlib
 import dataclasses
 import json
+import os
 import resource
 import signal
+import socket
+import threading
 import time
 from pathlib import Path
 
@@ -71,6 +74,7 @@ class Trainer:
         self.tokenizer = session.open_tokenizer(config.model)
         self.prompts, self.heldout, counts = session.open_prompts(config, self.tokenizer)
         self.views_checked, self.compilations = False, Compilations()
+        self.checkpoint_s = 0.0  # that the loop has waited for checkpoints since the last line of the log
         num_updates = config.run.steps * config.optim.minibatches
         self.schedule = make_schedule(config.optim, num_updates)
         self.optimizer = make_optimizer(config.optim, num_updates)
@@ -92,6 +96,9 @@ class Trainer:
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_json(workdir / "config.json", dataclasses.asdict(config))
         step = int(self.state.step)
+        self.checkpoints = checkpoint.Writer(
+            workdir, self.model, keep=config.run.keep_checkpoints, keep_every=config.run.keep_every
+        )
         self.log = RunLog(workdir, step if folder else -1)
         self.teacher_weight = guards.judge(self.log.lines, config).teacher_weight
         self.display = Display(config.run.steps, step)
@@ -108,9 +115,8 @@ class Trainer:
 
     def run(self) -> None:
         """The loop: from where the state stands to the last step, with an evaluation before and after."""
-        config, stop = self.config, _StopSignal()
-        started = time.monotonic()
-        try:
+        config, started = self.config, time.monotonic()
+        with self._closing(), _StopSignal(config.run.grace_s) as stop:
             if int(self.state.step) == 0:
                 self.log.write(0, self._evaluate(0))
             for step in range(int(self.state.step) + 1, config.run.steps + 1):
@@ -124,17 +130,36 @@ class Trainer:
                 self._heed_the_guards()
                 stopping = stop.asked  # read once: the signal may come between two looks
                 if last or best or stopping or step % config.run.checkpoint_every == 0:
-                    self.display.phase("checkpoint")
-                    checkpoint.save(self.workdir, self.state, self.model, config.run.keep_checkpoints, best=best)
+                    self._save(best)
+                self.checkpoints.check()
                 if stopping and not last:
+                    self.checkpoints.wait()
                     self.display.say(f"stopped by a signal after step {step}; the same command goes on from here")
                     return
-        finally:
-            self.display.close()
-            self.log.close()
+            self.checkpoints.wait()
         done = self._done(time.monotonic() - started)
         files.write_json(self.workdir / "done.json", done)
         print(_summary(done))
+
+    @contextlib.contextmanager
+    def _closing(self):
+        """Leaves terminal, logs and the last checkpoint in order, and says in one line which file could not be written.
+
+        Raises:
+            TrainingError: of the system's errors.
+        """
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f"{error.filename or self.workdir}: {error.strerror or error}: expected room and permission to write. "
+                "The same command goes on from the last checkpoint"
+            ) from error
+        finally:
+            self.display.close()
+            with contextlib.suppress(OSError, TrainingError):  # what could not be written has been said
+                self.log.close()
+                self.checkpoints.wait()
 
     # -------------------------------------------------------------------------------------------- one step
 
@@ -149,7 +174,8 @@ class Trainer:
         metrics |= self.compilations.take()
         updates_done = step * self.config.optim.minibatches
         metrics["optim/learning_rate"] = float(self.schedule(updates_done - 1))
-        metrics["time/step_s"] = time.monotonic() - started
+        metrics |= {"time/step_s": time.monotonic() - started, "time/checkpoint_s": self.checkpoint_s}
+        self.checkpoint_s = 0.0
         return metrics, samples
 
     def _learn_references(self) -> tuple[dict[str, float], list[dict]]:
@@ -324,6 +350,12 @@ class Trainer:
             memory=session.device_memory(),
         )
 
+    def _save(self, best: bool) -> None:
+        self.display.phase("checkpoint")
+        started = time.monotonic()
+        self.checkpoints.save(self.state, best=best)
+        self.checkpoint_s += time.monotonic() - started
+
     def _evaluate(self, step: int) -> dict[str, float]:
         """Scores the held-out problems, writes heldout/<step>.json and returns the main figures for the log."""
         self.display.phase("evaluate")
@@ -404,21 +436,55 @@ class Trainer:
 
 
 class _StopSignal:
-    """Remembers a SIGTERM until the step is over; a second one ends the process at once."""
+    """Remembers a SIGTERM until the step is over, for a stated time; a second one ends the process at once.
 
-    def __init__(self):
-        self.asked = False
-        signal.signal(signal.SIGTERM, self._ask)
+    A thread of its own listens: the main one hears nothing while it waits for a program on the devices.
+    """
 
-    def _ask(self, *_):
-        self.asked = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def __init__(self, grace_s: float):
+        """After `grace_s` seconds the process ends in the middle of a step, with exit code 0: its last checkpoint is
+        whole, and what came behind it is computed again."""
+        self.asked, self._grace_s = False, grace_s
+
+    def __enter__(self):
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        # The handler itself has nothing to do; that there is one makes Python write the signal's number.
+        self._before = signal.signal(signal.SIGTERM, lambda *_: None), signal.set_wakeup_fd(self._writer.fileno())
+        threading.Thread(target=self._listen, name="signals", daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        signal.set_wakeup_fd(self._before[1])
+        signal.signal(signal.SIGTERM, self._before[0])
+        self._writer.close()
+
+    def _listen(self) -> None:
+        try:
+            while (number := self._reader.recv(1)) and number[0] != signal.SIGTERM:
+                pass
+            if not number:
+                return
+            self.asked = True
+            self._reader.settimeout(self._grace_s)
+            while (number := self._reader.recv(1)) and number[0] != signal.SIGTERM:
+                pass
+            if number:
+                os._exit(128 + signal.SIGTERM)
+        except TimeoutError:
+            line = (
+                f"stopped by a signal {self._grace_s:g} s after it, in the middle of a step; the same command goes on"
+            )
+            print(line + " from the last checkpoint", flush=True)
+            os._exit(0)
+        finally:
+            self._reader.close()
 
 
 # What may change between two starts of the same run: where and how it is computed, exact to the bit on the same mesh.
 _OPERATIONAL = {
     "mesh.data", "mesh.fsdp", "mesh.tensor", "rollout.verifier_workers", "rollout.verifier_memory_mb",
-    "run.checkpoint_every", "run.keep_checkpoints", "run.profile_step",
+    "run.checkpoint_every", "run.keep_checkpoints", "run.keep_every", "run.grace_s", "run.profile_step",
 }.union(guards.LEVELS)  # fmt: skip
 
 

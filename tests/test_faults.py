@@ -1,7 +1,14 @@
 """Faults put into a run, through the command's own door: what it says, its exit code, and what it leaves."""
 
+import errno
 import json
+import os
+import resource
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,7 +17,24 @@ import pytest
 from dasd_jax import cli, train
 from dasd_jax.mesh import make_mesh, put_rows
 
+ROOT = Path(__file__).parents[1]
 TINY = "--config=configs/qwen_math.py:tiny"
+# A training whose second step hangs where Python hears no signal.
+HANGS = """
+import ctypes, sys
+from dasd_jax import cli, train
+
+whole = train.Trainer._score
+def score(trainer, *args):
+    if int(trainer.state.step) == 1:
+        print("hangs", flush=True)
+        while True:
+            ctypes.CDLL(None).sleep(60)
+    return whole(trainer, *args)
+
+train.Trainer._score = score
+cli.run(train.main)
+"""
 
 
 @pytest.fixture
@@ -94,3 +118,65 @@ def test_a_collapse_may_take_the_teacher_away_by_halves(run, tmp_path):
     assert "the teacher's weight goes down to 0.5 of objective.beta" in out
     lines = lines_of(tmp_path / "w" / "metrics.jsonl")[1:]
     assert [line["guard/teacher_weight"] for line in lines] == [1.0, 1.0, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_step_that_outlasts_the_grace_is_given_up_and_a_second_signal_waits_for_nothing(signals, tmp_path):
+    workdir = tmp_path / "w"
+    fields = ["run.steps=3", "run.checkpoint_every=1", f"run.grace_s={2 if signals == 1 else 600}"]
+    args = [TINY, f"--workdir={workdir}", *(f"--config.{field}" for field in fields)]
+    process = subprocess.Popen([sys.executable, "-c", HANGS, *args], cwd=ROOT, text=True, stdout=subprocess.PIPE)
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line == "hangs\n":
+            break
+    started = time.monotonic()
+    for _ in range(signals):
+        os.kill(process.pid, signal.SIGTERM)
+        time.sleep(0.5)
+    # Read to the end of stdout: a child that were left behind would hold it open.
+    said += process.stdout.read().splitlines()
+    assert process.wait(timeout=60) == (0 if signals == 1 else 128 + signal.SIGTERM)
+    assert time.monotonic() - started < 10
+    assert ("stopped by a signal 2 s after it, in the middle of a step" in said[-1]) == (signals == 1)
+    assert (workdir / "checkpoints" / "000001" / "manifest.json").exists()
+    assert [line["step"] for line in lines_of(workdir / "metrics.jsonl")] == [0, 1]
+
+
+def test_a_full_disk_stops_the_run_with_one_line_and_leaves_the_checkpoint_before(run, tmp_path):
+    """No file may grow beyond what small ones need: the arrays of the second checkpoint do not fit."""
+    code, _, _ = run("run.steps=3", "run.checkpoint_every=1")
+    assert code == 0
+    workdir = tmp_path / "w"
+    largest = max(path.stat().st_size for path in (workdir / "checkpoints").rglob("*"))
+    for name in ("done.json", "checkpoints/000003/manifest.json"):
+        (workdir / name).unlink()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest // 2, before[1]))
+    try:
+        code, out, err = run("run.steps=3", "run.checkpoint_every=1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 1
+    assert err.startswith("error: checkpoint 000003 could not be written: ") and err.count("\n") == 1
+    assert "resumed from" in out and "000002" in out
+    code, out, err = run("run.steps=3", "run.checkpoint_every=1")
+    assert (code, err) == (0, "") and f"resumed from {workdir / 'checkpoints' / '000002'}" in out
+
+
+@pytest.mark.parametrize("name", ["heldout", "metrics.jsonl"])
+def test_a_file_that_can_no_longer_be_written_is_named_in_one_line(name, run, monkeypatch, tmp_path):
+    """As on a disk that has become read-only, or a bucket whose permission is gone."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / "w" / name))
+
+    if name == "heldout":
+        monkeypatch.setattr(train.Trainer, "_evaluate", refuse)
+    else:
+        monkeypatch.setattr(train.RunLog, "write", refuse)
+    code, _, err = run("run.steps=3")
+    assert code == 1
+    assert err.startswith(f"error: {tmp_path / 'w' / name}: Read-only file system: expected room and permission")
+    assert err.count("\n") == 1

@@ -26,7 +26,7 @@ ARROWS = {
     "objective": {"vocab", "objective"},
     # Its classes are handed to the rooms; it reads the names that it checks at the door.
     "config": {"objective", "text"},
-    "learner": {"vocab", "model", "cost", "text", "data", "rollout", "objective", "config", "learner"},
+    "learner": {"files", "vocab", "model", "cost", "text", "data", "rollout", "objective", "config", "learner"},
     "cli": {"config"},
 }
 

@@ -12,6 +12,8 @@ import contextlib
 import dataclasses
 import json
 import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,59 +23,126 @@ import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from dasd_jax import files
 from dasd_jax.batch import Params, TrainState
-from dasd_jax.errors import UserError
+from dasd_jax.errors import TrainingError, UserError
 from dasd_jax.mesh import on_mesh
 from dasd_jax.model import params as param_table
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.weights import file_sha256
 
 
-def save(workdir: Path, state: TrainState, model: ModelConfig, keep: int, *, best: bool = False) -> Path:
-    """Writes the state as the newest checkpoint and removes those beyond the newest `keep` but the best.
+class Writer:
+    """Writes the checkpoints of one run while the run goes on.
 
-    Args:
-        best: it has the best held-out average so far: it stays until there is a better one.
-
-    Returns:
-        The checkpoint's folder; it is whole when this returns.
+    A save that does not happen is an error, raised at the next call of any method.
     """
-    folder = workdir / "checkpoints" / f"{int(state.step):06d}"
-    shutil.rmtree(folder, ignore_errors=True)
-    rest = {"opt_state": state.opt_state, "step": state.step, "batches_drawn": state.batches_drawn}
-    write(folder, model, {"params": state.params, "rest": rest}, best=best)
-    stays = _best(workdir)
-    for old in _folders(workdir)[:-keep]:
-        if old.name != stays:
-            shutil.rmtree(old)
-    return folder
+
+    def __init__(self, workdir: Path, model: ModelConfig, *, keep: int, keep_every: int = 0):
+        """Of finished ones stay the newest `keep`, the best, and those of every `keep_every`-th step (0: none)."""
+        self._workdir, self._model, self._keep, self._keep_every = workdir, model, keep, keep_every
+        self._thread, self._failure = None, None
+
+    def save(self, state: TrainState, *, best: bool = False) -> Path:
+        """Starts to write the state as the newest checkpoint, when the one before is finished.
+
+        Args:
+            state: copied when this returns: its memory may be given up.
+            best: it has the best held-out average so far: it stays until there is a better one.
+
+        Returns:
+            The folder; it counts once `wait` has returned.
+
+        Raises:
+            TrainingError: it, or the one before, could not be written.
+        """
+        self.wait()
+        folder = self._workdir / "checkpoints" / f"{int(state.step):06d}"
+        rest = {"opt_state": state.opt_state, "step": state.step, "batches_drawn": state.batches_drawn}
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            finish = begin(folder, self._model, {"params": state.params, "rest": rest}, best=best)
+        except Exception as error:
+            raise self._failed(folder, error) from error
+        self._thread = threading.Thread(target=self._finish, args=(folder, finish), name="checkpoint")
+        self._thread.start()
+        return folder
+
+    def check(self) -> None:
+        """Raises what went wrong since; does not wait."""
+        if self._failure:
+            raise self._failure
+
+    def wait(self) -> None:
+        """Returns when the last one is whole."""
+        if self._thread:
+            self._thread.join()
+        self.check()
+
+    def _finish(self, folder: Path, finish: Callable[[], None]) -> None:
+        try:
+            finish()
+            self._remove_old()
+        except Exception as error:  # of whatever storage lies below: it must reach the run
+            self._failure = self._failed(folder, error)
+            self._failure.__cause__ = error
+
+    def _failed(self, folder: Path, error: Exception) -> TrainingError:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
+        return TrainingError(
+            f"checkpoint {folder.name} could not be written: {reason}: expected room and permission in "
+            f"{folder.parent}. Those before it stay, and the same command goes on from there"
+        )
+
+    def _remove_old(self) -> None:
+        best = _best(self._workdir)
+        for old in _folders(self._workdir)[: -self._keep]:
+            if old.name != best and not (self._keep_every and int(old.name) % self._keep_every == 0):
+                shutil.rmtree(old)
 
 
 def write(folder: Path, model: ModelConfig, trees: dict[str, Any], *, best: bool = False) -> None:
     """Writes trees of arrays, each into a folder of its name, and the manifest of all that then lies in `folder`."""
+    begin(folder, model, trees, best=best)()
+
+
+def begin(folder: Path, model: ModelConfig, trees: dict[str, Any], *, best: bool = False) -> Callable[[], None]:
+    """The first half of `write`: the arrays are copied when it returns.
+
+    Returns:
+        The second half, which may run in another thread: it waits for the arrays to lie in `folder`, and adds the
+        manifest that makes them count.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with contextlib.ExitStack() as started:
         for name, tree in trees.items():
-            checkpointer.save((folder / name).absolute(), tree)
-        checkpointer.wait_until_finished()
-    manifest = {"architecture": dataclasses.asdict(model), "best": best, "files": _checksums(folder)}
-    draft = folder / "manifest.tmp"
-    draft.write_text(json.dumps(manifest, indent=1))
-    draft.rename(folder / "manifest.json")
+            started.enter_context(ocp.StandardCheckpointer()).save((folder / name).absolute(), tree)
+        writing = started.pop_all()
+
+    def finish() -> None:
+        writing.close()  # waits
+        manifest = {"architecture": dataclasses.asdict(model), "best": best, "files": _checksums(folder)}
+        files.write_json(folder / "manifest.json", manifest)
+
+    return finish
 
 
 def latest(workdir: Path, *, set_aside: bool) -> Path | None:
     """The newest whole checkpoint, or None.
 
     Args:
-        set_aside: rename newer ones that are not whole, with a line on stdout; only for the run that owns the folder,
-            since another may be writing one at this moment.
+        set_aside: rename newer ones that are damaged and remove those that were never finished, with a line on stdout;
+            only for the run that owns the folder, since another may be writing one at this moment.
     """
     for folder in reversed(_folders(workdir)):
         problem = damage(folder)
         if not problem:
             return folder
         if not set_aside:
+            continue
+        if not (folder / "manifest.json").exists():
+            shutil.rmtree(folder)
+            print(f"checkpoint {folder.name}: {problem}; removed")
             continue
         aside = folder.with_name(folder.name + ".damaged")
         shutil.rmtree(aside, ignore_errors=True)
@@ -151,8 +220,8 @@ def _best(workdir: Path) -> str:
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
-    return {str(path.relative_to(folder)): file_sha256(path) for path in files}
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
+    return {str(path.relative_to(folder)): file_sha256(path) for path in found}
 
 
 def damage(folder: Path) -> str:

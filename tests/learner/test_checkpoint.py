@@ -1,11 +1,15 @@
 """Checkpoints: what is restored is what was saved, on any mesh, and what is not whole never counts."""
 
+import errno
+import shutil
+from functools import partial
+
 import jax
 import numpy as np
 import optax
 import pytest
 
-from dasd_jax.errors import UserError
+from dasd_jax.errors import TrainingError, UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.model import params as param_table
 from dasd_jax.model.config import preset
@@ -22,6 +26,14 @@ def make_state(mesh, step):
     return state.replace(step=state.step * 0 + step, batches_drawn=state.step * 0 + step + 7)
 
 
+def save(workdir, state, keep=2, **options):
+    """One checkpoint, whole."""
+    writer = checkpoint.Writer(workdir, MODEL, keep=keep)
+    folder = writer.save(state, **options)
+    writer.wait()
+    return folder
+
+
 def assert_equal(a, b):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)
@@ -29,7 +41,7 @@ def assert_equal(a, b):
 
 def test_a_state_comes_back_bit_for_bit(mesh, tmp_path):
     state = make_state(mesh, 3)
-    folder = checkpoint.save(tmp_path, state, MODEL, keep=2)
+    folder = save(tmp_path, state)
     model, restored = checkpoint.restore(folder, mesh, OPTIMIZER)
     assert model == MODEL
     assert_equal(restored, state)
@@ -38,7 +50,7 @@ def test_a_state_comes_back_bit_for_bit(mesh, tmp_path):
 def test_a_state_comes_back_on_another_mesh(mesh, mesh8, tmp_path):
     with jax.set_mesh(mesh):
         state = make_state(mesh, 3)
-        folder = checkpoint.save(tmp_path, state, MODEL, keep=2)
+        folder = save(tmp_path, state)
     _, restored = checkpoint.restore(folder, mesh8, OPTIMIZER)
     assert_equal(restored, state)
     layout = param_table.shardings(MODEL, mesh8)
@@ -47,16 +59,64 @@ def test_a_state_comes_back_on_another_mesh(mesh, mesh8, tmp_path):
             assert leaf.sharding.is_equivalent_to(expected, leaf.ndim)
 
 
+def test_what_happens_to_a_state_after_save_has_returned_is_not_written(mesh, tmp_path):
+    """The next step reuses the state's memory while it is still being written."""
+
+    @partial(jax.jit, donate_argnums=0)
+    def next_step(state):
+        return jax.tree.map(lambda x: x * 0 - 1, state)
+
+    state, expected = make_state(mesh, 3), jax.device_get(make_state(mesh, 3))
+    writer = checkpoint.Writer(tmp_path, MODEL, keep=2)
+    folder = writer.save(state)
+    state = jax.block_until_ready(next_step(state))
+    writer.wait()
+    _, restored = checkpoint.restore(folder, mesh, OPTIMIZER)
+    assert_equal(restored, expected)
+
+
+def test_a_save_that_does_not_happen_is_an_error_and_the_one_before_stays(mesh, tmp_path, monkeypatch):
+    """Raised at the next look, whether it fails at once or while the run has gone on."""
+    writer = checkpoint.Writer(tmp_path, MODEL, keep=1)
+    writer.save(make_state(mesh, 1))
+    writer.wait()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.files, "write_json", full)
+        writer.save(make_state(mesh, 2))
+        with pytest.raises(TrainingError, match="checkpoint 000002 could not be written: No space left on device: "):
+            writer.wait()
+        with pytest.raises(TrainingError, match="checkpoint 000002"):
+            writer.save(make_state(mesh, 3))
+    assert checkpoint.latest(tmp_path, set_aside=True).name == "000001"
+
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "checkpoints").write_text("no folder")
+    with pytest.raises(TrainingError, match="checkpoint 000004 could not be written: "):
+        checkpoint.Writer(tmp_path, MODEL, keep=1).save(make_state(mesh, 4))
+
+
+def test_some_stay_for_good(mesh, tmp_path):
+    writer = checkpoint.Writer(tmp_path, MODEL, keep=1, keep_every=4)
+    for step in (2, 4, 6, 8, 10):
+        writer.save(make_state(mesh, step))
+    writer.wait()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["000004", "000008", "000010"]
+
+
 def test_only_the_newest_are_kept(mesh, tmp_path):
     for step in (2, 4, 10):
-        checkpoint.save(tmp_path, make_state(mesh, step), MODEL, keep=2)
+        save(tmp_path, make_state(mesh, step))
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["000004", "000010"]
     assert checkpoint.latest(tmp_path, set_aside=True).name == "000010"
 
 
 def test_the_best_one_stays_until_there_is_a_better_one(mesh, tmp_path):
     for step, best in ((1, True), (2, False), (3, False), (4, True), (5, False)):
-        checkpoint.save(tmp_path, make_state(mesh, step), MODEL, keep=1, best=best)
+        save(tmp_path, make_state(mesh, step), keep=1, best=best)
         assert checkpoint.find(tmp_path, "best").name == ("000001" if step < 4 else "000004")
     folders = sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir())
     assert folders == ["000004", "000005"]
@@ -67,7 +127,7 @@ def test_the_best_one_stays_until_there_is_a_better_one(mesh, tmp_path):
 @pytest.mark.parametrize("damage", ["flipped byte", "no manifest", "cut manifest", "missing file", "empty folder"])
 def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_used(damage, mesh, tmp_path, capsys):
     for step in (2, 4):
-        checkpoint.save(tmp_path, make_state(mesh, step), MODEL, keep=2)
+        save(tmp_path, make_state(mesh, step))
     newest = tmp_path / "checkpoints" / "000004"
     data = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     if damage == "flipped byte":
@@ -87,14 +147,15 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_used(damage
     assert not capsys.readouterr().out
     found = checkpoint.latest(tmp_path, set_aside=True)
     assert found.name == ("000004" if damage == "empty folder" else "000002")
-    assert "set aside" in capsys.readouterr().out
+    unfinished = damage in ("no manifest", "empty folder")
+    assert ("it was never finished; removed" if unfinished else "set aside as") in capsys.readouterr().out
     assert checkpoint.latest(tmp_path, set_aside=True) == found
     _, state = checkpoint.restore(found, mesh, OPTIMIZER)
     assert_equal(state, make_state(mesh, int(found.name)))
 
 
 def test_a_checkpoint_that_is_named_and_not_there_is_refused_with_those_that_are(mesh, tmp_path):
-    checkpoint.save(tmp_path, make_state(mesh, 2), MODEL, keep=2)
+    save(tmp_path, make_state(mesh, 2))
     with pytest.raises(UserError, match=r"--checkpoint: 5: .* expected a path or a step of 2"):
         checkpoint.find(tmp_path, "5")
     with pytest.raises(UserError, match="holds no whole checkpoint"):
