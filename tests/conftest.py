@@ -1,9 +1,14 @@
 """Eight fake devices, and a mesh in context: the program has explicit axes and needs one even on one device."""
 
 import os
+import tempfile
 
 # Most of the time of a small test is XLA's; what the tests state holds at every level of its optimisation.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+# The same programs in test after test and process after process: each is compiled once.
+_CACHE = tempfile.TemporaryDirectory()
+os.environ |= {"JAX_COMPILATION_CACHE_DIR": _CACHE.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
 
 import jax  # noqa: E402
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import jax
@@ -20,15 +19,7 @@ from dasd_jax.model.config import PRESETS, preset
 ROOT = Path(__file__).parents[1]
 TINY = "--config=configs/qwen_math.py:tiny"
 SHORT = ["--config.run.steps=4", "--config.run.checkpoint_every=2"]
-
-
-# The same programs in process after process: they are compiled once.
-CACHE = tempfile.TemporaryDirectory()
-IN_A_PROCESS = {
-    "cwd": ROOT,
-    "text": True,
-    "env": os.environ | {"JAX_COMPILATION_CACHE_DIR": CACHE.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
-}
+IN_A_PROCESS = {"cwd": ROOT, "text": True}
 
 
 def command(name, *args):
