@@ -150,6 +150,8 @@ class Trainer:
         """
         try:
             yield
+        except BrokenPipeError:
+            raise
         except OSError as error:
             raise TrainingError(
                 f"{error.filename or self.workdir}: {error.strerror or error}: expected room and permission to write. "
