@@ -85,6 +85,9 @@ def load_config(path: str, arg: str = "") -> ml_collections.ConfigDict:
     loaded = call_file("--config", path, "get_config", arg)
     if not isinstance(loaded, ml_collections.ConfigDict):
         raise UserError(f"--config: get_config of {path} returned {type(loaded).__name__}: expected a ConfigDict")
+    for group, fields in loaded.items():
+        if not isinstance(fields, ml_collections.ConfigDict):
+            raise UserError(f"--config: {group} of {path} is a {type(fields).__name__}: expected a group of fields")
     return loaded.lock()
 
 
@@ -115,7 +118,7 @@ def call_file(flag: str, path: str, function: str, *args: str) -> Any:
 
 
 def _override(raw: ml_collections.ConfigDict, name: str, text: str) -> None:
-    fields = {f"{group}.{field}": raw[group][field] for group in raw for field in raw[group]}
+    fields = {f"{group}.{field}": value for group, values in raw.to_dict().items() for field, value in values.items()}
     if name not in fields:
         near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -124,7 +127,7 @@ def _override(raw: ml_collections.ConfigDict, name: str, text: str) -> None:
     old = fields[name]
     try:
         raw[group][field] = _read(text, type(old))
-    except (ValueError, SyntaxError, TypeError) as error:
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:  # the last two: too deep
         kind = type(old).__name__
         raise UserError(f"--config.{name}: {text!r} is not a value of its type: expected {kind}, as {old!r}") from error
 

@@ -27,7 +27,7 @@ def read_jsonl(path: str) -> Iterator[Row]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}:{number}: not JSON ({error})") from error
             if not isinstance(row, dict):
                 raise UserError(f"{path}:{number}: a JSON {type(row).__name__}, expected an object")
@@ -47,8 +47,10 @@ def read_parquet(path: str) -> Iterator[Row]:
                 for row in batch.to_pylist():
                     yield f"{path}[{count}]", row
                     count += 1
-        except (pyarrow.ArrowException, OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
+        except UserError:
+            raise
+        except Exception as error:  # beside its own classes: MemoryError of a length, OverflowError of a date and more
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(f"{path}: cannot be read as Parquet ({reason})") from error
 
 
