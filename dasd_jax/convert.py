@@ -6,12 +6,11 @@ device at once. The tokenizer goes with the weights.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import jax
 
-from dasd_jax import cli, files
+from dasd_jax import cli, files, formats
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint, session
 from dasd_jax.mesh import MeshConfig, make_mesh
@@ -52,8 +51,8 @@ def _source(path: Path) -> tuple[Path, str]:
         raise UserError(f"--source: {path} does not exist: expected a .gguf file, a folder of weights or a run")
     if (path / "checkpoints").is_dir():
         try:
-            group = json.loads((path / "config.json").read_text())["model"]
-            tokenizer = group["tokenizer"] or group["weights"]
+            group = formats.read_object(path / "config.json")["model"]
+            tokenizer = str(group["tokenizer"] or group["weights"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"--source: {path} has checkpoints but no config.json of a run ({type(error).__name__}): "

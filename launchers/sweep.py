@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dasd_jax import cli
+from dasd_jax import cli, files
 from dasd_jax.errors import UserError
 from launchers import tpu_vm
 from launchers.plan import Job
@@ -109,7 +109,12 @@ def result(point: Point) -> dict | None:
     if point.job:
         return tpu_vm.result(point.job)
     path = point.workdir / "done.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    with files.reading(path, "--workdir"):
+        done = json.loads(path.read_text())
+        _figures(done)
+    return done
 
 
 def run(points: Sequence[Point], jobs: int, logs: Path) -> dict[Path, int]:
@@ -172,7 +177,7 @@ def table(points: Sequence[Point], results: Sequence[dict | None], codes: dict[P
 def _figures(done: dict) -> dict[str, float]:
     held, means = done["heldout"], done["mean_over_steps"]
     average, passed = (next(name for name in held if name.startswith(start)) for start in ("avg@", "pass@"))
-    return {
+    figures = {
         f"{average} before": held[average][0],
         f"{average} after": held[average][1],
         "rise": held["rise"],
@@ -180,6 +185,7 @@ def _figures(done: dict) -> dict[str, float]:
         f"{passed} after": held[passed][1],
         **{name: means[name] for name in ("reward/mean", "entropy/mean") if name in means},
     }
+    return {name: float(value) for name, value in figures.items()}
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -209,7 +209,11 @@ def parse(argv: list[str]) -> tuple[str, Job, bool]:
     """
     _refuse_secrets(argv)
     cut = argv.index("--") if "--" in argv else len(argv)
-    flags, command = _parser().parse_args(argv[:cut]), tuple(argv[cut + 1 :])
+    try:
+        flags, command = _parser().parse_args(argv[:cut]), tuple(argv[cut + 1 :])
+    except (ValueError, RecursionError) as error:
+        # A file that names itself, no text, or a quote that never closes. What stands there may be a secret.
+        raise UserError(f"@FILE: {type(error).__name__}: expected flags as on a command line") from error
     for name, (pattern, expected) in _PATTERNS.items():
         value = getattr(flags, name)
         if value is None:

@@ -81,6 +81,7 @@ class _Worker:
             cwd=ROOT,
             env=os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"},
         )
+        self._read = b""
         self._line(_START_S)
 
     def ask(self, target: str, number: int, seed: int, deadline_s: float) -> Outcome:
@@ -101,14 +102,15 @@ class _Worker:
 
     def _line(self, deadline_s: float) -> bytes | None:
         """The next line; b"" at the end of the output, None when it is late."""
-        end, line = time.monotonic() + deadline_s, b""
-        while not line.endswith(b"\n"):
-            if not select.select([self._process.stdout], [], [], max(0.0, end - time.monotonic()))[0]:
+        late = time.monotonic() + deadline_s
+        while b"\n" not in self._read:
+            if not select.select([self._process.stdout], [], [], max(0.0, late - time.monotonic()))[0]:
                 return None
             part = os.read(self._process.stdout.fileno(), 65536)
             if not part:
                 return b""
-            line += part
+            self._read += part
+        line, _, self._read = self._read.partition(b"\n")
         return line
 
     def close(self) -> None:

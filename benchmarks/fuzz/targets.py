@@ -29,7 +29,7 @@ from dasd_jax.data.pipeline import PromptSet, PromptText
 from dasd_jax.data.sources import labels, load_problems, split_heldout
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint, session
-from dasd_jax.learner.metrics import RunLog, read_metrics
+from dasd_jax.learner.metrics import RunLog
 from dasd_jax.mesh import MeshConfig, make_mesh
 from dasd_jax.text.prompts import encode_prompt, left_pad, student_messages
 from dasd_jax.text.tokenizer import copy_tokenizer, load_tokenizer
@@ -527,7 +527,6 @@ def workdirs(rng: random.Random, _samples: Path, folder: Path):
             config = cli.parse(cli.parser(""), [TINY, "--config.run.steps=4"]).config
             train.Trainer._done(SimpleNamespace(config=config, workdir=workdir), 1.0)
             return
-        read_metrics(workdir)
         RunLog(workdir, 4).close()
 
     return f"{name}: {what}", read

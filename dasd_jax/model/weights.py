@@ -21,6 +21,7 @@ import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
 
+from dasd_jax import formats
 from dasd_jax.batch import Params
 from dasd_jax.errors import UserError
 from dasd_jax.mesh import named
@@ -104,11 +105,14 @@ def load_hf(path: Path, mesh: Mesh) -> tuple[ModelConfig, Params]:
     if not files or not (path / "config.json").exists():
         raise UserError(f"model.weights: {path} lacks config.json or *.safetensors: expected a Hugging Face folder")
     try:
-        config = _config_from_hf(json.loads((path / "config.json").read_text()), path)
+        config = _config_from_hf(formats.read_object(path / "config.json"), path)
         found = {}
         for file in files:
             with safe_open(file, framework="numpy") as opened:
-                found |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+                shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+                if twice := sorted(shapes.keys() & found.keys()):
+                    raise ValueError(f"{file.name} and another file both hold {twice[0]}")
+                found |= shapes
 
         def tensors() -> Iterator[tuple[str, Callable]]:
             for file in files:
@@ -117,7 +121,8 @@ def load_hf(path: Path, mesh: Mesh) -> tuple[ModelConfig, Params]:
                         yield name, opened.get_slice(name).__getitem__
 
         return config, _fill(config, mesh, path, found, tensors())
-    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, OSError) as error:
+        # The names and types of a damaged config.json fail where they are first used.
         raise UserError(f"model.weights: {path} is damaged: {type(error).__name__}: {error}") from error
 
 
@@ -293,15 +298,15 @@ _GGUF_NAMES = {
 
 def load_gguf(path: Path, mesh: Mesh) -> tuple[ModelConfig, Params]:
     """The model of a .gguf file, dequantised to float32 tensor by tensor; see `load`."""
-    from gguf import GGUFReader, dequantize
+    from gguf import dequantize
 
     try:
-        reader = GGUFReader(path)
+        reader = formats.GgufReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items() if "tokenizer" not in name}
         stored = {tensor.name: tensor for tensor in reader.tensors}
         arch = fields["general.architecture"]
         config = _config_from_gguf(fields, arch, stored, path)
-    except (ValueError, KeyError, IndexError, OSError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, ArithmeticError, OSError) as error:
         raise UserError(f"model.weights: {path} is not a whole GGUF file: {error!r}") from error
 
     ours = {_gguf_name(name): name for leaf in table(config).values() for name in _names(leaf)}
