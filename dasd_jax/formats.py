@@ -29,7 +29,8 @@ def read_object(file: PurePath) -> dict[str, Any]:
 def parse_object(text: str | bytes, name: str) -> dict[str, Any]:
     """The object that JSON text holds; see `read_object`."""
     try:
-        value = json.loads(text)
+        # Of bytes json would guess the encoding, and of two zero bytes that it is UTF-32.
+        value = json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is damaged: {error}") from error
     if not isinstance(value, dict):

@@ -141,8 +141,9 @@ class Trainer:
             self.checkpoints.wait()
         with files.reading(self.workdir / "heldout", "--workdir"):
             done = self._done(time.monotonic() - started)
+            summary = _summary(done)
         files.write_json(self.workdir / "done.json", done)
-        print(_summary(done))
+        print(summary)
 
     @contextlib.contextmanager
     def _closing(self):

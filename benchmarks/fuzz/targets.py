@@ -508,28 +508,35 @@ def workdirs(rng: random.Random, _samples: Path, folder: Path):
         what, content = mutate.damaged(rng, path.read_bytes())
         path.write_bytes(content)
 
+    if path.name != "done.json":
+        (workdir / "done.json").unlink(missing_ok=True)
+    if path.name == "config.json":
+        (workdir / "checkpoints").mkdir()
+
     def read():
-        if path.suffix == ".jsonl" or path.parent.name == "heldout":
-            (workdir / "done.json").unlink(missing_ok=True)
         if path.name == "4.partial.jsonl":
             evaluate.Partial(path, {"checkpoint": "4", "run.seed": 0})
-            return
-        if path.name == "config.json":
-            (workdir / "checkpoints").mkdir()
+        elif path.name == "config.json":
+            train._check_workdir(cli.parse(cli.parser(""), [TINY]).config, workdir)
             convert._source(workdir)
-            return
-        if path.name == "done.json":
+        elif path.name == "done.json":
             point = sweep.Point({"run.seed": 0}, workdir, ())
             sweep.table([point], [sweep.result(point)], {})
-            _train(TINY, f"--workdir={workdir}")
-            return
-        if path.parent.name == "heldout":
-            config = cli.parse(cli.parser(""), [TINY, "--config.run.steps=4"]).config
-            train.Trainer._done(SimpleNamespace(config=config, workdir=workdir), 1.0)
-            return
-        RunLog(workdir, 4).close()
+            train.train(cli.parse(cli.parser(""), [TINY]).config, workdir)
+        elif path.parent.name == "heldout":
+            _end_of_a_run(workdir)
+        else:
+            RunLog(workdir, 4).close()
 
     return f"{name}: {what}", read
+
+
+def _end_of_a_run(workdir: Path) -> None:
+    """What is left of a run that was killed between its last checkpoint and done.json."""
+    config = cli.parse(cli.parser(""), [TINY, "--config.run.steps=4"]).config
+    run = SimpleNamespace(config=config, workdir=workdir, state=SimpleNamespace(step=4))
+    run.display, run.log, run._done = mock.Mock(), mock.Mock(), lambda seconds: train.Trainer._done(run, seconds)
+    train.Trainer.run(run)
 
 
 def _finished(workdir: Path) -> None:

@@ -26,7 +26,7 @@ def read_jsonl(path: str) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8-sig"))  # of bytes json would guess the encoding
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}:{number}: not JSON ({error})") from error
             if not isinstance(row, dict):
@@ -70,5 +70,5 @@ def open_file(path: str) -> BinaryIO:
             return epath.Path(path).expanduser().open("rb")
         except FileNotFoundError as error:
             raise UserError(f"no such file {path!r}") from error
-        except OSError as error:
-            raise UserError(f"{path}: cannot be opened ({error.strerror or error})") from error
+        except (OSError, ValueError) as error:  # the latter of a name that no file may have
+            raise UserError(f"{path}: cannot be opened ({getattr(error, 'strerror', None) or error})") from error

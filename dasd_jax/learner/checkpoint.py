@@ -167,7 +167,11 @@ def find(workdir: Path, which: str) -> Path:
         if not which:
             raise UserError(f"--checkpoint: best: {workdir} has none: expected a run with run.eval_every")
     folder = workdir / "checkpoints" / f"{int(which):06d}" if which.isdecimal() else Path(which).expanduser()
-    if not folder.is_dir():
+    try:
+        there = folder.is_dir()
+    except OSError:  # no name that a folder could have
+        there = False
+    if not there:
         have = ", ".join(str(int(path.name)) for path in _folders(workdir)) or "none"
         raise UserError(f"--checkpoint: {which}: {folder} does not exist: expected a path or a step of {have}")
     problem = damage(folder)
