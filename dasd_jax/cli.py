@@ -12,9 +12,10 @@ import dataclasses
 import difflib
 import importlib.util
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def parse(flags: argparse.ArgumentParser, argv: list[str]) -> Command:
     Raises:
         UserError: anything on the command line or in the config file that is not as expected.
     """
+    refuse_secrets(argv)
     known, rest = flags.parse_known_args(argv)
     overrides = {}
     for item in rest:
@@ -71,6 +73,7 @@ def parse(flags: argparse.ArgumentParser, argv: list[str]) -> Command:
     raw = load_config(path, arg)
     for name, value in overrides.items():
         _override(raw, name, value)
+    refuse_secrets(_texts(raw.to_dict()), "the configuration")
     default = Path("runs") / (Path(path).stem + (f"-{arg}" if arg else ""))
     workdir = Path(known.workdir).expanduser() if known.workdir else default
     return Command(known, config_module.from_dict(raw.to_dict()), workdir)
@@ -145,11 +148,59 @@ def _read(text: str, kind: type):
     return tuple(value)
 
 
+# A name that ends like this names a secret, and these are the shapes of well-known ones.
+_SECRET_NAME = r"[A-Z0-9_]*(?:TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?)"
+_SECRET_SHAPE = re.compile(
+    r"\bhf_[A-Za-z0-9]{16,}|\bgh[opsu]_[A-Za-z0-9]{16,}|\bgithub_pat_\w{16,}|\bsk-[\w-]{16,}|\bAKIA[A-Z0-9]{12,}"
+    r"|\bAIza[\w-]{16,}|\bya29\.[\w-]{16,}|\beyJ[\w-]+\.eyJ[\w-]+|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|://[^/\s:@]*:[^/\s@]+@"  # a password in an address
+    r"|[?&](?:access_token|token|api_key|sig|signature|x-goog-signature|x-amz-signature)=",
+    re.IGNORECASE,
+)
+_SHORTEST_SECRET = 8  # characters; a shorter value of a variable stands in other words by chance
+
+
+def refuse_secrets(words: Iterable[str], where: str = "the command line") -> None:
+    """Lets no secret in, so that config.json, logs, reports and dry runs have none to write.
+
+    Secret is the value of an environment variable whose name ends in TOKEN, KEY, SECRET, PASSWORD or CREDENTIALS, an
+    assignment to such a name, and what has the shape of a well-known token, a private key, or an address with a
+    password or a signature.
+
+    Raises:
+        UserError: there is one; it is not repeated.
+    """
+    values = [
+        value
+        for name, value in os.environ.items()
+        if re.fullmatch(_SECRET_NAME, name) and len(value) >= _SHORTEST_SECRET and not value.startswith("/")
+    ]
+    for word in words:
+        named = re.search(rf"(?:^|[\s=,]){_SECRET_NAME}=", word)
+        # The launcher's flag names a variable; a value behind it is refused there.
+        named = named and not word.startswith("--secret=")
+        if named or _SECRET_SHAPE.search(word) or any(value in word for value in values):
+            raise UserError(
+                f"a secret stands in {where}: expected it in the environment alone "
+                "(launchers.tpu_vm: --secret=VARIABLE, without its value)"
+            )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a tree of dictionaries and sequences."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for child in value.values() if isinstance(value, dict) else value:
+            yield from _texts(child)
+
+
 def run(main: Callable[[list[str]], None]) -> None:
     """Runs a command and ends the process: 0 when done, 2 with one line for a person's mistake, 1 for the rest."""
     # XLA and Orbax speak of their own affairs; a person's terminal is for this program's.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
+        refuse_secrets(sys.argv[1:])
         main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

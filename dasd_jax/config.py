@@ -5,6 +5,7 @@ configs/common.py says what each field means and in which unit; this file says w
 
 import dataclasses
 import math
+import re
 from typing import Any, get_type_hints
 
 from dasd_jax.errors import UserError
@@ -28,6 +29,8 @@ class ModelGroup:
     remat: str
 
     def __post_init__(self):
+        digest = re.fullmatch("[0-9a-f]{64}|", self.sha256)
+        _require("model.sha256", self.sha256, digest is not None, "64 hexadecimal digits, or nothing")
         _one_of("model.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
         _one_of("model.attention", self.attention, ("auto", "xla", "splash", "cudnn"))
         _one_of("model.remat", self.remat, ("none", "dots", "full"))

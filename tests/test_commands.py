@@ -211,7 +211,7 @@ def test_files_that_are_not_what_they_should_be_are_one_line_each(refused, tmp_p
     for args, expected in (
         ([TINY, f"--config.model.weights={broken}", byte, "--config.model.preset="], "model.weights: "),
         (
-            [TINY, f"--config.model.weights={broken}", byte, "--config.model.sha256=00"],
+            [TINY, f"--config.model.weights={broken}", byte, f"--config.model.sha256={'0' * 64}"],
             f"model.weights: {broken} has sha",
         ),
         ([TINY, f"--config.data.sources=('jsonl:{lines}',)"], f"data.sources: 'jsonl:{lines}': {lines}:2: not JSON"),
