@@ -40,7 +40,10 @@ def main() -> None:
     slowest = max(outcomes, key=lambda outcome: outcome.seconds)
     print(f"{len(outcomes)} inputs, {finds} finds, {(time.monotonic() - started) / 60:.1f} min, seed {asked.seed}")
     print(f"slowest: {slowest.target} {slowest.number}, {slowest.seconds:.1f} s; {hardware()}")
-    sys.exit(1 if finds else 0)
+    idle = [name for name in names if {"read", "refused"} - {o.kind for o in outcomes if o.target == name}]
+    if idle and asked.number is None:
+        print(f"of {', '.join(idle)} everything was read, or nothing: these inputs say nothing of it")
+    sys.exit(1 if finds or (idle and asked.number is None) else 0)
 
 
 def _table(names: list[str], outcomes: list[Outcome]) -> str:

@@ -50,7 +50,7 @@ def run(
     """Reads the inputs of each target by their numbers, in order.
 
     Args:
-        module: where TARGETS is; the real ones by default, others for the test of this runner.
+        module: has TARGETS and write_samples; the real ones by default, others for the test of this runner.
     """
     worker = None
     try:
@@ -130,15 +130,14 @@ def _serve(module: str) -> None:
     os.dup2(2, 1)
     import importlib
 
-    from benchmarks.fuzz import samples
     from dasd_jax.errors import UserError
 
-    targets = importlib.import_module(module).TARGETS
+    fuzzed = importlib.import_module(module)
     with tempfile.TemporaryDirectory() as room:
         valid, tmp = Path(room) / "valid", Path(room) / "tmp"
         valid.mkdir()
         tmp.mkdir()
-        samples.write_all(valid)
+        fuzzed.write_samples(valid)
         tempfile.tempdir = str(tmp)  # what a parser forgets there is seen too
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, resource.RLIM_INFINITY))
@@ -148,7 +147,7 @@ def _serve(module: str) -> None:
             with tempfile.TemporaryDirectory(dir=room) as folder:
                 place = Path(folder) / "input"
                 place.mkdir()
-                what, read = targets[target][0](random.Random(f"{seed}/{target}/{number}"), valid, place)
+                what, read = fuzzed.TARGETS[target][0](random.Random(f"{seed}/{target}/{number}"), valid, place)
                 print(json.dumps(what), file=replies, flush=True)
                 before = _listing(place, tmp)
                 kind, text = _outcome(read, UserError)

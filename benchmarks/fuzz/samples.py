@@ -29,7 +29,7 @@ ROWS = [
 ]
 
 
-def write_all(folder: Path) -> None:
+def write_samples(folder: Path) -> None:
     """One file or folder of every kind under `folder`; Hugging Face and checkpoint folders hold a tokenizer too."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):

@@ -22,7 +22,7 @@ import pyarrow
 import pyarrow.parquet
 
 from benchmarks.fuzz import mutate
-from benchmarks.fuzz.samples import ROWS, manifest_of
+from benchmarks.fuzz.samples import ROWS, manifest_of, write_samples
 from configs import common
 from dasd_jax import cli, convert, evaluate, files, prepare, train
 from dasd_jax.data.pipeline import PromptSet, PromptText
@@ -34,6 +34,8 @@ from dasd_jax.mesh import MeshConfig, make_mesh
 from dasd_jax.text.prompts import encode_prompt, left_pad, student_messages
 from dasd_jax.text.tokenizer import copy_tokenizer, load_tokenizer
 from launchers import sweep, tpu_vm
+
+__all__ = ["TARGETS", "write_samples"]
 
 Target = Callable[[random.Random, Path, Path], tuple[str, Callable[[], object]]]
 ROOT = Path(__file__).parents[2]
