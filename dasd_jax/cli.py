@@ -176,7 +176,7 @@ def refuse_secrets(words: Iterable[str], where: str = "the command line") -> Non
         if re.fullmatch(_SECRET_NAME, name) and len(value) >= _SHORTEST_SECRET and not value.startswith("/")
     ]
     for word in words:
-        named = re.search(rf"(?:^|[\s=,]){_SECRET_NAME}=", word)
+        named = re.search(rf"(?<!\w){_SECRET_NAME}=", word)
         # The launcher's flag names a variable; a value behind it is refused there.
         named = named and not word.startswith("--secret=")
         if named or _SECRET_SHAPE.search(word) or any(value in word for value in values):
