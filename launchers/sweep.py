@@ -64,6 +64,7 @@ def expand(sweep: Iterable[dict], config: str, shared: Sequence[str], workdir: P
         if twice := given & overrides.keys():
             raise UserError(f"point {number}: {min(twice)} stands on the command line too: expected one of them")
         words = [f"{field}={_text(value)}" for field, value in overrides.items()]
+        cli.refuse_secrets(words, f"point {number}")
         name = re.sub(r"[^\w.,=+-]+", "_", ",".join(words), flags=re.ASCII) or "base"
         if len(name) > 200:
             raise UserError(f"point {number}: {name}: too long for the name of a folder: expected at most 200 letters")
