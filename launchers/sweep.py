@@ -177,7 +177,7 @@ def table(points: Sequence[Point], results: Sequence[dict | None], codes: dict[P
 
 def _figures(done: dict) -> dict[str, float]:
     held, means = done["heldout"], done["mean_over_steps"]
-    average, passed = (next(name for name in held if name.startswith(start)) for start in ("avg@", "pass@"))
+    average, passed = [next(name for name in held if name.startswith(start)) for start in ("avg@", "pass@")]
     figures = {
         f"{average} before": held[average][0],
         f"{average} after": held[average][1],

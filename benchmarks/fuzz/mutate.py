@@ -1,10 +1,14 @@
 """Small, structured damage to bytes, JSON values and text: what disks, downloads and strangers do to files."""
 
 import copy
+import gzip
+import io
 import json
 import math
+import pickle
 import random
 import struct
+import zipfile
 from typing import Any
 
 # Values at the edges of what a field may hold, and beyond them.
@@ -13,6 +17,33 @@ NASTY = (
     1e308, 5e-324, math.nan, math.inf, -math.inf, "", " ", "0", "-1", "nan", "true", "\0", "a\nb", "\x1b[2J", "\ud800",
     "\u202e", "é\u0301", "{}", "../../etc/passwd", "%s%n{0}", "x" * 5000, [], [[]], {}, {"": None}, [None], [0, -1],
 )  # fmt: skip
+
+
+class _Escape:
+    """Unpickled, it makes a file called `escaped` where the process stands."""
+
+    def __reduce__(self):
+        return open, ("escaped", "w")
+
+
+def _archive() -> bytes:
+    """A zip archive of 64 MiB in 64 KiB, one member of it outside of the folder it is unpacked in."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("../escaped", b"\0" * (64 << 20))
+        archive.writestr("archive/data.pkl", pickle.dumps(_Escape()))
+    return packed.getvalue()
+
+
+# Files of other formats under the name of an expected one.
+FOREIGN = {
+    "a pickle": pickle.dumps(_Escape()),
+    "an archive": _archive(),
+    "gzip": gzip.compress(b"\0" * (64 << 20)),
+    "nothing": b"",
+    "a module": b"open('escaped', 'w')\n",
+}
+_KINDS = ("flip", "flip", "byte", "cut", "length", "length", "length4", "drop", "repeat", "zero", "garbage", "foreign")
 _LENGTHS = (0, 1, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**60, 2**63 - 1, 2**63, 2**64 - 1)
 
 
@@ -33,11 +64,12 @@ def damaged(rng: random.Random, content: bytes, head: int | None = None) -> tupl
 def _damage(rng: random.Random, content: bytes, head: int | None) -> tuple[str, bytes]:
     size = min(len(content), head or len(content))
     at = rng.randrange(size) if size else 0
-    kind = rng.choice(
-        ("flip", "flip", "byte", "cut", "length", "length", "length4", "drop", "repeat", "zero", "garbage")
-    )
+    kind = rng.choice(_KINDS)
     if kind == "cut" and rng.random() < 0.1:
         at = 0
+    if kind == "foreign":
+        name = rng.choice(list(FOREIGN))
+        return name, FOREIGN[name]
     what = f"{kind} at {at}"
     before, after = content[:at], content[at:]
     if kind == "flip":

@@ -1,5 +1,6 @@
 """Runs hostile inputs in a worker process and judges what became of each."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -150,7 +151,10 @@ def _serve(module: str) -> None:
                 what, read = fuzzed.TARGETS[target][0](random.Random(f"{seed}/{target}/{number}"), valid, place)
                 print(json.dumps(what), file=replies, flush=True)
                 before = _listing(place, tmp)
-                kind, text = _outcome(read, UserError)
+                with contextlib.chdir(place):
+                    kind, text = _outcome(read, UserError)
+                if (place / "escaped").exists() or (place.parent / "escaped").exists():
+                    kind, text = "exception", "the input was run as a program"
                 if kind == "refused" and (left := _listing(place, tmp).items() ^ before.items()):
                     kind, text = "left behind", f"{sorted({name for name, _ in left})} after: {text}"
             print(json.dumps([kind, what, text]), file=replies, flush=True)

@@ -103,6 +103,7 @@ def _text_of(rng: random.Random) -> str:
             lambda: rng.choice(
                 ("__import__('os').system('true')", "(1 for _ in ())", "lambda: 0", "('a',)", "('a','a')")
             ),
+            lambda: rng.choice(("0", "1", "2", "4", "8", "0.5", "1.0", "1e-3", "true", "none", "full")),
             lambda: rng.choice(("NaN", "inf", "-inf", "1e-400", "True", "FALSE", "none", "0x10", "1_000", "²")),
         )
     )()
@@ -114,7 +115,7 @@ def config_files(rng: random.Random, _samples: Path, folder: Path):
     places = [(group, field) for group in tiny for field in tiny[group]]
     group, field = rng.choice(places)
     if rng.random() < 0.8:
-        tiny[group][field] = rng.choice(mutate.NASTY)
+        tiny[group][field] = rng.choice((*mutate.NASTY, 1, 2, 4, 8, 0.25, 1e-3, "none"))
         what = f"{group}.{field} = {tiny[group][field]!r:.50}"
     else:
         tiny[group] = rng.choice(mutate.NASTY)
@@ -314,7 +315,7 @@ _ENDLESS = (
 )
 
 
-def templates(rng: random.Random, _samples: Path, folder: Path):
+def templates(rng: random.Random, _samples: Path, _folder: Path):
     """Chat templates: ways out of the sandbox, work without end, output without end, damaged text."""
     tokenizer = load_tokenizer("byte")
     kind = rng.random()
@@ -330,8 +331,7 @@ def templates(rng: random.Random, _samples: Path, folder: Path):
     tokenizer.chat_template = template
 
     def render():
-        with contextlib.chdir(folder):
-            ids = encode_prompt(tokenizer, student_messages("1 + 1?", instruction=""), enable_thinking=True)
+        ids = encode_prompt(tokenizer, student_messages("1 + 1?", instruction=""), enable_thinking=True)
         text = tokenizer.decode(ids)
         if any(word in text for word in ("<module", "<class 'os", "root:x:", "__builtins__", "subprocess.Popen")):
             raise AssertionError(f"the template reached out of its sandbox: {text!r:.200}")

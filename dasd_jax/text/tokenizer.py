@@ -108,6 +108,8 @@ def _try_out(tokenizer: Tokenizer) -> None:
     Raises:
         ValueError: its ids, texts or template are not what `Tokenizer` says.
     """
+    if tokenizer.vocab_size > _MAX_VOCAB:
+        raise ValueError(f"its largest id is {tokenizer.vocab_size - 1}: expected less than {_MAX_VOCAB}")
     ids = tokenizer.encode(_SAMPLE)
     tokenizer.decode(ids)
     for id in (*ids, *tokenizer.stop_ids, tokenizer.pad_id):
@@ -118,6 +120,7 @@ def _try_out(tokenizer: Tokenizer) -> None:
             raise ValueError(f"its {name} is a {type(getattr(tokenizer, name)).__name__}, not text")
 
 
+_MAX_VOCAB = 2**24
 _SAMPLE = "What is 1 + 12?\n\\boxed{13} é 😀"
 
 
