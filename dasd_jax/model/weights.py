@@ -30,6 +30,7 @@ from dasd_jax.model.params import Leaf, shardings, table, tree
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 MAX_SHARD_BYTES = 4 * 10**9
+_FILE_DTYPES = ("BF16", "F16", "F32", "F64")
 _ROWS_AT_A_TIME = 4096
 
 
@@ -109,7 +110,12 @@ def load_hf(path: Path, mesh: Mesh) -> tuple[ModelConfig, Params]:
         found = {}
         for file in files:
             with safe_open(file, framework="numpy") as opened:
-                shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+                slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  not a dict
+                shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+                for name, part in slices.items():
+                    # An integer or an eight-bit float is a code that means something only with its scale.
+                    if part.get_dtype() not in _FILE_DTYPES:
+                        raise ValueError(f"{name} is of {part.get_dtype()}: expected {', '.join(_FILE_DTYPES)}")
                 if twice := sorted(shapes.keys() & found.keys()):
                     raise ValueError(f"{file.name} and another file both hold {twice[0]}")
                 found |= shapes
