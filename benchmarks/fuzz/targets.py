@@ -537,7 +537,9 @@ def _end_of_a_run(workdir: Path) -> None:
     """What is left of a run that was killed between its last checkpoint and done.json."""
     config = cli.parse(cli.parser(""), [TINY, "--config.run.steps=4"]).config
     run = SimpleNamespace(config=config, workdir=workdir, state=SimpleNamespace(step=4))
-    run.display, run.log, run._done = mock.Mock(), mock.Mock(), lambda seconds: train.Trainer._done(run, seconds)
+    lines = [{"step": step, "reward/mean": 0.5} for step in range(5)]
+    run.display, run.log = mock.Mock(), SimpleNamespace(lines=lines, close=lambda: None)
+    run._done = lambda seconds: train.Trainer._done(run, seconds)
     train.Trainer.run(run)
 
 

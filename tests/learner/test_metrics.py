@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dasd_jax.errors import UserError
-from dasd_jax.learner.metrics import RunLog, read_metrics
+from dasd_jax.learner.metrics import RunLog
 
 LINES = [json.dumps({"step": step, "reward/mean": step / 2}) for step in range(4)]
 
@@ -15,18 +15,16 @@ def written(workdir, lines, end="\n"):
     return workdir
 
 
-def steps(workdir):
-    return [line["step"] for line in read_metrics(workdir)]
-
-
 def test_a_log_goes_on_behind_its_step_and_drops_what_a_kill_cut_short(tmp_path):
     written(tmp_path, [*LINES, '{"step": 4, "rew'], end="")
-    assert steps(tmp_path) == [0, 1, 2, 3]
+    whole = RunLog(tmp_path, 4)
+    assert [line["step"] for line in whole.lines] == [0, 1, 2, 3]
+    whole.close()
     log = RunLog(tmp_path, 2)
-    assert steps(tmp_path) == [0, 1, 2]
     log.write(3, {"reward/mean": 9.0})
     log.close()
-    assert read_metrics(tmp_path)[-1] == {"step": 3, "reward/mean": 9.0}
+    found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert found == log.lines == [*(json.loads(line) for line in LINES[:3]), {"step": 3, "reward/mean": 9.0}]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +40,6 @@ def test_a_log_goes_on_behind_its_step_and_drops_what_a_kill_cut_short(tmp_path)
 def test_damage_in_the_middle_is_named_and_the_file_is_left_alone(line, said, tmp_path):
     written(tmp_path, [LINES[0], line, *LINES[2:]])
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    for read in (read_metrics, lambda workdir: RunLog(workdir, 3)):
-        with pytest.raises(UserError, match=said):
-            read(tmp_path)
+    with pytest.raises(UserError, match=said):
+        RunLog(tmp_path, 3)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
