@@ -100,7 +100,7 @@ def call_file(flag: str, path: str, function: str, *args: str) -> Any:
     Raises:
         UserError: starting with the flag: there is no such file, or it fails.
     """
-    if not Path(path).is_file() or not path.endswith(".py"):
+    if not os.path.isfile(path) or not path.endswith(".py"):
         raise UserError(
             f"{flag}: {path} is no Python file: expected one with {function}({', '.join(args and ['arg'])})"
         )
@@ -186,6 +186,12 @@ def refuse_secrets(words: Iterable[str], where: str = "the command line") -> Non
             )
 
 
+def _check_text(words: Iterable[str]) -> None:
+    for word in words:
+        if any("\ud800" <= char <= "\udfff" for char in word):  # what Python makes of bytes that are no text
+            raise UserError(f"{word!r}: expected text in UTF-8 on the command line")
+
+
 def _texts(value: Any) -> Iterator[str]:
     """Every text in a tree of dictionaries and sequences."""
     if isinstance(value, str):
@@ -200,6 +206,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     # XLA and Orbax speak of their own affairs; a person's terminal is for this program's.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
+        _check_text(sys.argv[1:])
         refuse_secrets(sys.argv[1:])
         main(sys.argv[1:])
     except UserError as error:

@@ -6,6 +6,7 @@ device at once. The tokenizer goes with the weights.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import jax
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> None:
     flags.add_argument("--tokenizer", metavar="PATH", help="where the source has none beside it")
     asked = flags.parse_args(argv)
     output = Path(asked.output).expanduser().absolute()
-    if output.exists():
+    if os.path.exists(output):
         raise UserError(f"--output: {output} exists: expected a folder that does not exist yet")
     source, tokenizer = _source(Path(asked.source).expanduser())
     tokenizer = asked.tokenizer or tokenizer
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> None:
 
 def _source(path: Path) -> tuple[Path, str]:
     """The weights that a person means by a path, and where their tokenizer lies ("" where none is known)."""
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"--source: {path} does not exist: expected a .gguf file, a folder of weights or a run")
     if (path / "checkpoints").is_dir():
         try:

@@ -13,6 +13,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import re
 import shlex
 import statistics
@@ -110,7 +111,7 @@ def result(point: Point) -> dict | None:
     if point.job:
         return tpu_vm.result(point.job)
     path = point.workdir / "done.json"
-    if not path.exists():
+    if not os.path.exists(path):
         return None
     with files.reading(path, "--workdir"):
         done = json.loads(path.read_text())

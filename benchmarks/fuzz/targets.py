@@ -24,7 +24,8 @@ import pyarrow.parquet
 from benchmarks.fuzz import mutate
 from benchmarks.fuzz.samples import ROWS, manifest_of, write_samples
 from configs import common
-from dasd_jax import cli, convert, evaluate, files, prepare, train
+from dasd_jax import cli, convert, evaluate, files, generate, prepare, train
+from dasd_jax import compile as compile_command
 from dasd_jax.data.pipeline import PromptSet, PromptText
 from dasd_jax.data.sources import labels, load_problems, split_heldout
 from dasd_jax.errors import UserError
@@ -126,6 +127,25 @@ def config_files(rng: random.Random, _samples: Path, folder: Path):
     head = "from math import inf, nan\nimport ml_collections\n\n\ndef get_config(arg):\n"
     file.write_text(f"{head}    return ml_collections.ConfigDict({tiny!r})\n", errors="surrogatepass")
     return what, lambda: _train(f"--config={file}", f"--workdir={folder / 'w'}")
+
+
+def command_flags(rng: random.Random, samples: Path, folder: Path):
+    """Flags of the other commands."""
+    name = rng.choice(list(_COMMANDS))
+    main, flags = _COMMANDS[name]
+    flags = [flag.format(samples=samples, folder=folder, config=TINY) for flag in flags]
+    place = rng.randrange(len(flags))
+    flags[place] = flags[place].partition("=")[0] + "=" + rng.choice((*map(str, mutate.NASTY), "x" * 300, str(samples)))
+    return f"{name} {' '.join(flags)}", lambda: command(main, *flags)
+
+
+_COMMANDS = {
+    "prepare": (prepare.main, ["--input={samples}/rows.jsonl", "--output={folder}/set", "--layout=auto"]),
+    "convert": (convert.main, ["--source={samples}/hf", "--output={folder}/out", "--format=hf"]),
+    "evaluate": (evaluate.main, ["{config}", "--workdir={folder}/w", "--checkpoint=9"]),
+    "generate": (generate.main, ["{config}", "--workdir={folder}/w", "--checkpoint=9", "--prompt=1 + 1?"]),
+    "compile": (compile_command.main, ["{config}", "--topology=v5e:2x4"]),
+}
 
 
 def launcher_flags(rng: random.Random, _samples: Path, folder: Path):
@@ -583,6 +603,7 @@ TARGETS: dict[str, tuple[Target, int]] = {
     "overrides": (overrides, 5),
     "config_files": (config_files, 3),
     "launcher_flags": (launcher_flags, 3),
+    "command_flags": (command_flags, 3),
     "rows_jsonl": (rows_jsonl, 5),
     "rows_parquet": (rows_parquet, 5),
     "specs": (specs, 4),

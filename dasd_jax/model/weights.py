@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -45,7 +46,7 @@ def check(path: str, sha256: str) -> None:
         UserError: the path is missing, or has another checksum.
     """
     where = Path(path).expanduser()
-    if not where.exists():
+    if not os.path.exists(where):  # which is False for a name that no file can have; Path.exists raises
         raise UserError(
             f"model.weights: {path} does not exist: expected a .gguf file, a Hugging Face folder or a checkpoint "
             "(python -m dasd_jax.fetch brings the embedded default)"
