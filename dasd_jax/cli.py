@@ -188,7 +188,8 @@ def refuse_secrets(words: Iterable[str], where: str = "the command line") -> Non
 
 def _check_text(words: Iterable[str]) -> None:
     for word in words:
-        if any("\ud800" <= char <= "\udfff" for char in word):  # what Python makes of bytes that are no text
+        # Half pairs are what Python makes of bytes that are no text.
+        if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in word):
             raise UserError(f"{word!r}: expected text in UTF-8 on the command line")
 
 
