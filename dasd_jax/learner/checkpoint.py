@@ -10,7 +10,6 @@ bytes without a word and takes an empty folder for the latest step.
 
 import contextlib
 import dataclasses
-import json
 import shutil
 import threading
 from collections.abc import Callable
