@@ -37,7 +37,7 @@ _UNREPEATABLE_TASKS = frozenset(
     ["isomorphic_strings", "knight_swap", "list_functions", "polynomial_multiplication", "ransom_note", "word_ladder"]
 )
 
-_MAX_DRAWN = 1_000_000  # problems of one reasoning-gym source
+_MAX_DRAWN = 100_000  # problems of one reasoning-gym source; more would be minutes before the first step
 _DRAW_S = 5.0  # seconds one of them may take; the slowest tasks take some milliseconds
 
 

@@ -134,7 +134,7 @@ def test_holding_out_everything_is_refused(num_heldout):
         ("gym:chain_sum?min_terms=two", "refuses its fields"),
         ("gym:chain_sum?seed=None", "seed is None, expected an integer"),
         ("gym:chain_sum?min_terms", "'min_terms' in its query, expected name=value"),
-        ("gym:lcm?size=1000000000", "size is 1000000000, expected an integer of 1 to 1000000"),
+        ("gym:lcm?size=1000000000", "size is 1000000000, expected an integer of 1 to 100000"),
         ("gym:lcm?size=²", "size is '²', expected an integer"),
         ("gym:chain_sum?max_terms=999999999&size=1", "fails to draw its problem 0: it takes longer than"),
         ("jsonl:/no\0such", "cannot be opened (embedded null byte)"),
