@@ -116,11 +116,11 @@ def base() -> ml_collections.ConfigDict:
             "entropy_warn": 0.05,  # nats a token; a lower mean entropy of the policy is said
             "entropy_stop": 0.005,  # the same, acted upon as `on_collapse` says
             "length_warn": 0.25,  # of the mean length at step 1; shorter responses are said
-            "length_stop": 0.05,
+            "length_stop": 0.05,  # the same, acted upon as `on_collapse` says
             "repetition_warn": 0.5,  # in [0, 1], share of 4-grams that a response already holds; a higher one is said
-            "repetition_stop": 0.9,
+            "repetition_stop": 0.9,  # the same, acted upon as `on_collapse` says
             "repel_kl_warn": 5.0,  # nats, mean KL(student || teacher) of repelled tokens; a higher one is said
-            "repel_kl_stop": 0.0,
+            "repel_kl_stop": 0.0,  # the same, acted upon as `on_collapse` says
             "equal_rewards_warn": 10.0,  # steps in a row in which the rewards of every group are equal; more are said
             "equal_rewards_stop": 0.0,  # the same; they always stop
             "on_collapse": "stop",  # stop | anneal: halve the teacher's weight at every step beyond a level (dasd)

@@ -12,9 +12,10 @@ import dataclasses
 import difflib
 import importlib.util
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def parse(flags: argparse.ArgumentParser, argv: list[str]) -> Command:
     Raises:
         UserError: anything on the command line or in the config file that is not as expected.
     """
+    refuse_secrets(argv)
     known, rest = flags.parse_known_args(argv)
     overrides = {}
     for item in rest:
@@ -71,6 +73,7 @@ def parse(flags: argparse.ArgumentParser, argv: list[str]) -> Command:
     raw = load_config(path, arg)
     for name, value in overrides.items():
         _override(raw, name, value)
+    refuse_secrets(_texts(raw.to_dict()), "the configuration")
     default = Path("runs") / (Path(path).stem + (f"-{arg}" if arg else ""))
     workdir = Path(known.workdir).expanduser() if known.workdir else default
     return Command(known, config_module.from_dict(raw.to_dict()), workdir)
@@ -85,6 +88,9 @@ def load_config(path: str, arg: str = "") -> ml_collections.ConfigDict:
     loaded = call_file("--config", path, "get_config", arg)
     if not isinstance(loaded, ml_collections.ConfigDict):
         raise UserError(f"--config: get_config of {path} returned {type(loaded).__name__}: expected a ConfigDict")
+    for group, fields in loaded.items():
+        if not isinstance(fields, ml_collections.ConfigDict):
+            raise UserError(f"--config: {group} of {path} is a {type(fields).__name__}: expected a group of fields")
     return loaded.lock()
 
 
@@ -94,7 +100,7 @@ def call_file(flag: str, path: str, function: str, *args: str) -> Any:
     Raises:
         UserError: starting with the flag: there is no such file, or it fails.
     """
-    if not Path(path).is_file() or not path.endswith(".py"):
+    if not os.path.isfile(path) or not path.endswith(".py"):
         raise UserError(
             f"{flag}: {path} is no Python file: expected one with {function}({', '.join(args and ['arg'])})"
         )
@@ -115,7 +121,7 @@ def call_file(flag: str, path: str, function: str, *args: str) -> Any:
 
 
 def _override(raw: ml_collections.ConfigDict, name: str, text: str) -> None:
-    fields = {f"{group}.{field}": raw[group][field] for group in raw for field in raw[group]}
+    fields = {f"{group}.{field}": value for group, values in raw.to_dict().items() for field, value in values.items()}
     if name not in fields:
         near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -124,7 +130,7 @@ def _override(raw: ml_collections.ConfigDict, name: str, text: str) -> None:
     old = fields[name]
     try:
         raw[group][field] = _read(text, type(old))
-    except (ValueError, SyntaxError, TypeError) as error:
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:  # the last two: too deep
         kind = type(old).__name__
         raise UserError(f"--config.{name}: {text!r} is not a value of its type: expected {kind}, as {old!r}") from error
 
@@ -142,11 +148,67 @@ def _read(text: str, kind: type):
     return tuple(value)
 
 
+# A name that ends like this names a secret, and these are the shapes of well-known ones.
+_SECRET_NAME = r"[A-Z0-9_]*(?:TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?)"
+_SECRET_SHAPE = re.compile(
+    r"\bhf_[A-Za-z0-9]{16,}|\bgh[opsu]_[A-Za-z0-9]{16,}|\bgithub_pat_\w{16,}|\bsk-[\w-]{16,}|\bAKIA[A-Z0-9]{12,}"
+    r"|\bAIza[\w-]{16,}|\bya29\.[\w-]{16,}|\beyJ[\w-]+\.eyJ[\w-]+|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|://[^/\s:@]*:[^/\s@]+@"  # a password in an address
+    r"|[?&](?:access_token|token|api_key|sig|signature|x-goog-signature|x-amz-signature)=",
+    re.IGNORECASE,
+)
+_SHORTEST_SECRET = 8  # characters; a shorter value of a variable stands in other words by chance
+
+
+def refuse_secrets(words: Iterable[str], where: str = "the command line") -> None:
+    """Lets no secret in, so that config.json, logs, reports and dry runs have none to write.
+
+    Secret is the value of an environment variable whose name ends in TOKEN, KEY, SECRET, PASSWORD or CREDENTIALS, an
+    assignment to such a name, and what has the shape of a well-known token, a private key, or an address with a
+    password or a signature.
+
+    Raises:
+        UserError: there is one; it is not repeated.
+    """
+    values = [
+        value
+        for name, value in os.environ.items()
+        if re.fullmatch(_SECRET_NAME, name) and len(value) >= _SHORTEST_SECRET and not value.startswith("/")
+    ]
+    for word in words:
+        named = re.search(rf"(?<!\w){_SECRET_NAME}=", word)
+        # The launcher's flag names a variable; a value behind it is refused there.
+        named = named and not word.startswith("--secret=")
+        if named or _SECRET_SHAPE.search(word) or any(value in word for value in values):
+            raise UserError(
+                f"a secret stands in {where}: expected it in the environment alone "
+                "(launchers.tpu_vm: --secret=VARIABLE, without its value)"
+            )
+
+
+def _check_text(words: Iterable[str]) -> None:
+    for word in words:
+        # Half pairs are what Python makes of bytes that are no text.
+        if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in word):
+            raise UserError(f"{word!r}: expected text in UTF-8 on the command line")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a tree of dictionaries and sequences."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for child in value.values() if isinstance(value, dict) else value:
+            yield from _texts(child)
+
+
 def run(main: Callable[[list[str]], None]) -> None:
     """Runs a command and ends the process: 0 when done, 2 with one line for a person's mistake, 1 for the rest."""
     # XLA and Orbax speak of their own affairs; a person's terminal is for this program's.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
+        _check_text(sys.argv[1:])
+        refuse_secrets(sys.argv[1:])
         main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

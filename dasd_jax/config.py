@@ -4,12 +4,16 @@ configs/common.py says what each field means and in which unit; this file says w
 """
 
 import dataclasses
+import math
+import re
 from typing import Any, get_type_hints
 
 from dasd_jax.errors import UserError
 from dasd_jax.mesh import MeshConfig
 from dasd_jax.objective.credit import METHODS, ROUTES, SCALES, DasdParams
 from dasd_jax.text.prompts import PRIVILEGED
+
+_MAX_SAMPLES = 2**16  # of one problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +29,8 @@ class ModelGroup:
     remat: str
 
     def __post_init__(self):
+        digest = re.fullmatch("[0-9a-f]{64}|", self.sha256)
+        _require("model.sha256", self.sha256, digest is not None, "64 hexadecimal digits, or nothing")
         _one_of("model.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
         _one_of("model.attention", self.attention, ("auto", "xla", "splash", "cudnn"))
         _one_of("model.remat", self.remat, ("none", "dots", "full"))
@@ -82,6 +88,7 @@ class RolloutGroup:
     def __post_init__(self):
         _require("rollout.problems", self.problems, self.problems >= 1, "at least 1")
         _require("rollout.rollouts", self.rollouts, self.rollouts >= 2, "at least 2: an advantage needs a group")
+        _require("rollout.rollouts", self.rollouts, self.rollouts <= _MAX_SAMPLES, f"at most {_MAX_SAMPLES}")
         for name in ("prompt_length", "teacher_prompt_length", "max_new_tokens"):
             _require(f"rollout.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1 token")
         _require("rollout.temperature", self.temperature, self.temperature > 0, "a positive temperature")
@@ -90,9 +97,10 @@ class RolloutGroup:
         _require("rollout.top_p", self.top_p, self.top_p == 1.0, "1.0 in training")
         _require("rollout.resample", self.resample, self.resample >= 0, "0 or more batches")
         _require("rollout.slots", self.slots, self.slots >= 0, "0 (as many as fit) or more")
-        _require("rollout.verifier_workers", self.verifier_workers, self.verifier_workers >= 1, "at least 1")
-        _require("rollout.verifier_deadline_s", self.verifier_deadline_s, self.verifier_deadline_s > 0, "> 0 seconds")
-        _require("rollout.verifier_memory_mb", self.verifier_memory_mb, self.verifier_memory_mb >= 512, "512 or more")
+        workers, deadline, memory = self.verifier_workers, self.verifier_deadline_s, self.verifier_memory_mb
+        _require("rollout.verifier_workers", workers, 1 <= workers <= 1024, "1 to 1024 processes")
+        _require("rollout.verifier_deadline_s", deadline, 0 < deadline <= 3600, "> 0 and at most 3600 seconds")
+        _require("rollout.verifier_memory_mb", memory, 512 <= memory <= 2**20, "512 to 1048576 MiB")
         for name in ("logp_gap_mean_max", "logp_gap_p999_max"):
             _require(f"rollout.{name}", getattr(self, name), getattr(self, name) > 0, "> 0 nats")
 
@@ -198,6 +206,7 @@ class RunGroup:
         multiple = self.keep_every >= 0 and self.keep_every % self.checkpoint_every == 0
         _require("run.keep_every", self.keep_every, multiple, "0 or a multiple of run.checkpoint_every")
         _require("run.grace_s", self.grace_s, self.grace_s > 0, "> 0 seconds")
+        _require("run.eval_samples", self.eval_samples, self.eval_samples <= _MAX_SAMPLES, f"at most {_MAX_SAMPLES}")
         _require("run.eval_problems", self.eval_problems, self.eval_problems >= 0, "0 (all of them) or more")
         _require("run.eval_every", self.eval_every, self.eval_every >= 0, "0 (start and end only) or more")
         _require("run.seed", self.seed, 0 <= self.seed < 2**31, "0 to 2147483647")
@@ -289,8 +298,20 @@ def _group(name: str, group: type, raw: dict[str, Any]):
                 getattr(expected, "__name__", str(expected)) if expected in (int, float, bool, str) else str(expected)
             )
             raise UserError(f"{name}.{field}: {value!r} is of type {type(value).__name__}: expected {kind}")
+        _require_plain(f"{name}.{field}", value)
         values[field] = value
     return group(**values)
+
+
+def _require_plain(field: str, value: Any) -> None:
+    """What holds of every field: numbers that a device can hold, and text that a terminal and a file can."""
+    if isinstance(value, float):
+        _require(field, value, math.isfinite(value), "a finite number")
+    if isinstance(value, int):
+        _require(field, value, abs(value) < 2**31, "a number of 32 bits")
+    for text in value if isinstance(value, tuple) else [value]:
+        if isinstance(text, str):
+            _require(field, value, text.isprintable(), "text without control characters")
 
 
 def _same_names(where: str, raw: dict, expected: dict) -> None:

@@ -6,12 +6,12 @@ device at once. The tokenizer goes with the weights.
 """
 
 import argparse
-import json
+import os
 from pathlib import Path
 
 import jax
 
-from dasd_jax import cli, files
+from dasd_jax import cli, files, formats
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint, session
 from dasd_jax.mesh import MeshConfig, make_mesh
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     flags.add_argument("--tokenizer", metavar="PATH", help="where the source has none beside it")
     asked = flags.parse_args(argv)
     output = Path(asked.output).expanduser().absolute()
-    if output.exists():
+    if os.path.exists(output):
         raise UserError(f"--output: {output} exists: expected a folder that does not exist yet")
     source, tokenizer = _source(Path(asked.source).expanduser())
     tokenizer = asked.tokenizer or tokenizer
@@ -48,12 +48,12 @@ def main(argv: list[str]) -> None:
 
 def _source(path: Path) -> tuple[Path, str]:
     """The weights that a person means by a path, and where their tokenizer lies ("" where none is known)."""
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"--source: {path} does not exist: expected a .gguf file, a folder of weights or a run")
     if (path / "checkpoints").is_dir():
         try:
-            group = json.loads((path / "config.json").read_text())["model"]
-            tokenizer = group["tokenizer"] or group["weights"]
+            group = formats.read_object(path / "config.json")["model"]
+            tokenizer = str(group["tokenizer"] or group["weights"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"--source: {path} has checkpoints but no config.json of a run ({type(error).__name__}): "

@@ -20,7 +20,7 @@ import rich.console
 import rich.table
 from jax.sharding import Mesh
 
-from dasd_jax import cli, files
+from dasd_jax import cli, files, formats
 from dasd_jax.config import Config
 from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
@@ -128,13 +128,9 @@ class Partial:
         whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
         first, *lines = whole.splitlines() or [b""]
         if lines:
-            try:
-                theirs = json.loads(first)
-                self.known = [Answers(**json.loads(line)) for line in lines]
-            except (ValueError, TypeError) as error:
-                raise UserError(
-                    f"--workdir: {path} is damaged ({error}): expected to find it whole or removed"
-                ) from error
+            with files.reading(path, "--workdir"):
+                theirs = formats.parse_object(first, "its first line")
+                self.known = [_answers(formats.parse_object(line, "a line")) for line in lines]
             for name, value in identity.items():
                 if theirs.get(name) != value:
                     raise UserError(
@@ -152,6 +148,22 @@ class Partial:
             file.writelines(json.dumps(dataclasses.asdict(answer)) + "\n" for answer in answers)
             file.flush()
             os.fsync(file.fileno())
+
+
+def _answers(line: dict[str, Any]) -> Answers:
+    answers = Answers(**line)
+    columns = {"reward": (int, float), "length": (int,), "finished": (bool,), "error": (str,)}
+    for name, kinds in columns.items():
+        column = getattr(answers, name)
+        if (
+            not isinstance(column, list)
+            or len(column) != len(answers.reward)
+            or not all(type(x) in kinds for x in column)
+        ):
+            raise ValueError(f"{name} is {column!r:.50}")
+    if type(answers.example_id) is not int:
+        raise ValueError(f"example_id is {answers.example_id!r:.50}")
+    return answers
 
 
 def _identity(config: Config, mesh: Mesh, name: str, manifest: str, asked: Sequence[Problem]) -> dict[str, Any]:

@@ -19,7 +19,10 @@ def check_writable(folder: Path, flag: str) -> None:
     if "://" in str(folder) or str(folder).startswith("gs:"):
         shown = str(folder).replace("gs:/", "gs://", 1)  # a Path drops the second slash
         raise UserError(f"{flag}: {shown}: expected a folder of this machine or one that is mounted on it")
-    existing = _nearest(folder)
+    try:
+        existing = _nearest(folder)
+    except (OSError, ValueError) as error:  # a name that is too long, or holds what no name may
+        raise UserError(f"{flag}: {folder}: {error}: expected a folder") from error
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"{flag}: {folder}: {existing} is not a folder that can be written")
 
@@ -44,6 +47,16 @@ def new_folder(target: Path, flag: str) -> Iterator[Path]:
         raise UserError(
             f"{flag}: {target}: {error.strerror or error}: expected a folder that can be written"
         ) from error
+
+
+@contextlib.contextmanager
+def reading(path: Path, flag: str) -> Iterator[None]:
+    """Turns what a damaged file of ours raises, where it is read and where its content is used, into a UserError."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, StopIteration) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{flag}: {path} is damaged ({reason}): expected it as it was written, or removed") from error
 
 
 def write_json(path: Path, content: dict) -> None:

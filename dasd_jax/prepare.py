@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import re
 import tempfile
 from collections import Counter
@@ -70,7 +71,7 @@ def prepare(inputs: Sequence[str], output: str, layout: Layout | None, settings:
     target = epath.Path(output).expanduser()
     recipe = {"inputs": [[epath.Path(path).name, _sha256(path)] for path in inputs], **settings}
     with buckets.reaching(target, "--output"):
-        if target.exists():
+        if target.exists() if buckets.is_bucket(target) else os.path.exists(target):
             return _same(target, recipe)
     if buckets.is_bucket(target):
         new_folder = buckets.new_folder(target, "--output", last=_RECORD)

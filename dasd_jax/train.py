@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dasd_jax import cli, files
+from dasd_jax import cli, files, formats
 from dasd_jax.batch import TeacherBatch, TokenStats
 from dasd_jax.config import Config
 from dasd_jax.errors import TrainingError, UserError
@@ -51,8 +51,10 @@ def train(config: Config, workdir: Path) -> None:
     """
     _check_workdir(config, workdir)
     if (workdir / "done.json").exists():
+        with files.reading(workdir / "done.json", "--workdir"):
+            summary = _summary(formats.read_object(workdir / "done.json"))
         print(f"{workdir} holds a finished run:")
-        print(_summary(json.loads((workdir / "done.json").read_text())))
+        print(summary)
         return
     mesh = make_mesh(config.mesh)
     with (
@@ -137,9 +139,11 @@ class Trainer:
                     self.display.say(f"stopped by a signal after step {step}; the same command goes on from here")
                     return
             self.checkpoints.wait()
-        done = self._done(time.monotonic() - started)
+        with files.reading(self.workdir / "heldout", "--workdir"):
+            done = self._done(time.monotonic() - started)
+            summary = _summary(done)
         files.write_json(self.workdir / "done.json", done)
-        print(_summary(done))
+        print(summary)
 
     @contextlib.contextmanager
     def _closing(self):
@@ -401,7 +405,7 @@ class Trainer:
     def _done(self, seconds: float) -> dict:
         """What the run came to, from what lies in the workdir."""
         before, after = (
-            json.loads((self.workdir / "heldout" / f"{step}.json").read_text()) for step in (0, self.config.run.steps)
+            formats.read_object(self.workdir / "heldout" / f"{step}.json") for step in (0, self.config.run.steps)
         )
         k = after["samples"]
         change, error = rise(before, after)
@@ -500,13 +504,12 @@ def _check_workdir(config: Config, workdir: Path) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-    try:
-        theirs = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"--workdir: {path} is damaged: {error}: expected another workdir, or none of it") from error
+    with files.reading(path, "--workdir"):
+        theirs = formats.read_object(path)
     for group, fields in json.loads(json.dumps(dataclasses.asdict(config))).items():
         for name, value in fields.items():
-            other = theirs.get(group, {}).get(name)
+            with files.reading(path, "--workdir"):
+                other = theirs.get(group, {}).get(name)
             if other != value and f"{group}.{name}" not in _OPERATIONAL:
                 raise UserError(
                     f"--workdir: {workdir} belongs to a run with {group}.{name} = {other!r}, not {value!r}: "

@@ -13,6 +13,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import re
 import shlex
 import statistics
@@ -22,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dasd_jax import cli
+from dasd_jax import cli, files
 from dasd_jax.errors import UserError
 from launchers import tpu_vm
 from launchers.plan import Job
@@ -64,6 +65,7 @@ def expand(sweep: Iterable[dict], config: str, shared: Sequence[str], workdir: P
         if twice := given & overrides.keys():
             raise UserError(f"point {number}: {min(twice)} stands on the command line too: expected one of them")
         words = [f"{field}={_text(value)}" for field, value in overrides.items()]
+        cli.refuse_secrets(words, f"point {number}")
         name = re.sub(r"[^\w.,=+-]+", "_", ",".join(words), flags=re.ASCII) or "base"
         if len(name) > 200:
             raise UserError(f"point {number}: {name}: too long for the name of a folder: expected at most 200 letters")
@@ -109,7 +111,12 @@ def result(point: Point) -> dict | None:
     if point.job:
         return tpu_vm.result(point.job)
     path = point.workdir / "done.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    if not os.path.exists(path):
+        return None
+    with files.reading(path, "--workdir"):
+        done = json.loads(path.read_text())
+        _figures(done)
+    return done
 
 
 def run(points: Sequence[Point], jobs: int, logs: Path) -> dict[Path, int]:
@@ -171,8 +178,8 @@ def table(points: Sequence[Point], results: Sequence[dict | None], codes: dict[P
 
 def _figures(done: dict) -> dict[str, float]:
     held, means = done["heldout"], done["mean_over_steps"]
-    average, passed = (next(name for name in held if name.startswith(start)) for start in ("avg@", "pass@"))
-    return {
+    average, passed = [next(name for name in held if name.startswith(start)) for start in ("avg@", "pass@")]
+    figures = {
         f"{average} before": held[average][0],
         f"{average} after": held[average][1],
         "rise": held["rise"],
@@ -180,6 +187,7 @@ def _figures(done: dict) -> dict[str, float]:
         f"{passed} after": held[passed][1],
         **{name: means[name] for name in ("reward/mean", "entropy/mean") if name in means},
     }
+    return {name: float(value) for name, value in figures.items()}
 
 
 def _mean(values: Sequence[float]) -> str:

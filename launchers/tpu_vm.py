@@ -207,9 +207,14 @@ def parse(argv: list[str]) -> tuple[str, Job, bool]:
     Raises:
         UserError: anything on the command line that is not as expected.
     """
-    _refuse_secrets(argv)
+    cli.refuse_secrets(argv)
     cut = argv.index("--") if "--" in argv else len(argv)
-    flags, command = _parser().parse_args(argv[:cut]), tuple(argv[cut + 1 :])
+    try:
+        flags, command = _parser().parse_args(argv[:cut]), tuple(argv[cut + 1 :])
+    except (ValueError, RecursionError) as error:
+        # A file that names itself, no text, or a quote that never closes. What stands there may be a secret.
+        raise UserError(f"@FILE: {type(error).__name__}: expected flags as on a command line") from error
+    cli.refuse_secrets(flags.create_flag, "--create-flag")  # which may stand in @FILE
     for name, (pattern, expected) in _PATTERNS.items():
         value = getattr(flags, name)
         if value is None:
@@ -299,17 +304,6 @@ def _secret(text: str) -> tuple[str, str]:
     if not equals and not os.environ.get(variable):
         raise UserError(f"--secret: {variable} is not set here: expected it in the environment")
     return variable, found[1] if found else ""
-
-
-def _refuse_secrets(argv: Sequence[str]) -> None:
-    """A value on a command line is seen by everyone on the machines that it passes."""
-    values = [value for name, value in os.environ.items() if name in ("HF_TOKEN", "WANDB_API_KEY") and value]
-    for word in argv:
-        named = re.search(r"(?:^|[\s=,])([A-Z0-9_]*(?:TOKEN|KEY|SECRET|PASSWORD))=", word)
-        if any(value in word for value in values) or re.search(r"\bhf_[A-Za-z0-9]{16,}", word):
-            raise UserError("a secret stands on the command line: expected --secret=VARIABLE, without its value")
-        if named and not word.startswith("--secret="):
-            raise UserError(f"{named[1]}=… on the command line: expected --secret={named[1]}, without its value")
 
 
 def _workdir(command: Sequence[str]) -> str:

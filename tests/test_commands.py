@@ -19,7 +19,13 @@ from dasd_jax.model.config import PRESETS, preset
 ROOT = Path(__file__).parents[1]
 TINY = "--config=configs/qwen_math.py:tiny"
 SHORT = ["--config.run.steps=4", "--config.run.checkpoint_every=2"]
-IN_A_PROCESS = {"cwd": ROOT, "text": True}
+# In the environment of every run here: no file that one leaves may hold any of them.
+SECRETS = {
+    "HF_TOKEN": "hf_plantedplantedplanted1",
+    "WANDB_API_KEY": "planted-by-the-test-2",
+    "DB_PASSWORD": "planted-by-the-test-3",
+}
+IN_A_PROCESS = {"cwd": ROOT, "text": True, "env": os.environ | SECRETS}
 
 
 def command(name, *args):
@@ -68,6 +74,52 @@ def test_a_run_leaves_what_the_contract_lists(finished):
     assert len(samples) == 16
     for sample in samples:
         assert len(sample["tokens"]) == len(sample["entropy"]) == len(sample["gap"]) == len(sample["credit"])
+
+
+def test_no_file_of_a_run_and_nothing_that_it_prints_holds_a_secret(finished):
+    workdir, stdout = finished
+    written = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    assert len(written) > 10
+    for name, value in SECRETS.items():
+        assert value not in stdout
+        assert [
+            path for path, content in written.items() if value.encode() in content or name.encode() in content
+        ] == []
+
+
+# Each: a command line, and what stands in its config file where it has one.
+SECRET_PLACES = {
+    "override": [TINY, "--config.model.weights=planted-by-the-test-2"],
+    "assignment": [TINY, "--config.data.sources=('jsonl:x?HF_TOKEN=0123456789planted',)"],
+    "shape": [TINY, "--config.model.tokenizer=hf_planted0123456789planted"],
+    "address": [TINY, "--config.model.weights=https://me:planted-password@host/file.gguf"],
+    "signature": [TINY, "--config.model.weights=https://host/file.gguf?X-Goog-Signature=planted"],
+    "workdir": [TINY, "--workdir=runs/planted-by-the-test-3"],
+    "another flag": [TINY, "--note=planted-by-the-test-3"],
+    "config file": ["--config=CONFIG"],
+}
+
+
+@pytest.mark.parametrize("place", SECRET_PLACES)
+def test_a_secret_is_refused_at_the_door_and_not_repeated(place, refused, monkeypatch, tmp_path):
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from configs.qwen_math import get_config as tiny\n\n\ndef get_config(arg):\n"
+        "    config = tiny('tiny')\n    config.model.weights = 'hf_planted0123456789planted'\n    return config\n"
+    )
+    args = [word.replace("CONFIG", str(config)) for word in SECRET_PLACES[place]]
+    error = refused(f"--workdir={tmp_path / 'w'}", *args)
+    assert error.startswith("error: a secret stands in ") and "planted" not in error
+    assert not (tmp_path / "w").exists()
+
+
+def test_settings_that_only_look_like_secrets_are_let_in(monkeypatch):
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/data/key.json")
+    monkeypatch.setenv("COLOUR_KEY", "tiny")
+    words = [TINY, "--config.model.weights=/data/key.json", "TOKENIZERS_PARALLELISM=false", "gs://a/b?size=3", "a:b@c"]
+    cli.refuse_secrets(words)
 
 
 def test_a_finished_run_is_not_run_again(finished):
@@ -153,6 +205,17 @@ MISTAKES = {
     "group of one": (["--config.rollout.rollouts=1"], "rollout.rollouts: 1: expected at least 2"),
     "negative temperature": (["--config.rollout.temperature=-1"], "rollout.temperature: -1.0: expected"),
     "top-p in training": (["--config.rollout.top_p=0.9"], "rollout.top_p: 0.9: expected 1.0 in training"),
+    "infinite": (["--config.optim.learning_rate=inf"], "optim.learning_rate: inf: expected a finite number"),
+    "no number": (["--config.objective.clip=nan"], "objective.clip: nan: expected a finite number"),
+    "33 bits": (["--config.run.steps=4294967296"], "run.steps: 4294967296: expected a number of 32 bits"),
+    "line break": (["--config.model.weights=a\nb"], "model.weights: 'a\\nb': expected text without control"),
+    "too deep": (["--config.data.sources=" + "(" * 9999], "--config.data.sources: '((((("),
+    "a billion processes": (["--config.rollout.verifier_workers=1000000000"], "rollout.verifier_workers: 1000000000"),
+    "prompts of 8 GiB each": (["--config.rollout.prompt_length=2147483647"], "rollout.max_new_tokens: 16 + rollout.p"),
+    "name too long": (["--config.model.tokenizer=" + "x" * 300], "model.tokenizer='xxx"),
+    "weights' name too long": (["--config.model.weights=" + "x" * 300], "model.weights: xxx"),
+    "source's name too long": (["--config.data.sources=('jsonl:" + "x" * 300 + "',)"], "data.sources: 'jsonl:xxx"),
+    "folder's name too long": (["--config.data.sources=('tfds:" + "x" * 300 + "',)"], "data.sources: 'tfds:xxx"),
     "rho of 0": (["--config.objective.rho=0"], "objective.rho: 0.0: expected a share strictly between 0 and 1"),
     "rho of 1": (["--config.objective.rho=1.0"], "objective.rho: 1.0: expected"),
     "unknown method": (["--config.objective.method=ppo"], "objective.method: 'ppo': expected one of dasd, grpo, sft"),
@@ -211,7 +274,7 @@ def test_files_that_are_not_what_they_should_be_are_one_line_each(refused, tmp_p
     for args, expected in (
         ([TINY, f"--config.model.weights={broken}", byte, "--config.model.preset="], "model.weights: "),
         (
-            [TINY, f"--config.model.weights={broken}", byte, "--config.model.sha256=00"],
+            [TINY, f"--config.model.weights={broken}", byte, f"--config.model.sha256={'0' * 64}"],
             f"model.weights: {broken} has sha",
         ),
         ([TINY, f"--config.data.sources=('jsonl:{lines}',)"], f"data.sources: 'jsonl:{lines}': {lines}:2: not JSON"),

@@ -4,6 +4,7 @@ A layout is known by its columns. `of_columns` makes one for any other file.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -98,13 +99,17 @@ def as_text(row: Mapping[str, Any], column: str, *, number: bool = False) -> str
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, bytes):
-        value = value.decode()
+        value = value.decode(errors="surrogateescape")
     if value is None:
         return ""
     if number and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise UserError(f"field {column!r} is {value}, expected a finite number")
         return str(value)
     if not isinstance(value, str):
         raise UserError(f"field {column!r} is a {type(value).__name__}, expected a string")
+    if any("\ud800" <= char <= "\udfff" for char in value):
+        raise UserError(f"field {column!r} is {value!r:.50}, expected text of whole characters (UTF-8)")
     return value.strip()
 
 

@@ -116,32 +116,29 @@ class PromptSet:
             reasons = ", ".join(f"{count} with a {reason}" for reason, count in self.dropped.items() if count)
             raise UserError(f"{field}: no problem is left of {len(problems)}: dropped {reasons}")
         self.problems: list[Problem] = kept
-        self._tokenizer, self._text, self._teacher_width = tokenizer, text, teacher_width
-        self._student = prompts.left_pad(student, student_width, tokenizer.pad_id)
-        self._teacher = prompts.left_pad(teacher, teacher_width, tokenizer.pad_id)
-        self._target = prompts.right_pad(targets, target_width, tokenizer.pad_id)
+        self._tokenizer, self._text = tokenizer, text
+        self._student_width, self._teacher_width, self._target_width = student_width, teacher_width, target_width
+        # Kept at their own lengths: padded to the widths of a long-context run they would be gigabytes.
+        self._student, self._teacher, self._target = (
+            [np.asarray(ids, np.int32) for ids in sequences] for sequences in (student, teacher, targets)
+        )
 
     def __len__(self) -> int:
         return len(self.problems)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """One problem for Grain: the fields of a PromptBatch without their batch axis."""
-        tokens, mask = self._student
-        return {
-            "student_prompt": tokens[index],
-            "student_prompt_mask": mask[index],
-            "example_id": np.int32(index),
-        }
+        tokens, mask = prompts.left_pad([self._student[index]], self._student_width, self._tokenizer.pad_id)
+        return {"student_prompt": tokens[0], "student_prompt_mask": mask[0], "example_id": np.int32(index)}
 
     def teacher_batch(self, example_id: np.ndarray) -> TeacherBatch:
         """The same problems with privileged context: i32[B] → TeacherBatch of NumPy arrays."""
-        tokens, mask = self._teacher
-        return TeacherBatch(teacher_prompt=tokens[example_id], teacher_prompt_mask=mask[example_id])
+        ids = [self._teacher[i] for i in example_id]
+        return TeacherBatch(*prompts.left_pad(ids, self._teacher_width, self._tokenizer.pad_id))
 
     def blank_teacher_batch(self, example_id: np.ndarray) -> TeacherBatch:
         """The same problems without privileged context: the student's prompts in the teacher's width."""
-        tokens, mask = self._student
-        ids = [tokens[i][mask[i]] for i in example_id]
+        ids = [self._student[i] for i in example_id]
         return TeacherBatch(*prompts.left_pad(ids, self._teacher_width, self._tokenizer.pad_id))
 
     def teacher_rows(self, example_id: np.ndarray, siblings: Sequence[str]) -> tuple[TeacherBatch, float]:
@@ -156,10 +153,9 @@ class PromptSet:
             (TeacherBatch of [B, G, Q], share of rollouts without context).
         """
         group, blank, sequences = len(siblings) // len(example_id), 0, []
-        tokens, mask = self._teacher
         for row, sibling in enumerate(siblings):
             index = example_id[row // group]
-            ids = tokens[index][mask[index]]
+            ids = self._teacher[index]
             if self._text.kind(self.problems[index]) == "sibling":
                 shown = self._text.teacher(self._tokenizer, self.problems[index], sibling) if sibling else ids
                 fits = len(shown) <= self._teacher_width
@@ -172,8 +168,8 @@ class PromptSet:
 
     def target_batch(self, example_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Reference responses, right-padded: i32[B] → (i32[B, R], bool[B, R])."""
-        tokens, mask = self._target
-        return tokens[example_id], mask[example_id]
+        ids = [self._target[i] for i in example_id]
+        return prompts.right_pad(ids, self._target_width, self._tokenizer.pad_id)
 
     def batches(self, size: int, seed: int) -> grain.MapDataset:
         """An endless random-access sequence of PromptBatch-es; each epoch in an order of its own.

@@ -12,12 +12,15 @@ Every mistake in a spec or in a file is a `UserError` that starts with the field
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import functools
 import hashlib
 import itertools
 import re
+import signal
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -33,6 +36,9 @@ from dasd_jax.text.prompts import PRIVILEGED
 _UNREPEATABLE_TASKS = frozenset(
     ["isomorphic_strings", "knight_swap", "list_functions", "polynomial_multiplication", "ransom_note", "word_ladder"]
 )
+
+_MAX_DRAWN = 100_000  # problems of one reasoning-gym source; more would be minutes before the first step
+_DRAW_S = 5.0  # seconds one of them may take; the slowest tasks take some milliseconds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,8 +152,10 @@ def gym_dataset(spec: str) -> Any:
         if name not in known:
             raise UserError(f"task {task!r} has no field {name!r}, nearest are {_nearest(name, known)}")
     fields = {"seed": 0} | {name: _literal(value) for name, value in query.items()}
-    if not isinstance(fields["seed"], int):
-        raise UserError(f"seed is {fields['seed']!r}, expected an integer")
+    for name, least, most in (("seed", 0, 2**63 - 1), ("size", 1, _MAX_DRAWN)):
+        value = fields.get(name, least)
+        if type(value) is not int or not least <= value <= most:
+            raise UserError(f"{name} is {value!r:.100}, expected an integer of {least} to {most}")
     try:
         return create_dataset(task, **fields)
     except Exception as error:
@@ -159,9 +167,11 @@ def _gym_problems(spec: str, _task: str, _query: Mapping[str, str]) -> Iterator[
     dataset = gym_dataset(spec)
     for index in range(len(dataset)):
         try:
-            entry = dataset[index]
+            with _within(_DRAW_S):
+                entry = dataset[index]
         except Exception as error:
-            raise UserError(f"the task fails to draw its problem {index}: {error}") from error
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"the task fails to draw its problem {index}: {reason}") from error
         if not entry["answer"]:
             raise UserError(f"problem {index} has no reference answer, expected a task whose problems all have one")
         yield Problem(
@@ -172,6 +182,25 @@ def _gym_problems(spec: str, _task: str, _query: Mapping[str, str]) -> Iterator[
             index=index,
             scorer="task",
         )
+
+
+@contextlib.contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError inside when it takes longer; only Python's main thread can be interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(*_):
+        raise TimeoutError(f"it takes longer than {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _jsonl_problems(spec: str, path: str, query: Mapping[str, str]) -> Iterator[Problem]:
@@ -250,7 +279,7 @@ def _split_query(rest: str) -> tuple[str, dict[str, str]]:
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: nested too deep
         return text
 
 

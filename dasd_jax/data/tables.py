@@ -26,8 +26,8 @@ def read_jsonl(path: str) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except ValueError as error:
+                row = json.loads(line.decode("utf-8-sig"))  # of bytes json would guess the encoding
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}:{number}: not JSON ({error})") from error
             if not isinstance(row, dict):
                 raise UserError(f"{path}:{number}: a JSON {type(row).__name__}, expected an object")
@@ -47,8 +47,10 @@ def read_parquet(path: str) -> Iterator[Row]:
                 for row in batch.to_pylist():
                     yield f"{path}[{count}]", row
                     count += 1
-        except (pyarrow.ArrowException, OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
+        except UserError:
+            raise
+        except Exception as error:  # beside its own classes: MemoryError of a length, OverflowError of a date and more
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(f"{path}: cannot be read as Parquet ({reason})") from error
 
 
@@ -68,5 +70,5 @@ def open_file(path: str) -> BinaryIO:
             return epath.Path(path).expanduser().open("rb")
         except FileNotFoundError as error:
             raise UserError(f"no such file {path!r}") from error
-        except OSError as error:
-            raise UserError(f"{path}: cannot be opened ({error.strerror or error})") from error
+        except (OSError, ValueError) as error:  # the latter of a name that no file may have
+            raise UserError(f"{path}: cannot be opened ({getattr(error, 'strerror', None) or error})") from error

@@ -10,7 +10,6 @@ bytes without a word and takes an empty folder for the latest step.
 
 import contextlib
 import dataclasses
-import json
 import shutil
 import threading
 from collections.abc import Callable
@@ -23,7 +22,7 @@ import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from dasd_jax import files
+from dasd_jax import files, formats
 from dasd_jax.batch import Params, TrainState
 from dasd_jax.errors import TrainingError, UserError
 from dasd_jax.mesh import on_mesh
@@ -166,8 +165,12 @@ def find(workdir: Path, which: str) -> Path:
         which = _best(workdir)
         if not which:
             raise UserError(f"--checkpoint: best: {workdir} has none: expected a run with run.eval_every")
-    folder = workdir / "checkpoints" / f"{int(which):06d}" if which.isdigit() else Path(which).expanduser()
-    if not folder.is_dir():
+    folder = workdir / "checkpoints" / f"{int(which):06d}" if which.isdecimal() else Path(which).expanduser()
+    try:
+        there = folder.is_dir()
+    except OSError:  # no name that a folder could have
+        there = False
+    if not there:
         have = ", ".join(str(int(path.name)) for path in _folders(workdir)) or "none"
         raise UserError(f"--checkpoint: {which}: {folder} does not exist: expected a path or a step of {have}")
     problem = damage(folder)
@@ -177,10 +180,16 @@ def find(workdir: Path, which: str) -> Path:
 
 
 def restore_params(folder: Path, mesh: Mesh) -> tuple[ModelConfig, Params]:
-    """Architecture and parameters of a whole checkpoint, laid out for training on `mesh`."""
-    model = ModelConfig.from_dict(json.loads((folder / "manifest.json").read_text())["architecture"])
-    with ocp.StandardCheckpointer() as checkpointer:
-        return model, checkpointer.restore((folder / "params").absolute(), param_table.abstract(model, mesh))
+    """Architecture and parameters of a whole checkpoint, laid out for training on `mesh`.
+
+    Raises:
+        UserError: its manifest vouches for what is no checkpoint of ours.
+    """
+    try:
+        model = ModelConfig.from_dict(formats.read_object(folder / "manifest.json")["architecture"])
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"checkpoint {folder}: its manifest names no architecture that is known: {error}") from error
+    return model, _restore_tree(folder / "params", param_table.abstract(model, mesh))
 
 
 def restore(folder: Path, mesh: Mesh, optimizer: optax.GradientTransformation) -> tuple[ModelConfig, TrainState]:
@@ -188,9 +197,16 @@ def restore(folder: Path, mesh: Mesh, optimizer: optax.GradientTransformation) -
     model, params = restore_params(folder, mesh)
     fresh = abstract_state(params, mesh, optimizer)
     target = {"opt_state": fresh.opt_state, "step": fresh.step, "batches_drawn": fresh.batches_drawn}
-    with ocp.StandardCheckpointer() as checkpointer:
-        rest = checkpointer.restore((folder / "rest").absolute(), target)
-    return model, TrainState(params=params, **rest)
+    return model, TrainState(params=params, **_restore_tree(folder / "rest", target))
+
+
+def _restore_tree(folder: Path, target: Any) -> Any:
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(folder.absolute(), target)
+    except Exception as error:  # of Orbax, TensorStore and their parsers, which share no class
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"checkpoint {folder}: it is not what its manifest says: {reason}") from error
 
 
 def new_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
@@ -213,8 +229,8 @@ def _best(workdir: Path) -> str:
     """The name of the newest finished checkpoint that was the best when it was written, "" where none was."""
     for folder in reversed(_folders(workdir)):
         # The manifest says both, so that a kill cannot come between them.
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            if json.loads((folder / "manifest.json").read_text())["best"]:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            if formats.read_object(folder / "manifest.json")["best"]:
                 return folder.name
     return ""
 
@@ -227,10 +243,12 @@ def _checksums(folder: Path) -> dict[str, str]:
 def damage(folder: Path) -> str:
     """What is wrong with a checkpoint, in a few words; empty when it is whole."""
     try:
-        expected = json.loads((folder / "manifest.json").read_text())["files"]
+        expected = formats.read_object(folder / "manifest.json")["files"]
     except FileNotFoundError:
         return "it was never finished"
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError):
+        return "its manifest is damaged"
+    if not isinstance(expected, dict):
         return "its manifest is damaged"
     found = _checksums(folder)
     for name in sorted(expected.keys() | found.keys()):

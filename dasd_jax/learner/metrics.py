@@ -1,17 +1,21 @@
 """What a run says of itself: metrics.jsonl, TensorBoard events, samples.jsonl, and a live line on the terminal."""
 
 import contextlib
+import itertools
 import json
 import math
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
 import rich.console
 import rich.progress
 from tensorboardX import SummaryWriter
+
+from dasd_jax import formats
+from dasd_jax.errors import UserError
 
 
 class RunLog:
@@ -25,9 +29,13 @@ class RunLog:
     """
 
     def __init__(self, workdir: Path, step: int):
-        """Opens the log of a run whose last finished step is `step`; -1 for a run that starts."""
-        self.lines = list(_cut_back(workdir / "metrics.jsonl", step))
-        for _ in _cut_back(workdir / "samples.jsonl", step):
+        """Opens the log of a run whose last finished step is `step`; -1 for a run that starts.
+
+        Raises:
+            UserError: a line before the last of one of the files is not what was written.
+        """
+        self.lines = list(_cut_back(workdir / "metrics.jsonl", step, numbers=True))
+        for _ in _cut_back(workdir / "samples.jsonl", step, numbers=False):
             pass
         shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
         self._events = SummaryWriter(str(workdir / "tensorboard"), flush_secs=10)
@@ -60,20 +68,33 @@ class RunLog:
                 self._events.add_scalar(name, value, line["step"])
 
 
-def _cut_back(path: Path, step: int) -> Iterable[dict]:
+def _whole_lines(path: Path, numbers: bool) -> Iterator[tuple[bytes, dict]]:
+    """Each line as it stands and as an object with a step, and only numbers in it; a half-written last one is left out.
+
+    Raises:
+        UserError: another line is something else.
+    """
+    # Lines of bytes: str.splitlines would also cut at U+2028, which model text may hold.
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, text in enumerate(lines, start=1):
+        try:
+            line = formats.parse_object(text, f"line {number}")
+            if type(line.get("step")) is not int:
+                raise ValueError(f"line {number} has no step")
+            if numbers and (odd := [name for name, value in line.items() if type(value) not in (int, float)]):
+                raise ValueError(f"line {number} holds {odd[0]!r:.50}, which is no number")
+        except ValueError as error:
+            if number == len(lines):
+                return
+            raise UserError(f"--workdir: {path}: {error}: expected the file as it was written, or removed") from error
+        yield text, line
+
+
+def _cut_back(path: Path, step: int, numbers: bool) -> Iterable[dict]:
     """Keeps the lines up to `step` and yields them; a half-written last line goes with the rest."""
     if not path.exists():
         return
-    kept = []
-    # Lines of bytes: str.splitlines would also cut at U+2028, which model text may hold.
-    for text in path.read_bytes().splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            break
-        if line["step"] > step:
-            break
-        kept.append((text, line))
+    kept = list(itertools.takewhile(lambda pair: pair[1]["step"] <= step, _whole_lines(path, numbers)))
     draft = path.with_suffix(".tmp")
     draft.write_bytes(b"".join(text + b"\n" for text, _ in kept))
     draft.rename(path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 from dasd_jax.errors import UserError
 
@@ -32,7 +33,11 @@ class YarnScaling:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A dense Llama, Qwen2.5, Qwen3 or Olmo 3 decoder; hashable, a static argument of jitted functions."""
+    """A dense Llama, Qwen2.5, Qwen3 or Olmo 3 decoder; hashable, a static argument of jitted functions.
+
+    Raises:
+        ValueError: a field that no such decoder has.
+    """
 
     vocab_size: int  # V
     num_layers: int  # L
@@ -56,6 +61,24 @@ class ModelConfig:
     attention: str = "xla"  # the kernel of passes over whole sequences, one of attention.KINDS
     unroll: bool = False  # decode with the layers one by one: no copies out of a stack, a longer compilation
 
+    def __post_init__(self):
+        for name in ("vocab_size", "num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "ff", "context"):
+            _require(name, getattr(self, name), _is_count(getattr(self, name)), "a number of 1 to 2147483647")
+        _require("num_layers", self.num_layers, self.num_layers <= 1024, "at most 1024 layers")
+        fits = self.num_heads % self.num_kv_heads == 0
+        _require("num_kv_heads", self.num_kv_heads, fits, f"a divisor of the {self.num_heads} heads")
+        _require("head_dim", self.head_dim, self.head_dim % 2 == 0, "an even number")
+        for name in ("rope_base", "norm_eps"):
+            _require(name, getattr(self, name), _is_positive(getattr(self, name)), "a positive number")
+        _require("tied", self.tied, isinstance(self.tied, bool), "true or false")
+        kinds = all(isinstance(slides, bool) for slides in self.sliding)
+        _require("sliding", self.sliding, kinds and len(self.sliding) in (0, self.num_layers), "one for each layer")
+        window = _is_count(self.window) if self.sliding else self.window == 0
+        _require("window", self.window, window, "the tokens that a sliding layer sees")
+        if self.rope_scaling is not None:
+            for name, value in dataclasses.asdict(self.rope_scaling).items():
+                _require(f"rope_scaling.{name}", value, _is_positive(value), "a positive number")
+
     @property
     def num_params(self) -> int:
         """Parameters, counted from the table."""
@@ -66,10 +89,25 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, raw: dict) -> "ModelConfig":
         """The inverse of `dataclasses.asdict`, also after a way through JSON."""
+        if not isinstance(raw, dict):
+            raise ValueError(f"{raw!r:.100}: expected the fields of an architecture")
         scaling = raw["rope_scaling"]
         if scaling is not None:
             scaling = (YarnScaling if "attention_factor" in scaling else Llama3Scaling)(**scaling)
         return cls(**raw | {"rope_scaling": scaling, "sliding": tuple(raw["sliding"])})
+
+
+def _require(field: str, value: Any, fits: bool, expected: str) -> None:
+    if not fits:
+        raise ValueError(f"{field}: {value!r:.100}: expected {expected}")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 1 <= value < 2**31
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
 
 
 def _qwen3(num_layers, width, num_heads, ff, tied) -> ModelConfig:

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -21,6 +22,7 @@ import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
 
+from dasd_jax import formats
 from dasd_jax.batch import Params
 from dasd_jax.errors import UserError
 from dasd_jax.mesh import named
@@ -29,6 +31,7 @@ from dasd_jax.model.params import Leaf, shardings, table, tree
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 MAX_SHARD_BYTES = 4 * 10**9
+_FILE_DTYPES = ("BF16", "F16", "F32", "F64")
 _ROWS_AT_A_TIME = 4096
 
 
@@ -43,7 +46,7 @@ def check(path: str, sha256: str) -> None:
         UserError: the path is missing, or has another checksum.
     """
     where = Path(path).expanduser()
-    if not where.exists():
+    if not os.path.exists(where):  # which is False for a name that no file can have; Path.exists raises
         raise UserError(
             f"model.weights: {path} does not exist: expected a .gguf file, a Hugging Face folder or a checkpoint "
             "(python -m dasd_jax.fetch brings the embedded default)"
@@ -104,11 +107,19 @@ def load_hf(path: Path, mesh: Mesh) -> tuple[ModelConfig, Params]:
     if not files or not (path / "config.json").exists():
         raise UserError(f"model.weights: {path} lacks config.json or *.safetensors: expected a Hugging Face folder")
     try:
-        config = _config_from_hf(json.loads((path / "config.json").read_text()), path)
+        config = _config_from_hf(formats.read_object(path / "config.json"), path)
         found = {}
         for file in files:
             with safe_open(file, framework="numpy") as opened:
-                found |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+                slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  not a dict
+                shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+                for name, part in slices.items():
+                    # An integer or an eight-bit float is a code that means something only with its scale.
+                    if part.get_dtype() not in _FILE_DTYPES:
+                        raise ValueError(f"{name} is of {part.get_dtype()}: expected {', '.join(_FILE_DTYPES)}")
+                if twice := sorted(shapes.keys() & found.keys()):
+                    raise ValueError(f"{file.name} and another file both hold {twice[0]}")
+                found |= shapes
 
         def tensors() -> Iterator[tuple[str, Callable]]:
             for file in files:
@@ -117,7 +128,8 @@ def load_hf(path: Path, mesh: Mesh) -> tuple[ModelConfig, Params]:
                         yield name, opened.get_slice(name).__getitem__
 
         return config, _fill(config, mesh, path, found, tensors())
-    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, OSError) as error:
+        # The names and types of a damaged config.json fail where they are first used.
         raise UserError(f"model.weights: {path} is damaged: {type(error).__name__}: {error}") from error
 
 
@@ -293,15 +305,15 @@ _GGUF_NAMES = {
 
 def load_gguf(path: Path, mesh: Mesh) -> tuple[ModelConfig, Params]:
     """The model of a .gguf file, dequantised to float32 tensor by tensor; see `load`."""
-    from gguf import GGUFReader, dequantize
+    from gguf import dequantize
 
     try:
-        reader = GGUFReader(path)
+        reader = formats.GgufReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items() if "tokenizer" not in name}
         stored = {tensor.name: tensor for tensor in reader.tensors}
         arch = fields["general.architecture"]
         config = _config_from_gguf(fields, arch, stored, path)
-    except (ValueError, KeyError, IndexError, OSError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, ArithmeticError, OSError) as error:
         raise UserError(f"model.weights: {path} is not a whole GGUF file: {error!r}") from error
 
     ours = {_gguf_name(name): name for leaf in table(config).values() for name in _names(leaf)}

@@ -4,15 +4,12 @@ Both views end in the same words (the answer-format instruction and the template
 the teacher's alone holds the privileged context, between the problem and the instruction.
 """
 
-import functools
-import json
 from collections.abc import Sequence
 
-import jinja2
 import numpy as np
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dasd_jax.errors import UserError
+from dasd_jax.text import templates
 from dasd_jax.text.tokenizer import Tokenizer
 
 Message = dict[str, str]  # {"role": "user" | "assistant", "content": text}
@@ -98,19 +95,19 @@ def render_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, enable_thi
     Raises:
       UserError: the template is damaged, refuses the messages, or reaches for what the sandbox forbids.
     """
-    thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+    variables = {
+        "messages": list(messages),
+        "add_generation_prompt": True,
+        "bos_token": tokenizer.bos_token,
+        "eos_token": tokenizer.eos_token,
+    }
+    if enable_thinking is not None:
+        variables["enable_thinking"] = enable_thinking
     try:
-        return _compile(tokenizer.chat_template).render(
-            messages=messages,
-            add_generation_prompt=True,
-            bos_token=tokenizer.bos_token,
-            eos_token=tokenizer.eos_token,
-            **thinking,
-        )
-    except Exception as error:  # a template is a program from a file and can fail in any way that a program can
-        reason = " ".join(str(error).split()) or type(error).__name__
+        return templates.render(tokenizer.chat_template, variables)
+    except templates.TemplateError as error:
         raise UserError(
-            f"model.tokenizer: its chat template failed ({reason}); expected one that renders user and assistant turns"
+            f"model.tokenizer: its chat template failed ({error}); expected one that renders user and assistant turns"
         ) from error
 
 
@@ -152,19 +149,3 @@ def _pad(sequences, width, pad_id, *, left):
 
 def _user(*parts: str) -> Message:
     return {"role": "user", "content": "\n\n".join(part for part in parts if part)}
-
-
-@functools.lru_cache(maxsize=8)
-def _compile(template: str) -> jinja2.Template:
-    """The template as transformers would compile it: same whitespace rules, loop controls, sandbox and helpers."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = _raise_exception
-    # Jinja's own filter escapes <, > and & for HTML, which would change the prompt.
-    environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
-    return environment.from_string(template)
-
-
-def _raise_exception(message: str):
-    raise jinja2.TemplateError(message)

@@ -5,7 +5,6 @@ their ids. Whoever tokenises text of strangers therefore lets them write special
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -13,12 +12,12 @@ from pathlib import Path
 from typing import Protocol
 
 import gguf
-import numpy as np
 import sentencepiece
 import tokenizers
 from etils import epath
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 
+from dasd_jax import formats
 from dasd_jax.errors import UserError
 
 CHATML_TEMPLATE = (
@@ -91,12 +90,38 @@ def load_tokenizer(path: str) -> Tokenizer:
             "or a folder with tokenizer.json or tokenizer.model"
         )
     try:
-        return load(file)
-    except Exception as error:  # the libraries have no common class for a damaged file; tokenizers raises Exception
+        tokenizer = load(file)
+        _try_out(tokenizer)
+        return tokenizer
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # no common class for a damaged file; a panic of Rust is not even an Exception
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"model.tokenizer={path!r}: expected a readable {file.suffix} tokenizer, but {reason}"
         ) from error
+
+
+def _try_out(tokenizer: Tokenizer) -> None:
+    """Raises where a tokenizer loads and cannot be used: its parts are checked when they meet the first text.
+
+    Raises:
+        ValueError: its ids, texts or template are not what `Tokenizer` says.
+    """
+    if tokenizer.vocab_size > _MAX_VOCAB:
+        raise ValueError(f"its largest id is {tokenizer.vocab_size - 1}: expected less than {_MAX_VOCAB}")
+    ids = tokenizer.encode(_SAMPLE)
+    tokenizer.decode(ids)
+    for id in (*ids, *tokenizer.stop_ids, tokenizer.pad_id):
+        if not 0 <= id < tokenizer.vocab_size:
+            raise ValueError(f"it has a token of id {id} in a vocabulary of {tokenizer.vocab_size}")
+    for name in ("bos_token", "eos_token", "chat_template"):
+        if not isinstance(getattr(tokenizer, name), str):
+            raise ValueError(f"its {name} is a {type(getattr(tokenizer, name)).__name__}, not text")
+
+
+_MAX_VOCAB = 2**24
+_SAMPLE = "What is 1 + 12?\n\\boxed{13} é 😀"
 
 
 def copy_tokenizer(path: str, folder: Path) -> None:
@@ -271,12 +296,17 @@ def _load_sentencepiece(file: epath.Path) -> SentencePieceTokenizer:
 def _load_hub(file: epath.Path) -> HubTokenizer:
     """tokenizer.json with the stop ids, pad token, BOS and chat template of the files beside it."""
     backend = tokenizers.Tokenizer.from_str(file.read_text())
-    config = _read_json(file.parent / "tokenizer_config.json")
-    generation = _read_json(file.parent / "generation_config.json")
+    config, generation = (
+        formats.read_object(path) if path.exists() else {}
+        for path in (file.parent / "tokenizer_config.json", file.parent / "generation_config.json")
+    )
 
     def declared(name: str) -> str:
         token = config.get(name) or ""
-        return token["content"] if isinstance(token, dict) else token
+        text = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(text, str):
+            raise ValueError(f"the {name} of tokenizer_config.json is {token!r:.100}: expected text")
+        return text
 
     def id_of(name: str) -> int | None:
         token = declared(name)
@@ -289,6 +319,8 @@ def _load_hub(file: epath.Path) -> HubTokenizer:
     stop_ids = [] if eos is None else [eos]
     if also is not None:
         stop_ids += also if isinstance(also, list) else [also]
+    if not all(type(id) is int for id in stop_ids):
+        raise ValueError(f"the eos_token_id of generation_config.json is {also!r:.100}: expected ids")
     return HubTokenizer(
         backend,
         stop_ids=stop_ids,
@@ -312,15 +344,6 @@ def _hub_template(folder: epath.Path, config: dict) -> str | None:
     return template
 
 
-def _read_json(file: epath.Path) -> dict:
-    if not file.exists():
-        return {}
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file.name} is damaged: {error}") from error
-
-
 def _split_words(number: str) -> pre_tokenizers.PreTokenizer:
     """The pre-tokenizer of Llama 3 and Qwen, which differ in how many digits stay together (a regex)."""
     words = (
@@ -341,32 +364,23 @@ _GGUF_PRE_TOKENIZERS = {
 }
 
 
-class _GgufMetadata(gguf.GGUFReader):
-    """The reader over a plain array: slices of a np.memmap cost three times as much, half a million times."""
-
-    @property
-    def data(self) -> np.ndarray:
-        return self._data
-
-    @data.setter
-    def data(self, mapped: np.memmap):
-        self._data = mapped.view(np.ndarray)
-
-
 def _load_gguf(file: epath.Path) -> HubTokenizer:
     """The byte-level BPE that the metadata of a GGUF file describes; its tensors are not read."""
-    fields = _GgufMetadata(os.fspath(file)).fields
+    fields = formats.GgufReader(file).fields
 
-    def value(key: str):
-        return fields[key].contents() if key in fields else None
+    def value(key: str, *kinds: type):
+        found = fields[key].contents() if key in fields else None
+        if found is not None and not isinstance(found, kinds):
+            raise ValueError(f"its {key} is a {type(found).__name__}: expected {kinds[0].__name__}")
+        return found
 
-    model, pre = value("tokenizer.ggml.model"), value("tokenizer.ggml.pre")
+    model, pre = value("tokenizer.ggml.model", str), value("tokenizer.ggml.pre", str)
     if model != "gpt2" or pre not in _GGUF_PRE_TOKENIZERS:
         raise ValueError(
             f"its tokenizer.ggml.model is {model!r} and .pre is {pre!r}; supported are model 'gpt2' with pre "
             + ", ".join(map(repr, _GGUF_PRE_TOKENIZERS))
         )
-    tokens, kinds, merges = (value(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type", "merges"))
+    tokens, kinds, merges = (value(f"tokenizer.ggml.{key}", list) for key in ("tokens", "token_type", "merges"))
     if not tokens or not kinds or not merges or len(tokens) != len(kinds):
         raise ValueError("its tokens, token types and merges are not complete")
 
@@ -391,13 +405,13 @@ def _load_gguf(file: epath.Path) -> HubTokenizer:
         ]
     )
 
-    bos = value("tokenizer.ggml.bos_token_id")
+    bos = value("tokenizer.ggml.bos_token_id", int)
     # EOT is the end of a turn where that differs from the end of a text.
-    ends = (value("tokenizer.ggml.eos_token_id"), value("tokenizer.ggml.eot_token_id"))
+    ends = (value("tokenizer.ggml.eos_token_id", int), value("tokenizer.ggml.eot_token_id", int))
     return HubTokenizer(
         backend,
         stop_ids=[id for id in ends if id is not None],
-        pad_id=value("tokenizer.ggml.padding_token_id"),
+        pad_id=value("tokenizer.ggml.padding_token_id", int),
         bos_token="" if bos is None else tokens[bos],
-        chat_template=value("tokenizer.chat_template"),
+        chat_template=value("tokenizer.chat_template", str),
     )

@@ -47,6 +47,12 @@ def test_no_problem_stands_twice_in_a_batch_at_the_edge_of_an_epoch():
         assert len(set(batches[n].example_id.tolist())) == 4
 
 
+def test_prompts_take_the_room_of_their_tokens_and_not_of_their_width():
+    """Padded to these widths, ten problems would be 100 GiB."""
+    wide = prompt_set(student_width=2**30, teacher_width=2**30, target_width=2**30)
+    assert len(wide) == 10
+
+
 def test_prompts_that_do_not_fit_are_dropped_and_counted():
     items = problems(5) + [Problem(question="long " * 60, answer="1", source="test", index=5, scorer="math")]
     kept = prompt_set(items)

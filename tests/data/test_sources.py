@@ -9,6 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from dasd_jax.data import sources
 from dasd_jax.data.sources import Problem, labels, load_problems, load_source, split_heldout
 from dasd_jax.errors import UserError
 
@@ -133,13 +134,18 @@ def test_holding_out_everything_is_refused(num_heldout):
         ("gym:chain_sum?min_terms=two", "refuses its fields"),
         ("gym:chain_sum?seed=None", "seed is None, expected an integer"),
         ("gym:chain_sum?min_terms", "'min_terms' in its query, expected name=value"),
+        ("gym:lcm?size=1000000000", "size is 1000000000, expected an integer of 1 to 100000"),
+        ("gym:lcm?size=²", "size is '²', expected an integer"),
+        ("gym:chain_sum?max_terms=999999999&size=1", "fails to draw its problem 0: it takes longer than"),
+        ("jsonl:/no\0such", "cannot be opened (embedded null byte)"),
         ("gym:word_ladder?size=2", "other problems in every process"),
         ("gym:rubiks_cube?size=2", "problem 0 has no reference answer"),
         ("jsonl:/no/such.jsonl", "no such file '/no/such.jsonl'"),
         ("tfds:/no/such/dir", "no such directory '/no/such/dir'"),
     ],
 )
-def test_a_mistaken_spec_is_one_line_with_field_value_and_expectation(spec, reason):
+def test_a_mistaken_spec_is_one_line_with_field_value_and_expectation(spec, reason, monkeypatch):
+    monkeypatch.setattr(sources, "_DRAW_S", 0.2)
     with pytest.raises(UserError) as refusal:
         load_source(spec)
     message = str(refusal.value)
@@ -159,6 +165,9 @@ GOOD = {"question": "q", "answer": "a"}
         ({"question": "q", "answer": None}, "", "field 'answer' is empty"),
         ({"question": 3, "answer": "a"}, "", "field 'question' is a int, expected a string"),
         ({"question": "q", "answer": True}, "", "field 'answer' is a bool"),
+        ("[" * 9999, "", "not JSON"),
+        ({"question": "q", "answer": float("nan")}, "", "field 'answer' is nan, expected a finite number"),
+        ({"question": "\ud800", "answer": "a"}, "", "field 'question' is '\\ud800', expected text of whole characters"),
         ({"question": "q", "answer": "a"}, "?hint=tip", "no field 'tip'"),
     ],
 )

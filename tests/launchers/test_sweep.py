@@ -25,6 +25,13 @@ def points_of(*overrides, shared=(), workdir="runs/s", config=TINY):
 # ------------------------------------------------------------------------------------------------ putting together
 
 
+def test_a_point_that_holds_a_secret_is_no_point_of_a_dry_run(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "planted-by-the-test")
+    with pytest.raises(UserError, match="a secret stands in point 2") as refusal:
+        points_of({"run.seed": 0}, {"model.weights": "planted-by-the-test"})
+    assert "planted" not in str(refusal.value)
+
+
 def test_a_grid_has_every_combination_once_and_the_last_part_changes_fastest():
     found = grid(each("objective.beta", (0.0, 0.1)), seeds(3))
     assert [(point["objective.beta"], point["run.seed"]) for point in found] == [

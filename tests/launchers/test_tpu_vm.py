@@ -161,6 +161,16 @@ def test_a_secret_on_the_command_line_is_refused_and_not_repeated(argv, monkeypa
     assert not any(value in message for value in (SECRET, "0123456789", "from-the-environment"))
 
 
+def test_a_secret_in_a_file_of_flags_is_refused_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "from-the-environment")
+    file = tmp_path / "slice.flags"
+    for line in ("--create-flag=--metadata=MY_TOKEN=0123456789", "--create-flag=--labels=a=from-the-environment"):
+        file.write_text(line + "\n")
+        message = refusal(*RUN, f"@{file}", "--", *TRAIN)
+        assert "a secret stands in --create-flag" in message
+        assert not any(value in message for value in ("0123456789", "from-the-environment"))
+
+
 def test_settings_that_only_sound_like_secrets_are_not_refused():
     command = ["env", "TOKENIZERS_PARALLELISM=false", *TRAIN, "--config.rollout.max_new_tokens=8"]
     assert job_of(*RUN, "--", *command).command == tuple(command)

@@ -155,6 +155,16 @@ def test_what_does_not_belong_is_named(mesh, tmp_path):
     kinds = ["sliding_attention", "full_attention"]
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
     refused("layers that slide and stretches", layer_types=kinds, sliding_window=8, rope_scaling=yarn)
+    refused("num_layers: 1000000000: expected at most 1024", num_hidden_layers=10**9)
+    refused("num_kv_heads: 3: expected a divisor", num_key_value_heads=3)
+    refused("rope_base: nan: expected a positive number", rope_theta=float("nan"))
+    refused("width: '64': expected a number", hidden_size="64")
     shard = folder / "model-00002-of-00002.safetensors"
+    more = folder / "more.safetensors"
+    more.write_bytes(shard.read_bytes())
+    refused("more.safetensors and another file both hold")
+    save_file({"model.norm.weight": np.zeros(64, np.int32)}, more)
+    refused("model.norm.weight is of I32: expected BF16, F16, F32")
+    more.unlink()
     shard.write_bytes(shard.read_bytes()[:-100])
     refused("is damaged")

@@ -1,0 +1,1 @@
+"""Hostile inputs for every parser; `python -m benchmarks.fuzz` runs them."""
