@@ -102,7 +102,7 @@ PYTHON: dict[str, tuple[str, Callable[[int], str]]] = {
     "shell": ("spiral_matrix", lambda i: f"[__import__('os').system('touch {MARK}{i}')]"),
     "file": ("countdown", lambda i: f"open('{MARK}{i}','w')"),
     "forged reply": ("countdown", lambda i: f"__import__('os').write({3 + i % 10},b'[1.0,\"\",0]\\n')"),
-    "memory": ("countdown", lambda i: f"[0]*10**{10 + i % 80}*{i}"),
+    "memory": ("countdown", lambda i: f"[0]*({i % 8 + 1}*2*10**7+{i})"),
     "list of powers": ("spiral_matrix", lambda i: f"[9**9**9**9, {i}]"),
     "sleep": ("countdown", lambda i: f"__import__('time').sleep({1000 + i})"),
     "exit": ("spiral_matrix", lambda i: f"[exit({i})]"),
