@@ -171,6 +171,15 @@ MISTAKES = {
         ["--config.objective.method=grpo", "--config.objective.form=full"],
         "objective.form: 'full' is a form of dasd",
     ),
+    "no end": (
+        ["--config.rollout.verifier_deadline_s=inf"],
+        "rollout.verifier_deadline_s: inf: expected 0.05 to 3600 s",
+    ),
+    "no room": (
+        ["--config.rollout.verifier_memory_mb=64"],
+        "rollout.verifier_memory_mb: 64: expected 512 to 1048576 M",
+    ),
+    "no worker": (["--config.rollout.verifier_workers=0"], "rollout.verifier_workers: 0: expected 1 to 1024 processes"),
     "missing weights": (["--config.model.weights=/nowhere.gguf"], "model.weights: /nowhere.gguf does not exist"),
     "unknown preset": (["--config.model.preset=gpt"], "model.preset: 'gpt' is unknown"),
     "odd batch": (["--config.rollout.problems=6"], "rollout.problems: 6: expected a multiple of"),
