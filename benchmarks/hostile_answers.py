@@ -27,7 +27,7 @@ from dasd_jax.data.sources import Problem, load_source
 from dasd_jax.rollout.verifier import CLOCK, CLOCK_ALONE, Verdict, Verifier, extract_answer
 
 COUNT, HOSTILE = 10_000, 1_000
-WORKERS, DEADLINE_S, MEMORY_MB = 4, 1.0, 1024
+WORKERS, DEADLINE_S, MEMORY_MB = 4, 0.5, 1024
 OVER_S = 0.5  # seconds above a deadline that are allowed
 CHAOS_S = 60.0  # seconds over which workers are killed and stopped
 

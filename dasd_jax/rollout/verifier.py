@@ -27,7 +27,7 @@ REWARD_THRESHOLD = 0.99  # task scorers give partial credit, which is not a corr
 MAX_ANSWER_CHARS = 1000
 MAX_RESPONSE_CHARS = 1_000_000  # of a longer response the end is read
 # Seconds of the clock an answer may take for each second of CPU: beside the other workers, and then once more alone.
-CLOCK, CLOCK_ALONE = 4.0, 16.0
+CLOCK, CLOCK_ALONE = 8.0, 32.0
 _START_S = 120.0  # imports of a starting worker on a busy host
 _MAX_FAILED_STARTS = 3
 # Tried once more, and what each of them is when it comes again.
