@@ -91,9 +91,9 @@ ANSWERS: dict[str, Callable[[int], str]] = {
 RESPONSES: dict[str, Callable[[int], str]] = {
     "unclosed boxes": lambda i: r"\boxed{" * (100_000 + i),
     "boxes of boxes": lambda i: r"\boxed{" * (50_000 + i) + f"6{i}" + "}" * (50_000 + i),
-    "closing braces": lambda i: f"\\boxed{{{i}" + "}" * 500_000 + r"\boxed{",
+    "closing braces": lambda i: f"\\boxed{{6{i}" + "}" * 500_000 + r"\boxed{",
     "dollars": lambda i: "Answer: " + "$ " * 400_000 + f"{i}" + "$ " * 400_000 + "!",
-    "markers": lambda i: "answer is " * 90_000 + f"{i}",
+    "markers": lambda i: "answer is " * 90_000 + f"6{i}",
     "backslashes": lambda i: "\\" * 900_000 + f"boxed{{{i}",
     "gigabyte": lambda i: "9" * 2**30 if i == 0 else "9" * (2**20 + i),
 }
