@@ -44,9 +44,9 @@ def base() -> ml_collections.ConfigDict:
             "top_p": 1.0,  # 1.0 in training, for the same reason
             "resample": 0,  # further batches a step that replace groups whose rewards are all equal; 0: none
             "slots": 0,  # rows that a device decodes at a time, the next ones taking free slots; 0: as many as fit
-            "verifier_workers": 8,  # processes, at least 1
-            "verifier_deadline_s": 5.0,  # seconds an answer; later is wrong
-            "verifier_memory_mb": 2048,  # MiB of address space a process
+            "verifier_workers": 8,  # processes, 1 to 1024
+            "verifier_deadline_s": 5.0,  # seconds of CPU an answer, 0.05 to 3600; what needs more is wrong
+            "verifier_memory_mb": 2048,  # MiB of address space a process, 512 to 1048576
             "logp_gap_mean_max": 0.02,  # nats, mean |sampler - score pass|; the run stops above it
             "logp_gap_p999_max": 0.5,  # nats, its 99.9th percentile; the run stops above it
         }

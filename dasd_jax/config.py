@@ -97,10 +97,13 @@ class RolloutGroup:
         _require("rollout.top_p", self.top_p, self.top_p == 1.0, "1.0 in training")
         _require("rollout.resample", self.resample, self.resample >= 0, "0 or more batches")
         _require("rollout.slots", self.slots, self.slots >= 0, "0 (as many as fit) or more")
-        workers, deadline, memory = self.verifier_workers, self.verifier_deadline_s, self.verifier_memory_mb
-        _require("rollout.verifier_workers", workers, 1 <= workers <= 1024, "1 to 1024 processes")
-        _require("rollout.verifier_deadline_s", deadline, 0 < deadline <= 3600, "> 0 and at most 3600 seconds")
-        _require("rollout.verifier_memory_mb", memory, 512 <= memory <= 2**20, "512 to 1048576 MiB")
+        for name, least, most, unit in (
+            ("verifier_workers", 1, 1024, "processes"),
+            ("verifier_deadline_s", 0.05, 3600, "seconds"),
+            ("verifier_memory_mb", 512, 2**20, "MiB"),
+        ):
+            value = getattr(self, name)
+            _require(f"rollout.{name}", value, least <= value <= most, f"{least} to {most} {unit}")
         for name in ("logp_gap_mean_max", "logp_gap_p999_max"):
             _require(f"rollout.{name}", getattr(self, name), getattr(self, name) > 0, "> 0 nats")
 

@@ -1,7 +1,7 @@
 """Post-trains a model: python -m dasd_jax.train --config=configs/smollm2_math.py [--workdir=DIR]
 
-Writes in the workdir: config.json, metrics.jsonl, tensorboard/, samples.jsonl, checkpoints/, heldout/, and
-done.json last. The same command again goes on from the last checkpoint.
+Writes in the workdir: config.json, metrics.jsonl, tensorboard/, samples.jsonl, verdicts.jsonl, checkpoints/, heldout/,
+and done.json last. The same command again goes on from the last checkpoint.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ from dasd_jax.errors import TrainingError, UserError
 from dasd_jax.learner import checkpoint, guards, session
 from dasd_jax.learner.collect import Collected, Collector
 from dasd_jax.learner.evaluation import evaluate, problems_at_a_time, rise
+from dasd_jax.learner.journal import Journal
 from dasd_jax.learner.metrics import Clock, Compilations, Display, RunLog
 from dasd_jax.learner.optim import make_optimizer, make_schedule
 from dasd_jax.learner.step import Experience, score_step, supervised_experience, train_step
@@ -93,7 +94,8 @@ class Trainer:
         rows = config.rollout.problems * config.rollout.rollouts
         sampling = self._with_slots(session.training_sampling(config, self.tokenizer), config.rollout.problems)
         self.slots = sampling.slots_of(rows // row_shards(mesh))
-        self.collector = Collector(config, mesh, self.model, self.tokenizer, sampling, self.prompts, verifier)
+        journal = Journal(workdir / "verdicts.jsonl", verifier)
+        self.collector = Collector(config, mesh, self.model, self.tokenizer, sampling, self.prompts, journal)
 
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_json(workdir / "config.json", dataclasses.asdict(config))

@@ -55,7 +55,8 @@ def test_a_run_leaves_what_the_contract_lists(finished):
     workdir, stdout = finished
     names = {path.name for path in workdir.iterdir()}
     assert names == {
-        "config.json", "metrics.jsonl", "samples.jsonl", "tensorboard", "checkpoints", "heldout", "done.json"
+        "config.json", "metrics.jsonl", "samples.jsonl", "verdicts.jsonl", "tensorboard", "checkpoints", "heldout",
+        "done.json",
     }  # fmt: skip
     metrics = numbers(workdir)
     assert [line["step"] for line in metrics] == [0, 1, 2, 3, 4]
@@ -148,7 +149,8 @@ def test_a_run_that_is_stopped_in_the_middle_ends_the_same(how, finished, tmp_pa
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed from" in resumed.stdout
     assert numbers(workdir) == numbers(finished[0])
-    assert (workdir / "samples.jsonl").read_bytes() == (finished[0] / "samples.jsonl").read_bytes()
+    for name in ("samples.jsonl", "verdicts.jsonl"):
+        assert (workdir / name).read_bytes() == (finished[0] / name).read_bytes()
     for name in ("0", "4"):
         mine, theirs = (json.loads((d / "heldout" / f"{name}.json").read_text()) for d in (workdir, finished[0]))
         assert mine == theirs
@@ -223,6 +225,15 @@ MISTAKES = {
         ["--config.objective.method=grpo", "--config.objective.form=full"],
         "objective.form: 'full' is a form of dasd",
     ),
+    "no end": (
+        ["--config.rollout.verifier_deadline_s=inf"],
+        "rollout.verifier_deadline_s: inf: expected 0.05 to 3600 s",
+    ),
+    "no room": (
+        ["--config.rollout.verifier_memory_mb=64"],
+        "rollout.verifier_memory_mb: 64: expected 512 to 1048576 M",
+    ),
+    "no worker": (["--config.rollout.verifier_workers=0"], "rollout.verifier_workers: 0: expected 1 to 1024 processes"),
     "missing weights": (["--config.model.weights=/nowhere.gguf"], "model.weights: /nowhere.gguf does not exist"),
     "unknown preset": (["--config.model.preset=gpt"], "model.preset: 'gpt' is unknown"),
     "odd batch": (["--config.rollout.problems=6"], "rollout.problems: 6: expected a multiple of"),

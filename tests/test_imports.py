@@ -99,8 +99,8 @@ def test_importing_has_no_side_effects(path):
 
 
 def test_the_verifier_starts_without_jax():
-    """Its worker processes load what verifier.py loads: the package's light modules and no accelerator runtime."""
-    seen, todo = set(), [PACKAGE / "rollout" / "verifier.py"]
+    """It and its worker processes load the package's light modules and no accelerator runtime."""
+    seen, todo = set(), [PACKAGE / "rollout" / "verifier.py", PACKAGE / "rollout" / "worker.py"]
     while todo:
         path = todo.pop()
         for name in imports(path, top_level_only=True):

@@ -172,7 +172,7 @@ def _boxed(row: Mapping[str, Any]) -> Fields | Drop:
 def _last_box(text: str) -> str:
     """The content of the last box that closes and holds something; "" without one."""
     # A line break inside it is a space to LaTeX.
-    return next(filter(None, (" ".join(box.split()) for box in reversed(boxes(text)))), "")
+    return next(filter(None, (" ".join(box.split()) for box in boxes(text))), "")
 
 
 def _olympiad(row: Mapping[str, Any]) -> Fields | Drop:

@@ -13,11 +13,12 @@ from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.sources import Problem
 from dasd_jax.learner.evaluation import texts_of
 from dasd_jax.learner.guards import repeated_frac
+from dasd_jax.learner.journal import Journal
 from dasd_jax.learner.metrics import Clock
 from dasd_jax.mesh import put_rows, replicate
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout.sampler import Sampling, rollout
-from dasd_jax.rollout.verifier import COUNTED, Verdict, Verifier
+from dasd_jax.rollout.verifier import COUNTED, Verdict
 from dasd_jax.text.tokenizer import Tokenizer
 
 
@@ -99,11 +100,11 @@ class Collector:
         tokenizer: Tokenizer,
         sampling: Sampling,
         prompts: PromptSet,
-        verifier: Verifier,
+        journal: Journal,
     ):
         """Makes the endless sequence of batches; their order depends on run.seed alone."""
         self._config, self._mesh, self._model = config, mesh, model
-        self._tokenizer, self._sampling, self._prompts, self._verifier = tokenizer, sampling, prompts, verifier
+        self._tokenizer, self._sampling, self._prompts, self._journal = tokenizer, sampling, prompts, journal
         self.batches = prompts.batches(config.rollout.problems, config.run.seed)
         self._seed = replicate(mesh, np.int32(config.run.seed))
 
@@ -141,7 +142,7 @@ class Collector:
         with clock.phase("verify"):
             problems = [self._prompts.problems[batch.example_id[i]] for i in written.prompt_index]
             texts = texts_of(self._tokenizer, written.response, written.response_mask)
-            verdicts = self._verifier.verify(problems, texts)
+            verdicts = self._journal.verify(batches_drawn, problems, texts)
             lengths = written.response_mask.sum(axis=1)
             correct, reward = rewards(self._config, verdicts, written.finished, lengths)
         in_loss = written.finished | (self._config.objective.truncated != "drop_from_loss")

@@ -1,0 +1,59 @@
+"""The verdicts of a run, written down with the batch that they are of."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from dasd_jax.data.sources import Problem
+from dasd_jax.rollout.verifier import Verdict, Verifier
+
+
+class Journal:
+    """A verifier that remembers: a resumed run that writes the same responses again gets the verdicts it had.
+
+    Deadlines and memory caps cut where a machine puts them, so that a verdict made twice may be two. The file is only
+    appended to, one object a batch; a line counts for its batch and for exactly the responses it was written for,
+    and where a run goes on otherwise than before, the line that is written later.
+    """
+
+    def __init__(self, path: Path, verifier: Verifier):
+        """Reads nothing yet and writes nothing before the first verdicts."""
+        self._path, self._verifier = path, verifier
+        self._known: dict[tuple[int, str], list] | None = None
+
+    def verify(self, batch: int, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
+        """Verdicts on `texts[i]` as a response to `problems[i]`, all of the batch with this number."""
+        if self._known is None:
+            self._known = {(line["batch"], line["responses"]): line["verdicts"] for line in self._read()}
+        digest = _digest(problems, texts)
+        known = self._known.get((batch, digest))
+        if known is not None:
+            return [Verdict(*fields) for fields in known]
+        verdicts = self._verifier.verify(problems, texts)
+        line = {"batch": batch, "responses": digest, "verdicts": [dataclasses.astuple(each) for each in verdicts]}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        return verdicts
+
+    def _read(self) -> list[dict]:
+        """The lines of the file that are whole; what a kill has left of a last one is cut off."""
+        if not self._path.exists():
+            return []
+        content = self._path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            with self._path.open("r+b") as file:
+                file.truncate(len(whole))
+        lines = []
+        for line in whole.splitlines():
+            with contextlib.suppress(ValueError):  # damaged: its batch is verified again
+                lines.append(json.loads(line))
+        return lines
+
+
+def _digest(problems: Sequence[Problem], texts: Sequence[str]) -> str:
+    asked = [(problem.source, problem.index, problem.answer) for problem in problems]
+    return hashlib.sha256(json.dumps([asked, list(texts)]).encode()).hexdigest()

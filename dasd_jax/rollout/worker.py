@@ -1,0 +1,248 @@
+"""What runs beside the trainer: python -m dasd_jax.rollout.worker, a keeper, and the child that scores for it.
+
+A keeper has every scorer imported, forks a child and hands it one answer at a time. The child may loop, eat memory or
+die; the keeper lives on, says what became of the answer and forks the next child in milliseconds.
+
+Line in:  [clock_s, scorer, source, index, reference, answer]
+Line out: [score, error, cpu_s]; one empty list before the first, when the keeper is ready.
+"""
+
+import ast
+import contextlib
+import gc
+import importlib
+import json
+import math
+import operator
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from dasd_jax.data.sources import gym_dataset
+from dasd_jax.rollout.grading import grade
+
+_OUT_OF_MEMORY = 3  # exit status of a child that met its cap
+_PAGE = resource.getpagesize()
+
+
+def main(memory_mb: int, deadline_s: float) -> None:
+    """Answers requests until stdin ends."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    requests, replies = os.fdopen(os.dup(0)), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)  # scorers read
+    os.dup2(2, 1)  # scorers print
+    sys.dont_write_bytecode = True
+    import reasoning_gym  # noqa: F401
+
+    close_evaluators()
+    grade(r"\sqrt{4}/x", "2/x")  # the first use builds tables, which is not an answer's time
+    gc.freeze()  # collections in a child would copy every page of what it shares with its keeper
+    os.write(replies, b"[]\n")
+    keeper = Keeper(memory_mb, deadline_s, (requests.fileno(), replies))
+    try:
+        for line in requests:
+            clock_s, *job = json.loads(line)
+            os.write(replies, json.dumps(keeper.score(clock_s, job)).encode() + b"\n")
+    finally:
+        keeper.end_child()
+
+
+class Keeper:
+    """Has answers scored by a child that it replaces whenever one ends, is late, or has grown."""
+
+    def __init__(self, memory_mb: int, deadline_s: float, private: tuple[int, ...]):
+        """Forks nothing yet; `private` are the file descriptors that a child does not get."""
+        self._most_bytes, self._deadline_s, self._private = memory_mb << 19, deadline_s, private
+        self._pid = 0
+
+    def score(self, clock_s: float, job: list) -> tuple[float, str, float]:
+        """(score, error, seconds of CPU); beside a Verdict's errors there is "late": the clock ran out before the CPU.
+
+        What ends the child is tried once more in a fresh one: an earlier answer may have filled its memory, and the
+        host's memory may have been short.
+        """
+        until = time.monotonic() + clock_s
+        request = json.dumps([clock_s, *job]).encode() + b"\n"
+        for _ in range(2):
+            if not self._pid:
+                self._fork(job)
+            with contextlib.suppress(BrokenPipeError):  # it died between two answers
+                os.write(self._requests, request)
+            if not select.select([self._replies], [], [], max(0.0, until - time.monotonic()))[0]:
+                os.kill(self._pid, signal.SIGKILL)
+                return 0.0, "late", self._reap()[1]
+            # A reply is one write below PIPE_BUF, hence whole.
+            line = os.read(self._replies, select.PIPE_BUF)
+            if line:
+                score, error, spent = json.loads(line)
+                used, self._spent = spent - self._spent, spent
+                if _mapped_bytes(self._pid) > self._most_bytes:
+                    self.end_child()
+                return score, error, used
+            status, used = self._reap()
+            if status == -signal.SIGPROF:
+                return 0.0, "timeout", used
+        return 0.0, "memory" if status == _OUT_OF_MEMORY else "crash", used
+
+    def end_child(self) -> None:
+        """Ends the child, if there is one; it holds nothing that is worth a farewell."""
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
+            self._reap()
+
+    def _fork(self, job: list) -> None:
+        scorer, source, *_ = job
+        if scorer == "task":
+            with contextlib.suppress(Exception):  # the child raises it again, where it is a verdict
+                gym_dataset(source)  # made once for all children, in nobody's time
+        child_requests, self._requests = os.pipe()
+        self._replies, child_replies = os.pipe()
+        self._spent = 0.0
+        self._pid = os.fork()
+        if self._pid:
+            os.close(child_requests)
+            os.close(child_replies)
+            return
+        try:
+            for private in (*self._private, self._requests, self._replies):
+                os.close(private)
+            _serve(child_requests, child_replies, self._deadline_s)
+        finally:
+            os._exit(1)  # never back into the keeper's frames
+
+    def _reap(self) -> tuple[int, float]:
+        """(exit status, negative for a signal; seconds of CPU since the last reply) of the child, which is over."""
+        _, status, usage = os.wait4(self._pid, 0)
+        self._pid = 0
+        os.close(self._requests)
+        os.close(self._replies)
+        return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime - self._spent
+
+
+def _mapped_bytes(pid: int) -> int:
+    with open(f"/proc/{pid}/statm") as sizes:
+        return int(sizes.read().split()[0]) * _PAGE
+
+
+# From here on: what runs inside a child.
+
+
+def _serve(requests: int, replies: int, deadline_s: float) -> None:
+    """Scores until its requests end; a reply is [score, error, CPU seconds of this process so far]."""
+    lines = os.fdopen(requests)
+    sys.addaudithook(_refuse_side_effects)
+    for line in lines:
+        clock_s, *job = json.loads(line)
+        # The default actions end the process inside any computation. The first counts CPU, so that a verdict does not
+        # depend on what else the host does; the second is for a child without keeper.
+        signal.setitimer(signal.ITIMER_PROF, deadline_s)
+        signal.alarm(math.ceil(clock_s) + 1)
+        try:
+            score, error = _score(*job)
+            if math.isnan(score):
+                raise ValueError("the scorer says nan")
+            score = min(max(score, 0.0), 1.0)
+        except MemoryError:
+            os._exit(_OUT_OF_MEMORY)
+        except BaseException as problem:  # SystemExit too
+            print(f"{type(problem).__name__}: {problem}", file=sys.stderr)
+            score, error = 0.0, "crash"
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.alarm(0)
+        os.write(replies, json.dumps([score, error, time.process_time()]).encode() + b"\n")
+
+
+def _score(scorer: str, source: str, index: int, reference: str, answer: str) -> tuple[float, str]:
+    if scorer != "task":
+        return grade(reference, answer)
+    dataset = gym_dataset(source)
+    entry = dataset[index]
+    if str(entry["answer"]) != reference:
+        raise RuntimeError(f"{source!r} drew another problem {index} in this process")
+    return float(dataset.score_answer(answer, entry)), ""
+
+
+def _refuse_side_effects(event: str, args: tuple) -> None:
+    """Audit hook, behind `close_evaluators`: whatever a scorer does with an answer, nothing leaves its process."""
+    if event == "open":
+        path, _, flags = args
+        writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        refused = writes or isinstance(path, int)
+    else:
+        refused = event.startswith(_OUTSIDE) and event not in ("os.listdir", "os.scandir")
+    if refused:
+        raise PermissionError(f"a scorer may not {event}")
+
+
+_OUTSIDE = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "time.sleep", "builtins.input")
+
+# The scorers of reasoning-gym that evaluate an answer, to read a list or a matrix from it.
+LITERAL_SCORERS = (
+    "reasoning_gym.algorithmic.binary_matrix",
+    "reasoning_gym.algorithmic.spiral_matrix",
+    "reasoning_gym.algorithmic.string_insertion",
+    "reasoning_gym.games.n_queens",
+)
+
+
+def close_evaluators() -> None:
+    """Exchanges what evaluates an answer as Python: those scorers read a literal, sympy's parser reads mathematics."""
+    for name in LITERAL_SCORERS:
+        importlib.import_module(name).eval = ast.literal_eval
+    importlib.import_module("sympy.parsing.sympy_parser").eval = evaluate_mathematics
+
+
+_OPERATORS = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow,
+    ast.UAdd: operator.pos, ast.USub: operator.neg,
+}  # fmt: skip
+
+
+def evaluate_mathematics(code: str, names: Mapping[str, Any], local_names: Mapping[str, Any]) -> Any:
+    """The value of what sympy's parser makes of a text, such as `Integer (2 )*Symbol ('x' )+sin (pi )`.
+
+    Raises:
+        ValueError: anything but operators, literals, sympy's objects and calls of its classes; hence no builtin, no
+            attribute and no lambda.
+    """
+    from sympy import Basic, cbrt, root, sqrt
+
+    def value(node: ast.AST) -> Any:
+        match node:
+            case ast.Constant(constant):
+                return constant
+            case ast.Name(name):
+                found = local_names.get(name, names.get(name))
+                is_class = isinstance(found, type) and issubclass(found, Basic)
+                if (
+                    is_class
+                    or isinstance(found, Basic)
+                    or any(found is function for function in (sqrt, cbrt, root, abs))
+                ):
+                    return found
+            case ast.BinOp(left, kind, right) if type(kind) in _OPERATORS:
+                return _OPERATORS[type(kind)](value(left), value(right))
+            case ast.UnaryOp(kind, operand) if type(kind) in _OPERATORS:
+                return _OPERATORS[type(kind)](value(operand))
+            case ast.Call(ast.Name() as function, arguments, []):
+                return value(function)(*map(value, arguments))
+            case ast.Tuple(parts):
+                return tuple(map(value, parts))
+            case ast.List(parts):
+                return list(map(value, parts))
+        raise ValueError(f"{ast.unparse(node)[:100]} is no mathematics")
+
+    return value(ast.parse(code.strip(), mode="eval").body)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), float(sys.argv[2]))

@@ -1,0 +1,77 @@
+"""The journal of verdicts: what a run that goes on is told of responses that it wrote before."""
+
+import json
+
+import pytest
+
+from dasd_jax.data.sources import Problem
+from dasd_jax.learner.journal import Journal
+from dasd_jax.rollout.verifier import Verdict
+
+PROBLEMS = [Problem(question="q", answer="1", source="s", index=i, scorer="math") for i in range(2)]
+
+
+class Moody:
+    """A verifier whose every verdict differs from those before, as those of a machine under load might."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def verify(self, problems, texts):
+        self.calls += 1
+        return [Verdict(1.0, 1.0 - self.calls / 1000, text, "") for text in texts[:-1]] + [
+            Verdict(0.0, self.calls / 1000, None, "parse")
+        ]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "verdicts.jsonl"
+
+
+def test_a_run_that_goes_on_gets_the_verdicts_it_had(path):
+    moody = Moody()
+    journal = Journal(path, moody)
+    had = [journal.verify(batch, PROBLEMS, [f"Answer: {batch}", "\u2028\n\ud800"]) for batch in range(3)]
+    again = Journal(path, moody)
+    assert [again.verify(batch, PROBLEMS, [f"Answer: {batch}", "\u2028\n\ud800"]) for batch in (1, 2, 0)] == [
+        had[1], had[2], had[0]
+    ]  # fmt: skip
+    assert moody.calls == 3 and len(path.read_bytes().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        (1, PROBLEMS, ["a", "b"]),
+        (0, PROBLEMS, ["a", "c"]),
+        (0, PROBLEMS, ["b", "a"]),
+        (0, PROBLEMS[::-1], ["a", "b"]),
+    ],
+)
+def test_another_batch_or_other_responses_are_verified_and_both_are_kept(path, other):
+    moody = Moody()
+    had = Journal(path, moody).verify(0, PROBLEMS, ["a", "b"])
+    journal = Journal(path, moody)
+    new = journal.verify(*other)
+    assert new != had and moody.calls == 2
+    again = Journal(path, moody)
+    assert again.verify(0, PROBLEMS, ["a", "b"]) == had and again.verify(*other) == new and moody.calls == 2
+
+
+@pytest.mark.parametrize("left", [b"", b'{"batch": 1, "resp', b"\n", b"garbage\n"])
+def test_what_a_kill_leaves_of_a_line_costs_that_line_alone(path, left):
+    moody = Moody()
+    had = [Journal(path, moody).verify(batch, PROBLEMS, ["a", "b"]) for batch in range(2)]
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + left)
+    journal = Journal(path, moody)
+    assert journal.verify(0, PROBLEMS, ["a", "b"]) == had[0]
+    assert journal.verify(1, PROBLEMS, ["a", "b"]) != had[1] and moody.calls == 3
+    whole = [line for line in path.read_bytes().splitlines() if line.startswith(b"{")]
+    assert [json.loads(line)["batch"] for line in whole] == [0, 1]
+
+
+def test_nothing_is_written_before_the_first_verdicts(path):
+    Journal(path, Moody())
+    assert not path.exists()
