@@ -6,6 +6,7 @@ service of jax.distributed, which needs no device and can be asked from a thread
 """
 
 import argparse
+import atexit
 import contextlib
 import itertools
 import json
@@ -66,7 +67,9 @@ def start(flags: argparse.Namespace, same: dict[str, Any]) -> None:
             if address:
                 raise
             return  # a TPU of one host, in a place that says nothing of others
-    threading.Thread(target=_watch, args=(distributed.global_state.client,), daemon=True).start()
+    watch = threading.Thread(target=_watch, args=(distributed.global_state.client,), daemon=True)
+    watch.start()
+    atexit.register(_end_watch, distributed.global_state.client, watch)
     found = gather([socket.gethostname(), jax.local_device_count(), jax.local_devices()[0].device_kind])
     for other, (name, *devices) in enumerate(found):
         if devices != found[0][1:]:
