@@ -25,7 +25,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def together(*commands, timeout=400):
+def together(*commands, timeout=300):
     """Runs commands at one time: [(exit code, stdout, stderr)]."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -66,11 +66,11 @@ def runs(tmp_path_factory):
 def assert_same_numbers(found, expected, steps):
     for step in steps:
         mine, theirs = found[step]["metrics"], expected[step]["metrics"]
-        timeless = {name for name in theirs if not name.startswith("time/") and not name.endswith("_per_s")}
-        assert timeless <= mine.keys()
-        for name in timeless:
-            np.testing.assert_allclose(mine[name], theirs[name], rtol=1e-4, atol=1e-6, err_msg=f"step {step} {name}")
-        assert abs(mine["loss/total"] - theirs["loss/total"]) <= 1e-6
+        assert theirs.keys() <= mine.keys()
+        for name in ("loss/total", "reward/mean", "credit/dense_abs_mean", "policy/clip_frac"):
+            assert abs(mine[name] - theirs[name]) <= 1e-6, (step, name)
+        for name in ("entropy/mean", "gap/mean_abs", "optim/grad_norm"):
+            np.testing.assert_allclose(mine[name], theirs[name], rtol=1e-5, err_msg=f"step {step} {name}")
 
 
 def test_two_processes_compute_what_one_does(runs):
@@ -109,9 +109,9 @@ def test_the_commands_run_on_two_hosts_and_stop_together(runs):
         "config.json", "metrics.jsonl", "samples.jsonl", "tensorboard", "checkpoints", "heldout", "eval", "done.json"
     }  # fmt: skip
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [0, 1, 2]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5]
     assert max(line["policy/logp_gap_max"] for line in lines[1:]) < 1e-4
-    assert len((workdir / "samples.jsonl").read_text().splitlines()) == 8
+    assert len((workdir / "samples.jsonl").read_text().splitlines()) == 20
     assert json.loads((workdir / "eval" / "2.json").read_text()) == json.loads(
         (workdir / "heldout" / "2.json").read_text()
     )
