@@ -14,7 +14,7 @@ import numpy as np
 
 from dasd_jax import cli, evaluate, hosts, train
 from dasd_jax.batch import RolloutBatch
-from dasd_jax.learner import checkpoint, collect
+from dasd_jax.learner import collect
 from dasd_jax.learner.metrics import Display
 from dasd_jax.mesh import fetch, make_mesh, put_rows, row_shards
 from dasd_jax.rollout.verifier import Verifier
@@ -84,11 +84,13 @@ def replay(workdir: Path) -> dict:
                 metrics, _ = trainer._step(step)
                 found[str(step)] = {"metrics": metrics, **seen}
                 if step == SAVED_AT:
-                    checkpoint.save(workdir, trainer.state, trainer.model, 2)
+                    trainer.checkpoints.save(trainer.state)
         finally:
             collect.rollout = sampled
+            trainer.checkpoints.wait()
             trainer.log.close()
             trainer.display.close()
+    hosts.barrier()  # process 0 has finished the checkpoint
     return found
 
 
