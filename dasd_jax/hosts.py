@@ -62,7 +62,14 @@ def start(flags: argparse.Namespace, same: dict[str, Any]) -> None:
         here, missing = f"process {index}", f"the {count} processes (--processes)"
     with _deadline(here, missing, address):
         try:
-            jax.distributed.initialize(address, count, index, initialization_timeout=2 * START_DEADLINE_S)
+            jax.distributed.initialize(
+                address,
+                count,
+                index,
+                # Under Slurm JAX would take one device for a process, whatever the flags say.
+                cluster_detection_method="deactivate" if address else None,
+                initialization_timeout=2 * START_DEADLINE_S,
+            )
         except ValueError:
             if address:
                 raise
