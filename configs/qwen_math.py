@@ -13,8 +13,8 @@ Make the data sets under data/ as docs/data.md says, then, on the slice that a s
 
 The paper trains for 200 rollout batches of four optimiser steps at a learning rate of 3e-6 with a cosine, and evaluates
 with 16 samples at temperature 1.0 and top-p 0.9: those are the defaults of configs/common.py. It does not say on what
-hardware; the slices are ours, chosen by the size of parameters, optimiser and cache. They are not yet measured, and
-this version runs in one process: of them only v6e-8 is a single host.
+hardware; the slices are ours, chosen by the size of parameters, optimiser and cache. They are not yet measured. All but
+v6e-8 are several hosts: the command runs on each of them (launchers/README.md).
 
 `:tiny` is the same program on a random-weight model of Qwen3's shape with a tokenizer of bytes: under a minute, and
 nothing learned.

@@ -22,6 +22,7 @@ from typing import Any
 import ml_collections
 
 from dasd_jax import config as config_module
+from dasd_jax import hosts
 from dasd_jax.config import Config
 from dasd_jax.errors import TrainingError, UserError
 
@@ -53,6 +54,12 @@ class Command:
     flags: argparse.Namespace
     config: Config
     workdir: Path
+
+    def settings(self) -> dict[str, Any]:
+        """By flag or field, all that decides what the command does."""
+        groups = dataclasses.asdict(self.config)
+        fields = {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
+        return {"--workdir": str(self.workdir), **fields}
 
 
 def parse(flags: argparse.ArgumentParser, argv: list[str]) -> Command:
@@ -203,7 +210,10 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a command and ends the process: 0 when done, 2 with one line for a person's mistake, 1 for the rest."""
+    """Runs a command and ends the process: 0 when done, 2 with one line for a person's mistake, 1 for the rest.
+
+    Where several processes run one command, the failure of one ends all of them with its line and code.
+    """
     # XLA and Orbax speak of their own affairs; a person's terminal is for this program's.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
@@ -211,21 +221,16 @@ def run(main: Callable[[list[str]], None]) -> None:
         refuse_secrets(sys.argv[1:])
         main(sys.argv[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        hosts.leave(2, f"error: {error}")
     except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        hosts.leave(1, f"error: {error}")
     except KeyboardInterrupt:
-        print("interrupted; a training run goes on from its last checkpoint with the same command", file=sys.stderr)
-        sys.exit(130)
+        hosts.leave(130, "interrupted; a training run goes on from its last checkpoint with the same command")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        hosts.leave(1, "")
     except Exception:
         traceback.print_exc()
-        print(
-            "unexpected failure (above); a training run goes on from its last checkpoint with the same command",
-            file=sys.stderr,
+        hosts.leave(
+            1, "unexpected failure (above); a training run goes on from its last checkpoint with the same command"
         )
-        sys.exit(1)

@@ -2,7 +2,8 @@
 
 Answers data.benchmarks, or the held-out problems of data.sources, run.eval_samples times each. Prints Avg@K with its
 standard error by problem, Pass@k, length and truncation, a row a benchmark and their mean; writes eval/<step>.json.
-Interrupted, the same command goes on behind the problems that are answered.
+Interrupted, the same command goes on behind the problems that are answered. On several hosts the same command runs on
+each, with a workdir that all of them share.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ import rich.console
 import rich.table
 from jax.sharding import Mesh
 
-from dasd_jax import cli, files, formats
+from dasd_jax import cli, files, formats, hosts
 from dasd_jax.config import Config
 from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
@@ -37,8 +38,10 @@ def main(argv: list[str]) -> None:
     flags.add_argument(
         "--checkpoint", default="", metavar="STEP", help="step, best, path, or start for untrained (default: newest)"
     )
+    hosts.add_flags(flags)
     command = cli.parse(flags, argv)
     config, workdir, which = command.config, command.workdir, command.flags.checkpoint
+    hosts.start(command.flags, {"--checkpoint": which, **command.settings()})
     files.check_writable(workdir / "eval", "--workdir")
     mesh = make_mesh(config.mesh)
     with (
@@ -51,22 +54,27 @@ def main(argv: list[str]) -> None:
         if which == "start":
             name, manifest, (model, params) = "start", "", session.open_model(config, mesh)
         else:
-            folder = checkpoint.find(workdir, which)
+            folder = Path(hosts.from_main(lambda: str(checkpoint.find(workdir, which))))
             name = str(int(folder.name)) if folder.name.isdigit() else folder.name
             manifest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
             model, params = checkpoint.restore_params(folder, mesh)
             model = session.settle(config, model)
         session.check_vocabulary(tokenizer, model)
         prompts, counts = session.open_evaluation(config, tokenizer)
+        hosts.check_same(lambda: {"data": prompts.digest()})
         example_ids = session.evaluated(config, prompts)
         asked = [prompts.problems[i] for i in example_ids]
-        partial = Partial(workdir / "eval" / f"{name}.partial.jsonl", _identity(config, mesh, name, manifest, asked))
-        done = len(partial.known)
+        partial = None
+        if hosts.is_main():
+            path = workdir / "eval" / f"{name}.partial.jsonl"
+            partial = Partial(path, _identity(config, mesh, name, manifest, asked))
+        known = hosts.from_main(lambda: [dataclasses.asdict(answers) for answers in partial.known])
+        done = len(known)
         # A log file has no width, and 80 columns would break the table.
-        console = rich.console.Console(width=None if sys.stdout.isatty() else 200)
+        console = rich.console.Console(width=None if sys.stdout.isatty() else 200, quiet=not hosts.is_main())
         console.print("problems: " + ", ".join(f"{count} {what}" for what, count in counts.items()), highlight=False)
         if done:
-            console.print(f"{done} of {len(asked)} are answered already, in {partial.path}", highlight=False)
+            console.print(f"{done} of {len(asked)} are answered already", highlight=False)
         rows = config.rollout.problems * config.rollout.rollouts
         sampling = session.eval_sampling(config, tokenizer)
         sampling = session.with_slots(
@@ -82,7 +90,8 @@ def main(argv: list[str]) -> None:
 
             def each_batch(answers: list[Answers]) -> None:
                 nonlocal done
-                partial.append(answers)
+                if partial:
+                    partial.append(answers)
                 done += len(answers)
                 status.update(f"problems {done}/{len(asked)}")
 
@@ -97,12 +106,13 @@ def main(argv: list[str]) -> None:
                 example_ids=example_ids,
                 rows=rows,
                 seed=config.run.seed,
-                known=partial.known,
+                known=[Answers(**answers) for answers in known],
                 each_batch=each_batch,
             )
     path = workdir / "eval" / f"{name}.json"
-    files.write_json(path, result)
-    partial.path.unlink()
+    if partial:
+        files.write_json(path, result)
+        partial.path.unlink()
     console.print(_table(result))
     console.print(f"written to {path}", highlight=False)
 

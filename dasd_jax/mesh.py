@@ -12,6 +12,7 @@ import math
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dasd_jax.errors import UserError
@@ -127,13 +128,28 @@ def row_shards(mesh: Mesh) -> int:
 
 
 def put_rows(mesh: Mesh, tree):
-    """Host arrays with a leading row axis, placed with their rows split over the mesh."""
-    return jax.tree.map(lambda x: jax.device_put(x, named(mesh, "rows", *(None,) * (np.ndim(x) - 1))), tree)
+    """Host arrays with a leading row axis, equal in every process, placed with their rows split over the mesh.
+
+    A process places the rows of its own devices and nothing else.
+    """
+    return jax.tree.map(lambda x: _place(x, named(mesh, "rows", *(None,) * (np.ndim(x) - 1))), tree)
 
 
 def replicate(mesh: Mesh, tree):
-    """Host arrays placed whole on every device."""
-    return jax.tree.map(lambda x: jax.device_put(x, named(mesh)), tree)
+    """Host arrays, equal in every process, placed whole on every device."""
+    return jax.tree.map(lambda x: _place(x, named(mesh)), tree)
+
+
+def _place(x, sharding: NamedSharding) -> jax.Array:
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def fetch(tree):
+    """Arrays of the mesh as NumPy arrays, whole and in every process; all processes have to call it."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def check_divides(mesh: Mesh, what: str, size: int, axis: str | None, rules: dict) -> None:

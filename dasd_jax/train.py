@@ -1,7 +1,8 @@
 """Post-trains a model: python -m dasd_jax.train --config=configs/smollm2_math.py [--workdir=DIR]
 
 Writes in the workdir: config.json, metrics.jsonl, tensorboard/, samples.jsonl, verdicts.jsonl, checkpoints/, heldout/,
-and done.json last. The same command again goes on from the last checkpoint.
+and done.json last. The same command again goes on from the last checkpoint. On several hosts the same command runs on
+each, with a workdir that all of them share.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dasd_jax import cli, files, formats
+from dasd_jax import cli, files, formats, hosts
 from dasd_jax.batch import TeacherBatch, TokenStats
 from dasd_jax.config import Config
 from dasd_jax.errors import TrainingError, UserError
@@ -29,7 +30,7 @@ from dasd_jax.learner.journal import Journal
 from dasd_jax.learner.metrics import Clock, Compilations, Display, RunLog
 from dasd_jax.learner.optim import make_optimizer, make_schedule
 from dasd_jax.learner.step import Experience, score_step, supervised_experience, train_step
-from dasd_jax.mesh import make_mesh, put_rows, replicate, row_shards
+from dasd_jax.mesh import fetch, make_mesh, put_rows, replicate, row_shards
 from dasd_jax.objective.credit import NEEDS_TEACHER, dense_bound, smallest_advantage
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import bytes_a_device
@@ -38,7 +39,10 @@ from dasd_jax.rollout.verifier import Verifier
 
 def main(argv: list[str]) -> None:
     """The command."""
-    command = cli.parse(cli.parser(__doc__), argv)
+    flags = cli.parser(__doc__)
+    hosts.add_flags(flags)
+    command = cli.parse(flags, argv)
+    hosts.start(command.flags, command.settings())
     train(command.config, command.workdir)
 
 
@@ -51,11 +55,12 @@ def train(config: Config, workdir: Path) -> None:
         TrainingError: the sampler and the score pass disagree, or a guard stops the run (learner/guards.py).
     """
     _check_workdir(config, workdir)
-    if (workdir / "done.json").exists():
-        with files.reading(workdir / "done.json", "--workdir"):
-            summary = _summary(formats.read_object(workdir / "done.json"))
-        print(f"{workdir} holds a finished run:")
-        print(summary)
+    if hosts.from_main(lambda: (workdir / "done.json").exists()):
+        if hosts.is_main():
+            with files.reading(workdir / "done.json", "--workdir"):
+                summary = _summary(formats.read_object(workdir / "done.json"))
+            print(f"{workdir} holds a finished run:")
+            print(summary)
         return
     mesh = make_mesh(config.mesh)
     with (
@@ -76,14 +81,17 @@ class Trainer:
         session.check_rows(config, mesh)
         self.tokenizer = session.open_tokenizer(config.model)
         self.prompts, self.heldout, counts = session.open_prompts(config, self.tokenizer)
+        hosts.check_same(lambda: {"data.sources": [self.prompts.digest(), self.heldout.digest()]})
         self.views_checked, self.compilations = False, Compilations()
         self.checkpoint_s = 0.0  # that the loop has waited for checkpoints since the last line of the log
         num_updates = config.run.steps * config.optim.minibatches
         self.schedule = make_schedule(config.optim, num_updates)
         self.optimizer = make_optimizer(config.optim, num_updates)
 
-        folder = checkpoint.latest(workdir, set_aside=True)
+        found = hosts.from_main(lambda: str(checkpoint.latest(workdir, set_aside=True) or ""))
+        folder = Path(found) if found else None
         if folder:
+            _check_shared(folder / "manifest.json")
             model, self.state = checkpoint.restore(folder, mesh, self.optimizer)
             self.model = session.settle(config, model)
         else:
@@ -97,8 +105,10 @@ class Trainer:
         journal = Journal(workdir / "verdicts.jsonl", verifier)
         self.collector = Collector(config, mesh, self.model, self.tokenizer, sampling, self.prompts, journal)
 
-        workdir.mkdir(parents=True, exist_ok=True)
-        files.write_json(workdir / "config.json", dataclasses.asdict(config))
+        if hosts.is_main():
+            files.write_json(workdir / "config.json", dataclasses.asdict(config))
+        hosts.barrier()
+        _check_shared(workdir / "config.json")
         step = int(self.state.step)
         self.checkpoints = checkpoint.Writer(
             workdir, self.model, keep=config.run.keep_checkpoints, keep_every=config.run.keep_every
@@ -132,20 +142,24 @@ class Trainer:
                 self.log.write(step, metrics, samples)
                 self.display.step(step, metrics)
                 self._heed_the_guards()
-                stopping = stop.asked  # read once: the signal may come between two looks
+                # Read once, since the signal may come between two looks, and at the same step in every process.
+                stopping = any(hosts.gather(stop.asked))
                 if last or best or stopping or step % config.run.checkpoint_every == 0:
                     self._save(best)
                 self.checkpoints.check()
                 if stopping and not last:
                     self.checkpoints.wait()
+                    hosts.barrier()
                     self.display.say(f"stopped by a signal after step {step}; the same command goes on from here")
                     return
             self.checkpoints.wait()
-        with files.reading(self.workdir / "heldout", "--workdir"):
-            done = self._done(time.monotonic() - started)
-            summary = _summary(done)
-        files.write_json(self.workdir / "done.json", done)
-        print(summary)
+        if hosts.is_main():
+            with files.reading(self.workdir / "heldout", "--workdir"):
+                done = self._done(time.monotonic() - started)
+                summary = _summary(done)
+            files.write_json(self.workdir / "done.json", done)
+            print(summary)
+        hosts.barrier()  # the others may end when the last checkpoint counts
 
     @contextlib.contextmanager
     def _closing(self):
@@ -203,7 +217,7 @@ class Trainer:
             teacher, metrics = self.collector.teacher_batch(collected)
             experience, stats, scored = self._score(collected, teacher)
             metrics |= {name: float(value) for name, value in jax.device_get(scored).items()}
-        self._check_before_update(step, metrics, jax.device_get(experience.keep))
+        self._check_before_update(step, metrics, fetch(experience.keep))
         if not self.views_checked:
             self._check_views(step, collected)
         self._warn_of_an_empty_arm(step, metrics)
@@ -244,7 +258,7 @@ class Trainer:
             group = self.config.rollout.rollouts
             blank = jax.tree.map(lambda x: np.repeat(x[:, None], group, axis=1), blank)
         _, stats, _ = self._score(collected, blank)
-        gap = np.abs(np.subtract(*jax.device_get((stats.teacher_logp, stats.student_logp)))[:, 0])
+        gap = np.abs(np.subtract(*fetch((stats.teacher_logp, stats.student_logp)))[:, 0])
         gap = gap[collected.rollouts.response_mask[:, 0]].mean()
         if not gap <= self.config.rollout.logp_gap_mean_max:
             raise TrainingError(
@@ -296,7 +310,7 @@ class Trainer:
 
     def _keep_what_was_skipped(self, metrics: dict[str, float], **batch: np.ndarray) -> None:
         """Writes the batch of an update that was not finite to not_finite/, the newest ones as far as a run goes on."""
-        if not metrics["optim/skipped_frac"]:
+        if not metrics["optim/skipped_frac"] or not hosts.is_main():
             return
         folder = self.workdir / "not_finite"
         folder.mkdir(exist_ok=True)
@@ -326,7 +340,7 @@ class Trainer:
             arrays["gap"] = stats.teacher_logp - stats.student_logp
         count = min(self.config.run.logged_rollouts, len(texts))
         width = written.response.shape[1]
-        arrays = {name: np.asarray(x).reshape(-1, width)[:count] for name, x in jax.device_get(arrays).items()}
+        arrays = {name: x.reshape(-1, width)[:count] for name, x in fetch(arrays).items()}
         samples = []
         for row in range(count):
             keep = written.response_mask[row]
@@ -383,7 +397,8 @@ class Trainer:
             rows=rows,
             seed=config.run.seed,
         )
-        files.write_json(self.workdir / "heldout" / f"{step}.json", result)
+        if hosts.is_main():
+            files.write_json(self.workdir / "heldout" / f"{step}.json", result)
         k = result["samples"]
         self.display.say(
             f"held out after step {step}: avg@{k} {result[f'avg@{k}']:.3f} ± {result['standard_error']:.3f}, "
@@ -484,10 +499,13 @@ class _StopSignal:
                 f"stopped by a signal {self._grace_s:g} s after it, in the middle of a step; the same command goes on"
             )
             print(line + " from the last checkpoint", flush=True)
+            hosts.stop_others(0, line)
             os._exit(0)
         finally:
             self._reader.close()
 
+
+_SHARED_WITHIN_S = 30  # a mounted bucket shows new files late
 
 # What may change between two starts of the same run: where and how it is computed, exact to the bit on the same mesh.
 _OPERATIONAL = {
@@ -517,6 +535,22 @@ def _check_workdir(config: Config, workdir: Path) -> None:
                     f"--workdir: {workdir} belongs to a run with {group}.{name} = {other!r}, not {value!r}: "
                     "expected the same config, or another --workdir"
                 )
+
+
+def _check_shared(path: Path) -> None:
+    """Refuses a workdir of which this process does not see what process 0 has written or found.
+
+    Raises:
+        UserError: it is not there.
+    """
+    until = time.monotonic() + _SHARED_WITHIN_S
+    while not path.exists():
+        if time.monotonic() > until:
+            raise UserError(
+                f"--workdir: process {jax.process_index()} does not see {path}, which process 0 does: "
+                "expected a folder that all hosts share"
+            )
+        time.sleep(0.5)
 
 
 def _summary(done: dict) -> str:

@@ -1,10 +1,12 @@
 """From problems to prompt batches: tokenised once, too long ones dropped and counted, read at any position.
 
-The position of a run in its data is one integer, the number of batches drawn: batch n is the same on every host,
-whatever came before.
+The position of a run in its data is one integer, the number of batches drawn: batch n is the same on every host and on
+any number of them, whatever came before. A host places the rows of its own devices (`mesh.put_rows`): together they
+hold each example of the batch once.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -130,6 +132,11 @@ class PromptSet:
         """One problem for Grain: the fields of a PromptBatch without their batch axis."""
         tokens, mask = prompts.left_pad([self._student[index]], self._student_width, self._tokenizer.pad_id)
         return {"student_prompt": tokens[0], "student_prompt_mask": mask[0], "example_id": np.int32(index)}
+
+    def digest(self) -> str:
+        """A checksum of all token ids: equal where problems, tokenizer and the text around them are."""
+        arrays = (array for pair in (self._student, self._teacher, self._target) for array in pair)
+        return hashlib.sha256(b"".join(hashlib.sha256(array).digest() for array in arrays)).hexdigest()
 
     def teacher_batch(self, example_id: np.ndarray) -> TeacherBatch:
         """The same problems with privileged context: i32[B] → TeacherBatch of NumPy arrays."""

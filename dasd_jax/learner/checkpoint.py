@@ -4,6 +4,7 @@
     checkpoints/000020/rest/        optimiser state, step, data position
     checkpoints/000020/manifest.json    architecture, whether it is the best yet, sha256 of every file; written last
 
+Every process writes the arrays of its own devices, process 0 the manifest when all have: the folder is shared by all.
 A folder without a manifest, or whose files differ from it, does not count, whatever its name: Orbax restores flipped
 bytes without a word and takes an empty folder for the latest step.
 """
@@ -22,7 +23,7 @@ import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from dasd_jax import files, formats
+from dasd_jax import files, formats, hosts
 from dasd_jax.batch import Params, TrainState
 from dasd_jax.errors import TrainingError, UserError
 from dasd_jax.mesh import on_mesh
@@ -59,7 +60,9 @@ class Writer:
         folder = self._workdir / "checkpoints" / f"{int(state.step):06d}"
         rest = {"opt_state": state.opt_state, "step": state.step, "batches_drawn": state.batches_drawn}
         try:
-            shutil.rmtree(folder, ignore_errors=True)
+            if hosts.is_main():
+                shutil.rmtree(folder, ignore_errors=True)
+            hosts.barrier()
             finish = begin(folder, self._model, {"params": state.params, "rest": rest}, best=best)
         except Exception as error:
             raise self._failed(folder, error) from error
@@ -81,7 +84,8 @@ class Writer:
     def _finish(self, folder: Path, finish: Callable[[], None]) -> None:
         try:
             finish()
-            self._remove_old()
+            if hosts.is_main():
+                self._remove_old()
         except Exception as error:  # of whatever storage lies below: it must reach the run
             self._failure = self._failed(folder, error)
             self._failure.__cause__ = error
@@ -119,9 +123,10 @@ def begin(folder: Path, model: ModelConfig, trees: dict[str, Any], *, best: bool
         writing = started.pop_all()
 
     def finish() -> None:
-        writing.close()  # waits
-        manifest = {"architecture": dataclasses.asdict(model), "best": best, "files": _checksums(folder)}
-        files.write_json(folder / "manifest.json", manifest)
+        writing.close()  # waits, in process 0 until the others have written their parts
+        if hosts.is_main():
+            manifest = {"architecture": dataclasses.asdict(model), "best": best, "files": _checksums(folder)}
+            files.write_json(folder / "manifest.json", manifest)
 
     return finish
 

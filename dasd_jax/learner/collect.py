@@ -1,4 +1,7 @@
-"""From prompts to verified rollouts: what one training step learns from, on the host."""
+"""From prompts to verified rollouts: what one training step learns from, on the host.
+
+With several processes all of it is equal in each of them, and so is what is decided by it.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,7 +18,7 @@ from dasd_jax.learner.evaluation import texts_of
 from dasd_jax.learner.guards import repeated_frac
 from dasd_jax.learner.journal import Journal
 from dasd_jax.learner.metrics import Clock
-from dasd_jax.mesh import put_rows, replicate
+from dasd_jax.mesh import fetch, put_rows, replicate
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout.sampler import Sampling, rollout
 from dasd_jax.rollout.verifier import COUNTED, Verdict
@@ -136,9 +139,7 @@ class Collector:
         with clock.phase("rollout"):
             step = replicate(self._mesh, np.int32(batches_drawn))
             prompts = put_rows(self._mesh, batch)
-            written, steps = jax.device_get(
-                rollout(self._model, self._sampling, params, prompts, self._seed, "train", step)
-            )
+            written, steps = fetch(rollout(self._model, self._sampling, params, prompts, self._seed, "train", step))
         with clock.phase("verify"):
             problems = [self._prompts.problems[batch.example_id[i]] for i in written.prompt_index]
             texts = texts_of(self._tokenizer, written.response, written.response_mask)

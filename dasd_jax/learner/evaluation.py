@@ -4,18 +4,18 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from dasd_jax import hosts
 from dasd_jax.batch import Params
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.sources import Problem, labels
-from dasd_jax.mesh import put_rows, replicate, row_shards
+from dasd_jax.mesh import fetch, put_rows, replicate, row_shards
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout.sampler import Sampling, rollout
-from dasd_jax.rollout.verifier import COUNTED, Verifier
+from dasd_jax.rollout.verifier import COUNTED, Verdict, Verifier
 from dasd_jax.text.tokenizer import Tokenizer
 
 
@@ -55,6 +55,13 @@ def texts_of(tokenizer: Tokenizer, response: np.ndarray, mask: np.ndarray) -> li
     return [tokenizer.decode(row[keep]) for row, keep in zip(response, mask, strict=True)]
 
 
+def verify(verifier: Verifier, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
+    """The verdict on every response, equal in every process: each is given by one of them, and all are gathered."""
+    mine = hosts.share(len(texts))
+    verdicts = [dataclasses.astuple(verdict) for verdict in verifier.verify(problems[mine], texts[mine])]
+    return [Verdict(*verdict) for part in hosts.gather(verdicts) for verdict in part]
+
+
 def problems_at_a_time(rows: int, samples: int, mesh: Mesh) -> int:
     """Problems that are answered `samples` times each by one device program of about `rows` responses."""
     shards = row_shards(mesh)
@@ -84,7 +91,7 @@ def evaluate(
     Args:
         rows: responses sampled at a time, about; what one device program holds.
         known: answers to the first of `example_ids`, in that order.
-        each_batch: called with the answers of every batch of problems as soon as they are scored.
+        each_batch: called with the answers of every batch of problems as soon as they are scored, in every process.
 
     Returns:
         What `summary` says of all answers.
@@ -95,11 +102,11 @@ def evaluate(
         written, _ = rollout(
             model, sampling, params, put_rows(mesh, batch), *replicate(mesh, (jnp.int32(seed),)), "eval", jnp.int32(0)
         )
-        response, mask, finished = jax.device_get((written.response, written.response_mask, written.finished))
+        response, mask, finished = fetch((written.response, written.response_mask, written.finished))
         ids = batch.example_id[live].tolist()
         keep = np.repeat(live, sampling.rollouts)
         texts = texts_of(tokenizer, response[keep], mask[keep])
-        verdicts = verifier.verify([prompts.problems[i] for i in ids for _ in range(sampling.rollouts)], texts)
+        verdicts = verify(verifier, [prompts.problems[i] for i in ids for _ in range(sampling.rollouts)], texts)
         columns = {
             "reward": [verdict.reward for verdict in verdicts],
             "length": mask[keep].sum(axis=1).tolist(),

@@ -1,4 +1,4 @@
-"""The verdicts of a run, written down with the batch that they are of."""
+"""The verdicts of a run, written down by process 0 with the batch that they are of."""
 
 import contextlib
 import dataclasses
@@ -7,7 +7,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from dasd_jax import hosts
 from dasd_jax.data.sources import Problem
+from dasd_jax.learner.evaluation import verify
 from dasd_jax.rollout.verifier import Verdict, Verifier
 
 
@@ -26,17 +28,22 @@ class Journal:
 
     def verify(self, batch: int, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
         """Verdicts on `texts[i]` as a response to `problems[i]`, all of the batch with this number."""
-        if self._known is None:
-            self._known = {(line["batch"], line["responses"]): line["verdicts"] for line in self._read()}
         digest = _digest(problems, texts)
-        known = self._known.get((batch, digest))
+        known = hosts.from_main(lambda: self._recall(batch, digest))
         if known is not None:
             return [Verdict(*fields) for fields in known]
-        verdicts = self._verifier.verify(problems, texts)
+        verdicts = verify(self._verifier, problems, texts)
+        if not hosts.is_main():
+            return verdicts
         line = {"batch": batch, "responses": digest, "verdicts": [dataclasses.astuple(each) for each in verdicts]}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         return verdicts
+
+    def _recall(self, batch: int, digest: str) -> list | None:
+        if self._known is None:
+            self._known = {(line["batch"], line["responses"]): line["verdicts"] for line in self._read()}
+        return self._known.get((batch, digest))
 
     def _read(self) -> list[dict]:
         """The lines of the file that are whole; what a kill has left of a last one is cut off."""

@@ -14,7 +14,7 @@ import rich.console
 import rich.progress
 from tensorboardX import SummaryWriter
 
-from dasd_jax import formats
+from dasd_jax import formats, hosts
 from dasd_jax.errors import UserError
 
 
@@ -22,7 +22,8 @@ class RunLog:
     """One object a step in metrics.jsonl, the same numbers as TensorBoard events, and a few rollouts in samples.jsonl.
 
     Opened for a run that goes on from step n, it cuts the files back to n and makes the events again, so that each
-    step stands in them once. A number that is not finite is left out: JSON has no word for it.
+    step stands in them once. A number that is not finite is left out: JSON has no word for it. With several processes,
+    process 0 writes and all of them know the lines.
 
     Attributes:
         lines: the objects of metrics.jsonl, in order.
@@ -34,7 +35,10 @@ class RunLog:
         Raises:
             UserError: a line before the last of one of the files is not what was written.
         """
-        self.lines = list(_cut_back(workdir / "metrics.jsonl", step, numbers=True))
+        self.lines = hosts.from_main(lambda: list(_cut_back(workdir / "metrics.jsonl", step, numbers=True)))
+        self._writes = hosts.is_main()
+        if not self._writes:
+            return
         for _ in _cut_back(workdir / "samples.jsonl", step, numbers=False):
             pass
         shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
@@ -46,18 +50,22 @@ class RunLog:
 
     def write(self, step: int, metrics: dict[str, float], samples: Iterable[dict] = ()) -> None:
         """Appends one step; samples first, so that a step with metrics has its samples."""
-        for sample in samples:
-            self._samples.write(json.dumps({"step": step, **sample}, ensure_ascii=False) + "\n")
-        self._samples.flush()
         finite = {name: float(value) for name, value in sorted(metrics.items()) if math.isfinite(value)}
         line = {"step": step, **finite}
         self.lines.append(line)
+        if not self._writes:
+            return
+        for sample in samples:
+            self._samples.write(json.dumps({"step": step, **sample}, ensure_ascii=False) + "\n")
+        self._samples.flush()
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
         self._add_events(line)
 
     def close(self) -> None:
         """Flushes and closes the three."""
+        if not self._writes:
+            return
         self._metrics.close()
         self._samples.close()
         self._events.close()
@@ -102,11 +110,12 @@ def _cut_back(path: Path, step: int, numbers: bool) -> Iterable[dict]:
 
 
 class Display:
-    """A bar with phase, last reward and time left on a terminal; one line a step anywhere else."""
+    """A bar with phase, last reward and time left on a terminal; one line a step anywhere else; in process 0 alone."""
 
     def __init__(self, total: int, done: int):
         """A run of `total` steps of which `done` are finished."""
         self._console = rich.console.Console()
+        self._speaks = hosts.is_main()
         self._started, self._first, self._total = time.monotonic(), done, total
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.description:<10}"),
@@ -117,7 +126,7 @@ class Display:
             rich.progress.TextColumn("left"),
             rich.progress.TimeRemainingColumn(elapsed_when_finished=False),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not (self._speaks and self._console.is_terminal),
         )
         self._task = self._bar.add_task("start", total=total, completed=done, last="")
         self._bar.start()
@@ -130,13 +139,15 @@ class Display:
         """Marks a step as finished and shows its main numbers."""
         shown = [f"{label} {metrics[name]:.3f}" for name, label in _SHOWN.items() if name in metrics]
         self._bar.update(self._task, completed=step, last="  ".join(shown))
-        if not self._console.is_terminal:
+        if self._speaks and not self._console.is_terminal:
             left = (time.monotonic() - self._started) / (step - self._first) * (self._total - step)
             numbers = "  ".join([*shown, f"{metrics['time/step_s']:.1f} s"])
             print(f"step {step}/{self._total}  {numbers}  left {left / 60:.1f} min", flush=True)
 
     def say(self, text: str) -> None:
         """A line above the bar."""
+        if not self._speaks:
+            return
         if self._console.is_terminal:
             self._bar.console.print(text, highlight=False, markup=False)
         else:

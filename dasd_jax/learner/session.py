@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
+from dasd_jax import hosts
 from dasd_jax.batch import Params
 from dasd_jax.config import Config, ModelGroup
 from dasd_jax.data.pipeline import PromptSet, PromptText
@@ -72,7 +73,7 @@ def load_weights(path: str, mesh: Mesh) -> tuple[ModelConfig, Params]:
     where = Path(path).expanduser()
     if not (where / "manifest.json").is_file():
         return weights.load(path, mesh)
-    if problem := checkpoint.damage(where):
+    if problem := hosts.from_main(lambda: checkpoint.damage(where)):
         raise UserError(f"model.weights: {path} is damaged: {problem}")
     return checkpoint.restore_params(where, mesh)
 
@@ -288,9 +289,10 @@ def with_slots(
 
 
 def device_memory() -> int | None:
-    """Bytes that this process may use of each of its devices; None where the platform sets no limit, as on a CPU."""
+    """Bytes of any device that its process may use, at least; None where the platform sets no limit, as on a CPU."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    return min((each["bytes_limit"] for each in stats if "bytes_limit" in each), default=None)
+    limits = [each["bytes_limit"] for each in stats if "bytes_limit" in each]
+    return min((limit for each in hosts.gather(limits) for limit in each), default=None)
 
 
 def step_config(config: Config, model: ModelConfig, mesh: Mesh) -> StepConfig:
