@@ -77,6 +77,45 @@ def reshard(x: jax.Array, *axes: str | None, rules: dict = TRAIN) -> jax.Array:
     return jax.sharding.reshard(x, spec(*axes, rules=rules))
 
 
+def gather(x: jax.Array, *axes: str | None) -> jax.Array:
+    """A parameter laid out as `spec(*axes)` says, "embed" among them, made whole along it inside a jitted program.
+
+    Its gradient is summed over the devices that split the rows and split again by one reduce-scatter, however often the
+    parameter is used: until then it stays a sum that no device has made. What is gathered already stays as it is.
+    """
+    over, now, dim = _row_splits(), jax.typeof(x).sharding.spec, axes.index("embed")
+    if now.reduced or set(over) & set(jax.sharding.get_abstract_mesh().manual_axes):
+        return x
+
+    def whole(part: jax.Array) -> jax.Array:
+        for name in over:
+            if now[dim] == name:
+                part = jax.lax.all_gather(part, name, axis=dim, tiled=True, to="reduced")
+            else:
+                part = jax.lax.pcast(part, name, to="reduced")
+        return part
+
+    if not over:
+        return jax.sharding.reshard(x, spec(*axes, rules=ROLLOUT))
+    return jax.shard_map(whole, out_specs=PartitionSpec(*spec(*axes, rules=ROLLOUT), reduced=set(over)))(x)
+
+
+def left_to_sum(part: jax.Array) -> jax.Array:
+    """Inside a `shard_map` over all axes: a device's part of a gradient of what `gather` returned."""
+    over = _row_splits()
+    return jax.lax.pcast(part, over, to="unreduced") if over else jax.lax.psum(part, TRAIN["rows"])
+
+
+def sum_to_be(*axes: str | None) -> PartitionSpec:
+    """Its layout outside: a sum over the rows' devices that is not made."""
+    return PartitionSpec(*spec(*axes), unreduced=set(_row_splits()))
+
+
+def _row_splits() -> tuple[str, ...]:
+    """The mesh axes that split rows; none where there is nothing to sum."""
+    return TRAIN["rows"] if row_shards(jax.sharding.get_abstract_mesh()) > 1 else ()
+
+
 def named(mesh: Mesh, *axes: str | None, rules: dict = TRAIN) -> NamedSharding:
     """The same layout as a sharding of `mesh`, for arrays that enter or leave a program."""
     return NamedSharding(mesh, spec(*axes, rules=rules))

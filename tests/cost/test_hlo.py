@@ -71,6 +71,11 @@ def entry(*lines: str, before: str = "") -> str:
         ("%a = (f32[8], bf16[16]) all-reduce(%x, %y), replica_groups={{0,1}}, to_apply=%add", "all-reduce", 64),
         ("%a = f32[8] all-to-all(%x), replica_groups=mesh['a'=2,'b'=4] {'b'}", "all-to-all", 24),
         ("%a = f32[8] collective-permute(%x), source_target_pairs={{0,1},{1,0}}", "collective-permute", 32),
+        (
+            "%a = f32[8] all-to-all(%x), replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}",
+            "all-to-all",
+            24,
+        ),
         # A start's shape is of operand and result.
         ("%a = (f32[8], f32[32]) all-gather-start(%x), replica_groups=[2,4]<=[8]", "all-gather", 96),
     ],
@@ -94,8 +99,8 @@ def test_what_a_tpu_writes_as_fusions():
     """A reduce-scatter around an all-reduce, and an all-gather that is named again while it is under way."""
     text = entry(
         "%rs = f32[8] fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1",
-        '%s = f32[8] fusion(%x), kind=kCustom, calls=%fused.start',
-        '%d = f32[8] fusion(%x), kind=kCustom, calls=%fused.under',
+        "%s = f32[8] fusion(%x), kind=kCustom, calls=%fused.start",
+        "%d = f32[8] fusion(%x), kind=kCustom, calls=%fused.under",
         before="""
 %all-reduce-scatter.1 (p: f32[32]) -> f32[8] {
   %all = f32[32] all-reduce(%p), replica_groups=[2,4]<=[8], to_apply=%add
@@ -118,7 +123,11 @@ def test_what_a_tpu_writes_as_fusions():
 
 @pytest.mark.parametrize(
     "text",
-    ["HloModule nothing", entry("%a = f4[8] all-gather(%x), replica_groups=[2,4]<=[8]"), entry("%a = f32[8] all-gather(%x)")],
+    [
+        "HloModule nothing",
+        entry("%a = f4[8] all-gather(%x), replica_groups=[2,4]<=[8]"),
+        entry("%a = f32[8] all-gather(%x)"),
+    ],
     ids=["no entry", "unknown type", "no groups"],
 )
 def test_a_text_that_is_not_understood_is_refused(text):
