@@ -3,7 +3,7 @@
 Compiles every program of the run for the chips of a slice, without a TPU and without weights, and prints what each
 needs and what bounds it; docs/tpu.md says how to read it. Exit code 1 when something does not fit.
 
-Needs Google's compiler beside the requirements: pip install libtpu==0.0.52, in an environment of its own.
+Needs Google's compiler, which is taken from the folder libtpu/ of the environment if it is not installed: make libtpu.
 """
 
 import dataclasses
@@ -82,8 +82,10 @@ def open_topology(name: str) -> tuple[Chip, list]:
     if shape not in chip.shapes:
         near = difflib.get_close_matches(shape, chip.shapes, n=3, cutoff=0.0)
         raise UserError(f"--topology: {name!r}: expected such as {', '.join(f'{generation}:{each}' for each in near)}")
+    # Installed, it would look for chips whenever JAX starts: where there are none it stands apart.
+    sys.path.append(os.path.join(sys.prefix, "libtpu"))
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("--topology: the TPU compiler is missing: expected libtpu: pip install libtpu==0.0.52")
+        raise UserError("--topology: the TPU compiler is missing: expected libtpu: make libtpu")
     # It looks for chips of this machine and for another process that has them; here it only compiles.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     jax.config.update("jax_platforms", "cpu")
@@ -126,7 +128,7 @@ def measure(program: Program, chip: Chip, mesh: Mesh, model: ModelConfig) -> dic
         "beside": program.beside,
         "needed": needed,
         "fits": needed <= chip.hbm,
-        "largest": [],
+        "largest": [] if needed <= chip.hbm else _largest(memory, program),
         "collectives": sent,
         "fsdp_ratio": parameters / program.fsdp_minimum if program.fsdp_minimum else None,
         "embedding_gathers": sum(one.times for one in whole) / program.parts,
@@ -150,11 +152,22 @@ def largest_buffers(message: str) -> list[str]:
     ]
 
 
+def _largest(memory: Any, program: Program) -> list[str]:
+    """The parts of what a compiled program takes, the largest first."""
+    parts = {
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "resident beside it": program.beside,
+    }
+    ordered = sorted(parts.items(), key=lambda part: -part[1])
+    return [f"{size / _GIB:.2f} GiB {name}" for name, size in ordered]
+
+
 def misfit(row: dict[str, Any], chip: Chip) -> str:
     """One line on a program that does not fit."""
-    why = "; ".join(row["largest"]) or f"{row['needed'] / _GIB:.2f} GiB"
     return (
-        f"{row['program']} does not fit into {chip.hbm / _GIB:.2f} GiB a chip: {why}. Change {_RELIEF[row['program']]}"
+        f"{row['program']} does not fit into {chip.hbm / _GIB:.2f} GiB a chip: {'; '.join(row['largest'])}. "
+        f"Change {_RELIEF[row['program']]}"
     )
 
 
