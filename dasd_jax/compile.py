@@ -30,6 +30,8 @@ from dasd_jax.learner.programs import Program, programs
 from dasd_jax.mesh import make_mesh
 from dasd_jax.model.config import ModelConfig, preset
 
+# Where `make libtpu` puts it: installed, it would look for chips whenever JAX starts.
+COMPILER = os.path.join(sys.prefix, "libtpu")
 _GIB = 2**30
 _RELIEF = {
     "re-layout": "mesh.tensor or mesh.fsdp (more chips)",
@@ -82,8 +84,7 @@ def open_topology(name: str) -> tuple[Chip, list]:
     if shape not in chip.shapes:
         near = difflib.get_close_matches(shape, chip.shapes, n=3, cutoff=0.0)
         raise UserError(f"--topology: {name!r}: expected such as {', '.join(f'{generation}:{each}' for each in near)}")
-    # Installed, it would look for chips whenever JAX starts: where there are none it stands apart.
-    sys.path.append(os.path.join(sys.prefix, "libtpu"))
+    sys.path.append(COMPILER)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("--topology: the TPU compiler is missing: expected libtpu: make libtpu")
     # It looks for chips of this machine and for another process that has them; here it only compiles.
