@@ -52,21 +52,19 @@ def test_what_a_person_has_to_mend_is_one_line(say, monkeypatch):
     assert code == 2 and error.startswith("error: model.preset: empty: expected the architecture's name")
 
 
-def test_what_does_not_fit_is_named_with_its_size_and_what_would_help(say):
-    """Parameters of 119,168 floats and their two moments take 1.4 MB: the slots fit, and then the update does not."""
-    arguments = ["--topology=v5e:1x1", "--json", "--config.rollout.slots=1", "--config.optim.microbatches=1"]
-    code, shown, error = say(TINY, *arguments, chip=Chip(1e12, 4 * 2**20, 1e11, 1e10, ("1x1",)))
-    assert code == 1
+def test_what_does_not_fit_is_named_with_its_parts_and_what_would_help(say):
+    """Beside the parameters of 119,168 floats and their two moments, 1.43 MB, no second copy of them fits."""
+    chip = Chip(flops=1e12, hbm=1_700_000, hbm_rate=1e11, ici_rate=1e10, shapes=("1x1",))
+    code, shown, error = say(TINY, "--topology=v5e:1x1", "--json", "--config.rollout.slots=1", chip=chip)
     report = json.loads(shown)
     rows = {row["program"]: row for row in report["programs"]}
-    assert list(rows) == PROGRAMS
-    table = [line.split("|")[1].strip() for line in command.markdown(report).splitlines() if line.startswith("| ")]
-    assert table == ["program", *PROGRAMS]
-    assert rows["re-layout"]["fits"] and not rows["update"]["fits"]
-    (line,) = [line for line in error.splitlines() if line.startswith("error: update")]
-    needed = rows["update"]["needed"] / 2**30
-    assert f"does not fit into 0.00 GiB a chip: {rows['update']['temp'] / 2**30:.2f} GiB temporaries" in line
-    assert "Change optim.microbatches (more)" in line and needed > 4 / 1024
+    assert list(rows) == PROGRAMS and code == 1
+    assert [name for name, row in rows.items() if not row["fits"]] == ["re-layout", "rollout", "evaluation"]
+    (line,) = [line for line in error.splitlines() if line.startswith("error: rollout")]
+    assert "does not fit into 0.00 GiB a chip: 0.00 GiB resident beside it; 0.00 GiB arguments; " in line
+    assert line.endswith("Change rollout.slots (fewer), mesh.tensor (larger)")
+    columns = command.heading(report).splitlines()[-2].count("|")
+    assert [command.line(row).count("|") for row in report["programs"]] == [columns] * len(PROGRAMS)
 
 
 # What the compiler said of an update that 317.5 KiB were missing for.
