@@ -12,6 +12,7 @@ import math
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dasd_jax.errors import UserError
@@ -53,7 +54,9 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     """The explicit (data, fsdp, tensor) mesh over `devices` (default: all of them)."""
     devices = jax.devices() if devices is None else devices
     shape = config.shape(len(devices))
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices)
+    # An axis may be a part of one of the slice's, such as 32 × 2 of a torus of 8 × 8.
+    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
 def spec(*axes: str | None, rules: dict = TRAIN) -> PartitionSpec:
