@@ -10,8 +10,7 @@ Make the data sets under data/ as docs/data.md says, then, on the slice that a s
 
 The paper trains for 200 rollout batches of four optimiser steps at a learning rate of 3e-6 with a cosine, and evaluates
 with 16 samples at temperature 1.0 and top-p 0.9: those are the defaults of configs/common.py. It does not say on what
-hardware; the slices are ours (SLICES), each compiled for with `python -m dasd_jax.compile` and not yet run on:
-docs/tpu.md.
+hardware; the slices are ours (SLICES). None has been run on; docs/tpu.md says which have been compiled for.
 
 `:tiny` is the same program on a random-weight model of Qwen3's shape with a tokenizer of bytes: under a minute, and
 nothing learned.
@@ -27,7 +26,7 @@ SIZES = {
     "4b": ("qwen3_4b", 2),
     "8b": ("qwen3_8b", 1),
 }
-# What a slice needs besides, for every program to fit: docs/tpu.md has what each then takes.
+# What a slice needs besides, for every program to fit; docs/tpu.md has what `python -m dasd_jax.compile` says of each.
 SLICES = {
     ("1p7b", "v5e-16"): {"objective.token_chunk": 512},
     ("1p7b", "v6e-8"): {"optim.microbatches": 4},
