@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup train compare test test-slow lint
+.PHONY: setup libtpu tpu-tables train compare test test-slow lint
 
 setup: .venv/ready ## make .venv, install, fetch the default model
 
@@ -12,13 +12,24 @@ setup: .venv/ready ## make .venv, install, fetch the default model
 	$(BIN)/python -m dasd_jax.fetch
 	touch $@
 
+libtpu: .venv/libtpu/ready ## the TPU compiler, for python -m dasd_jax.compile
+
+# In a folder of its own, where JAX does not find it: a process that does looks for chips first. The version is JAX's.
+.venv/libtpu/ready: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/libtpu \
+		"$$($(BIN)/python -c 'import importlib.metadata as m; print(*(r.split(";")[0] for r in m.requires("jax") if r.startswith("libtpu")))')"
+	touch $@
+
+tpu-tables: .venv/libtpu/ready ## compile the paper's run for six slices and write docs/tpu.md's tables, about an hour
+	$(BIN)/python -m benchmarks.tpu_tables
+
 train: .venv/ready ## post-train SmolLM2-135M with DASD, about 12 minutes on two cores
 	$(BIN)/python -m dasd_jax.train --config=configs/smollm2_math.py
 
 compare: .venv/ready ## the same run beside the same seed with beta = 0, as a table
 	$(BIN)/python benchmarks/compare_beta.py
 
-test: .venv/ready ## lint and tests, without slow ones
+test: .venv/libtpu/ready ## lint and tests, without slow ones
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile

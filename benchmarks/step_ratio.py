@@ -14,7 +14,7 @@ from dasd_jax.learner.checkpoint import new_state
 from dasd_jax.learner.optim import make_optimizer
 from dasd_jax.learner.step import StepConfig, score_step, train_step
 from dasd_jax.mesh import MeshConfig, make_mesh, put_rows, replicate
-from dasd_jax.rollout.sampler import Sampling, rollout
+from dasd_jax.rollout.sampler import Sampling, relayout, rollout
 
 PROBLEMS, GROUP, PROMPT, TEACHER_PROMPT, RESPONSE, RUNS = 2, 8, 64, 96, 256, 2
 PARTS = ("sample", "score", "update")
@@ -43,9 +43,8 @@ class Step:
     def sample(self):
         """Rollouts that never stop."""
         sampling = Sampling(GROUP, RESPONSE, stop_ids=(-1,), pad_id=self.tokenizer.pad_id)
-        self.written, _ = rollout(
-            self.config.model, sampling, self.state.params, self.prompts, self.seed, "train", self.number
-        )
+        params = relayout(self.config.model, self.state.params)
+        self.written, _ = rollout(self.config.model, sampling, params, self.prompts, self.seed, "train", self.number)
         return self.written
 
     def score(self):

@@ -2,18 +2,15 @@
 
 Make the data sets under data/ as docs/data.md says, then, on the slice that a size is meant for:
 
-    1.7B    v5e-16 or v6e-8
-        python -m dasd_jax.train --config=configs/qwen_math.py --config.model.weights=/data/Qwen3-1.7B
-    4B      v5p-16 or v6e-16
-        python -m dasd_jax.train --config=configs/qwen_math.py:4b --config.model.weights=/data/Qwen3-4B
-    8B      v5p-64
-        python -m dasd_jax.train --config=configs/qwen_math.py:8b --config.model.weights=/data/Qwen3-8B
+    1.7B    python -m dasd_jax.train --config=configs/qwen_math.py:1p7b,v5e-16 --config.model.weights=/data/Qwen3-1.7B
+    4B      python -m dasd_jax.train --config=configs/qwen_math.py:4b,v5p-16 --config.model.weights=/data/Qwen3-4B
+    8B      python -m dasd_jax.train --config=configs/qwen_math.py:8b,v5p-64 --config.model.weights=/data/Qwen3-8B
     tiny    a laptop, without any download
         python -m dasd_jax.train --config=configs/qwen_math.py:tiny
 
 The paper trains for 200 rollout batches of four optimiser steps at a learning rate of 3e-6 with a cosine, and evaluates
 with 16 samples at temperature 1.0 and top-p 0.9: those are the defaults of configs/common.py. It does not say on what
-hardware; the slices are ours, chosen by the size of parameters, optimiser and cache. They are not yet measured. All but
+hardware; the slices are ours (SLICES). None has been run on; docs/tpu.md says which have been compiled for. All but
 v6e-8 are several hosts: the command runs on each of them (launchers/README.md).
 
 `:tiny` is the same program on a random-weight model of Qwen3's shape with a tokenizer of bytes: under a minute, and
@@ -23,28 +20,40 @@ nothing learned.
 from configs.common import base
 
 BENCHMARKS = ("math500", "aime24", "aime25", "hmmt25", "minerva", "olympiadbench")  # made as docs/data.md says
-# Argument → preset, and into how many parts a minibatch is cut: a chip then holds the rollouts of one or two problems.
+# Argument → preset, and into how many parts a minibatch is cut.
 SIZES = {
-    "": ("qwen3_1p7b", 2),
     "0p6b": ("qwen3_0p6b", 2),
     "1p7b": ("qwen3_1p7b", 2),
     "4b": ("qwen3_4b", 2),
     "8b": ("qwen3_8b", 1),
 }
+# What a slice needs besides, for every program to fit; docs/tpu.md has what `python -m dasd_jax.compile` says of each.
+SLICES = {
+    ("1p7b", "v5e-16"): {"objective.token_chunk": 512},
+    ("1p7b", "v6e-8"): {"optim.microbatches": 4},
+    ("4b", "v5p-16"): {},
+    ("4b", "v6e-16"): {},
+    ("8b", "v5p-64"): {},
+    ("8b", "v6e-64"): {"mesh.tensor": 2},
+}
 
 
 def get_config(arg=""):
-    """One of the sizes, or tiny."""
+    """One of the sizes, by itself or for a slice ("8b,v5p-64"), or tiny."""
     if arg == "tiny":
         return _tiny()
-    if arg not in SIZES:
-        raise ValueError(f"unknown argument {arg!r}: expected one of {', '.join(filter(None, SIZES))}, tiny")
+    size, _, on = (arg or "1p7b").partition(",")
+    if size not in SIZES:
+        raise ValueError(f"unknown argument {arg!r}: expected one of {', '.join(SIZES)}, tiny")
+    if on and (size, on) not in SLICES:
+        raise ValueError(f"unknown slice {on!r}: expected one of {', '.join(','.join(pair) for pair in SLICES)}")
     config = base()
-    config.model.preset, config.optim.microbatches = SIZES[arg]
+    config.model.preset, config.optim.microbatches = SIZES[size]
     config.data.sources = ("tfds:data/dapo_math_17k",)
     config.data.benchmarks = tuple(f"tfds:data/{name}" for name in BENCHMARKS)
     config.data.heldout = 0
     config.run.eval_problems = 0
+    config.update_from_flattened_dict(SLICES.get((size, on), {}))
     return config
 
 

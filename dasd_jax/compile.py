@@ -3,7 +3,7 @@
 Compiles every program of the run for the chips of a slice, without a TPU and without weights, and prints what each
 needs and what bounds it; docs/tpu.md says how to read it. Exit code 1 when something does not fit.
 
-Needs Google's compiler beside the requirements: pip install libtpu==0.0.52, in an environment of its own.
+Needs Google's compiler, which is taken from the folder libtpu/ of the environment if it is not installed: make libtpu.
 """
 
 import dataclasses
@@ -30,6 +30,8 @@ from dasd_jax.learner.programs import Program, programs
 from dasd_jax.mesh import make_mesh
 from dasd_jax.model.config import ModelConfig, preset
 
+# Where `make libtpu` puts it: installed, it would look for chips whenever JAX starts.
+COMPILER = os.path.join(sys.prefix, "libtpu")
 _GIB = 2**30
 _RELIEF = {
     "re-layout": "mesh.tensor or mesh.fsdp (more chips)",
@@ -55,17 +57,20 @@ def main(argv: list[str]) -> None:
     mesh = make_mesh(config.mesh, devices)
     with jax.set_mesh(mesh):
         model = session.settle(config, preset(config.model.preset), "tpu")
-        rows = []
+        report = _report(command.flags.config, command.flags.topology, config, model, mesh, chip)
+        if not command.flags.json:
+            print(heading(report), flush=True)
         for program in programs(config, model, mesh, chip.hbm):
+            row = measure(program, chip, mesh, model)
+            report["programs"].append(row)
             if not command.flags.json:
-                print(f"compiling {program.name} …", file=sys.stderr, flush=True)
-            rows.append(measure(program, chip, mesh, model))
-    report = _report(command.flags.config, command.flags.topology, config, model, mesh, chip, rows)
-    print(json.dumps(report, indent=1) if command.flags.json else markdown(report))
-    if not all(row["fits"] for row in rows):
-        for row in rows:
-            if not row["fits"]:
-                print(f"error: {misfit(row, chip)}", file=sys.stderr)
+                print(line(row), flush=True)
+    if command.flags.json:
+        print(json.dumps(report, indent=1))
+    misfits = [misfit(row, chip) for row in report["programs"] if not row["fits"]]
+    for each in misfits:
+        print(f"error: {each}", file=sys.stderr)
+    if misfits:
         sys.exit(1)
 
 
@@ -82,8 +87,9 @@ def open_topology(name: str) -> tuple[Chip, list]:
     if shape not in chip.shapes:
         near = difflib.get_close_matches(shape, chip.shapes, n=3, cutoff=0.0)
         raise UserError(f"--topology: {name!r}: expected such as {', '.join(f'{generation}:{each}' for each in near)}")
+    sys.path.append(COMPILER)
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("--topology: the TPU compiler is missing: expected libtpu: pip install libtpu==0.0.52")
+        raise UserError("--topology: the TPU compiler is missing: expected libtpu: make libtpu")
     # It looks for chips of this machine and for another process that has them; here it only compiles.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     jax.config.update("jax_platforms", "cpu")
@@ -105,14 +111,8 @@ def measure(program: Program, chip: Chip, mesh: Mesh, model: ModelConfig) -> dic
     sent = hlo.totals(found, steps=program.steps)
     parameters = sum(sent[kind] for kind in ("all-gather", "reduce-scatter", "all-reduce")) / program.parts
     whole = [one for one in found if one.kind == "all-gather" and f"[{model.vocab_size // tensor(mesh)}," in one.shape]
-    needed = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.generated_code_size_in_bytes
-        + program.beside
-    )
+    # The compiler has laid the program out in the chip's memory, or it would have refused; beside it others lie.
+    needed = memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes + program.beside
     seconds_of = {
         "compute": program.flops / mesh.size / chip.flops,
         "HBM": program.traffic / chip.hbm_rate,
@@ -126,7 +126,7 @@ def measure(program: Program, chip: Chip, mesh: Mesh, model: ModelConfig) -> dic
         "beside": program.beside,
         "needed": needed,
         "fits": needed <= chip.hbm,
-        "largest": [],
+        "largest": [] if needed <= chip.hbm else _largest(memory, program),
         "collectives": sent,
         "fsdp_ratio": parameters / program.fsdp_minimum if program.fsdp_minimum else None,
         "embedding_gathers": sum(one.times for one in whole) / program.parts,
@@ -150,16 +150,27 @@ def largest_buffers(message: str) -> list[str]:
     ]
 
 
+def _largest(memory: Any, program: Program) -> list[str]:
+    """The parts of what a compiled program takes, the largest first."""
+    parts = {
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries and results": memory.peak_memory_in_bytes - memory.argument_size_in_bytes,
+        "resident beside it": program.beside,
+    }
+    ordered = sorted(parts.items(), key=lambda part: -part[1])
+    return [f"{size / _GIB:.2f} GiB {name}" for name, size in ordered]
+
+
 def misfit(row: dict[str, Any], chip: Chip) -> str:
     """One line on a program that does not fit."""
-    why = "; ".join(row["largest"]) or f"{row['needed'] / _GIB:.2f} GiB"
     return (
-        f"{row['program']} does not fit into {chip.hbm / _GIB:.2f} GiB a chip: {why}. Change {_RELIEF[row['program']]}"
+        f"{row['program']} does not fit into {chip.hbm / _GIB:.2f} GiB a chip: {'; '.join(row['largest'])}. "
+        f"Change {_RELIEF[row['program']]}"
     )
 
 
 def _report(
-    config_name: str, topology: str, config: Config, model: ModelConfig, mesh: Mesh, chip: Chip, rows: list
+    config_name: str, topology: str, config: Config, model: ModelConfig, mesh: Mesh, chip: Chip
 ) -> dict[str, Any]:
     return {
         "config": config_name,
@@ -169,44 +180,57 @@ def _report(
         "mesh": dict(mesh.shape),
         "batch": dataclasses.asdict(config.rollout) | {"microbatches": config.optim.microbatches},
         "chip": {field: getattr(chip, field) for field in ("flops", "hbm", "hbm_rate", "ici_rate")},
-        "programs": rows,
+        "programs": [],
     }
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
+def heading(report: dict[str, Any]) -> str:
+    """What stands above the rows, as Markdown."""
     batch, chip = report["batch"], report["chip"]
     mesh = ", ".join(f"{name} {size}" for name, size in report["mesh"].items())
-    lines = [
-        f"### {report['config']} on {report['topology']}: {report['chips']} chips",
-        "",
-        f"{report['parameters'] / 1e9:.2f} B parameters; mesh {mesh}; {batch['problems']} × {batch['rollouts']} "
-        f"responses of up to {batch['max_new_tokens']:,} tokens, {batch['microbatches']} microbatch(es); "
-        f"{chip['hbm'] / _GIB:.2f} GiB a chip.",
-        "",
-        "| program | compile s | arguments | temp | peak | beside | needed | fits | slots | model PFLOP | all-gather "
-        "| reduce-scatter | all-reduce | other | × FSDP | unembedding | bound |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    columns = (
+        "program", "compile s", "arguments", "temp", "peak", "beside", "needed", "fits", "slots", "model PFLOP",
+        "all-gather", "reduce-scatter", "all-reduce", "other", "× FSDP", "unembedding", "bound",
+    )  # fmt: skip
+    return "\n".join(
+        [
+            f"### {report['config']} on {report['topology']}: {report['chips']} chips",
+            "",
+            f"{report['parameters'] / 1e9:.2f} B parameters; mesh {mesh}; {batch['problems']} × {batch['rollouts']} "
+            f"responses of up to {batch['max_new_tokens']:,} tokens, {batch['microbatches']} microbatch(es); "
+            f"{chip['hbm'] / _GIB:.2f} GiB a chip.",
+            "",
+            f"| {' | '.join(columns)} |",
+            "|---" * len(columns) + "|",
+        ]
+    )
+
+
+def line(row: dict[str, Any]) -> str:
+    """A program as a row of the table."""
+    flops = f"{row['model_flops'] / 1e15:.3g}" if row["model_flops"] else "–"
+    slots, seconds = row["slots"] or "–", f"{row['compile_s']:.0f}"
+    if "needed" not in row:
+        cells = [row["program"], seconds, "", "", "", "", "", "no", slots, flops] + [""] * 7
+        return f"| {' | '.join(map(str, cells))} |"
+    sizes = [f"{row[name] / _GIB:.2f}" for name in ("arguments", "temp", "peak", "beside", "needed")]
+    sent = row["collectives"]
+    other = sent["all-to-all"] + sent["collective-permute"]
+    traffic = [sent["all-gather"], sent["reduce-scatter"], sent["all-reduce"], other]
+    counted = row["fsdp_ratio"] is not None
+    cells = [
+        row["program"],
+        seconds,
+        *sizes,
+        "yes" if row["fits"] else "no",
+        slots,
+        flops,
+        *(f"{size / _GIB:.2f}" for size in traffic),
+        f"{row['fsdp_ratio']:.2f}" if counted else "–",
+        f"{row['embedding_gathers']:.3g}" if counted else "–",
+        f"{row['bound']}, {row['seconds'][row['bound']]:.3g} s",
     ]
-    for row in report["programs"]:
-        flops = f"{row['model_flops'] / 1e15:.3g}" if row["model_flops"] else "–"
-        start = f"| {row['program']} | {row['compile_s']:.0f} |"
-        if "needed" not in row:
-            lines.append(f"{start} | | | | | no | {row['slots'] or '–'} | {flops} |" + " |" * 7)
-            continue
-        sizes = " | ".join(f"{row[name] / _GIB:.2f}" for name in ("arguments", "temp", "peak", "beside", "needed"))
-        sent = row["collectives"]
-        other = sent["all-to-all"] + sent["collective-permute"]
-        traffic = [sent["all-gather"], sent["reduce-scatter"], sent["all-reduce"], other]
-        ratio = f"{row['fsdp_ratio']:.2f}" if row["fsdp_ratio"] is not None else "–"
-        gathers = f"{row['embedding_gathers']:.0f}" if row["fsdp_ratio"] is not None else "–"
-        bound = f"{row['bound']}, {row['seconds'][row['bound']]:.3g} s"
-        lines.append(
-            f"{start} {sizes} | {'yes' if row['fits'] else 'no'} | {row['slots'] or '–'} | {flops} | "
-            + " | ".join(f"{size / _GIB:.2f}" for size in traffic)
-            + f" | {ratio} | {gathers} | {bound} |"
-        )
-    return "\n".join(lines)
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint, session
 from dasd_jax.mesh import MeshConfig, make_mesh, per_shard, replicate
-from dasd_jax.model import transformer
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout import sampler
 from dasd_jax.text.prompts import left_pad
@@ -67,7 +66,7 @@ def stream(
     tokens, mask = left_pad([ids], -(-len(ids) // _PROMPT_BUCKET) * _PROMPT_BUCKET, tokenizer.pad_id)
     mesh = jax.sharding.get_mesh()
     prompts = replicate(mesh, PromptBatch(tokens, mask, np.zeros(1, np.int32)))
-    params = jax.jit(transformer.for_decoding, static_argnums=0)(model, params)
+    params = sampler.relayout(model, params)
     keys = sampler.row_keys(seed, "generate", jnp.int32(0), prompts.example_id, 1)
 
     def on_one_device(function):

@@ -12,7 +12,7 @@ import math
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dasd_jax.errors import UserError
@@ -54,7 +54,9 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     """The explicit (data, fsdp, tensor) mesh over `devices` (default: all of them)."""
     devices = jax.devices() if devices is None else devices
     shape = config.shape(len(devices))
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices)
+    # An axis may be a part of one of the slice's, such as 32 × 2 of a torus of 8 × 8.
+    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
 def spec(*axes: str | None, rules: dict = TRAIN) -> PartitionSpec:
@@ -76,6 +78,45 @@ def spec(*axes: str | None, rules: dict = TRAIN) -> PartitionSpec:
 def reshard(x: jax.Array, *axes: str | None, rules: dict = TRAIN) -> jax.Array:
     """`x` laid out as `spec(*axes)` says, inside a jitted program."""
     return jax.sharding.reshard(x, spec(*axes, rules=rules))
+
+
+def gather(x: jax.Array, *axes: str | None) -> jax.Array:
+    """A parameter laid out as `spec(*axes)` says, "embed" among them, made whole along it inside a jitted program.
+
+    Its gradient is summed over the devices that split the rows and split again by one reduce-scatter, however often the
+    parameter is used: until then it stays a sum that no device has made. What is gathered already stays as it is.
+    """
+    over, now, dim = _row_splits(), jax.typeof(x).sharding.spec, axes.index("embed")
+    if now.reduced or set(over) & set(jax.sharding.get_abstract_mesh().manual_axes):
+        return x
+
+    def whole(part: jax.Array) -> jax.Array:
+        for name in over:
+            if now[dim] == name:
+                part = jax.lax.all_gather(part, name, axis=dim, tiled=True, to="reduced")
+            else:
+                part = jax.lax.pcast(part, name, to="reduced")
+        return part
+
+    if not over:
+        return jax.sharding.reshard(x, spec(*axes, rules=ROLLOUT))
+    return jax.shard_map(whole, out_specs=PartitionSpec(*spec(*axes, rules=ROLLOUT), reduced=set(over)))(x)
+
+
+def left_to_sum(part: jax.Array) -> jax.Array:
+    """Inside a `shard_map` over all axes: a device's part of a gradient of what `gather` returned."""
+    over = _row_splits()
+    return jax.lax.pcast(part, over, to="unreduced") if over else jax.lax.psum(part, TRAIN["rows"])
+
+
+def sum_to_be(*axes: str | None) -> PartitionSpec:
+    """Its layout outside: a sum over the rows' devices that is not made."""
+    return PartitionSpec(*spec(*axes), unreduced=set(_row_splits()))
+
+
+def _row_splits() -> tuple[str, ...]:
+    """The mesh axes that split rows; none where there is nothing to sum."""
+    return TRAIN["rows"] if row_shards(jax.sharding.get_abstract_mesh()) > 1 else ()
 
 
 def named(mesh: Mesh, *axes: str | None, rules: dict = TRAIN) -> NamedSharding:

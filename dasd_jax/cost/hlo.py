@@ -188,7 +188,7 @@ def _shape_bytes(shape: str) -> int:
 
 def _group_size(one: _Instruction) -> int:
     """How many devices take part, each group being as large as the first."""
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", one.rest):
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^)]*\)[^)]*\))? \{([^}]*)\}", one.rest):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
         return math.prod(
             int(part) if part else sizes[name] for name, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])

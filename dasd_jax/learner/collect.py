@@ -20,7 +20,7 @@ from dasd_jax.learner.journal import Journal
 from dasd_jax.learner.metrics import Clock
 from dasd_jax.mesh import fetch, put_rows, replicate
 from dasd_jax.model.config import ModelConfig
-from dasd_jax.rollout.sampler import Sampling, rollout
+from dasd_jax.rollout.sampler import Sampling, relayout, rollout
 from dasd_jax.rollout.verifier import COUNTED, Verdict
 from dasd_jax.text.tokenizer import Tokenizer
 
@@ -118,6 +118,8 @@ class Collector:
         `rollout.resample` further batches, and stay where those are too few. Source: arXiv 2503.14476, section 3.2.
         """
         size, group = self._config.rollout.problems, self._config.rollout.rollouts
+        with clock.phase("relayout"):
+            params = jax.block_until_ready(relayout(self._model, params))
         rounds = [self._round(params, batches_drawn, clock)]
         while len(rounds) <= self._config.rollout.resample:
             if sum(mixed(drawn.correct, group).sum() for drawn in rounds) >= size:

@@ -14,7 +14,7 @@ from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.sources import Problem, labels
 from dasd_jax.mesh import fetch, put_rows, replicate, row_shards
 from dasd_jax.model.config import ModelConfig
-from dasd_jax.rollout.sampler import Sampling, rollout
+from dasd_jax.rollout.sampler import Sampling, relayout, rollout
 from dasd_jax.rollout.verifier import COUNTED, Verdict, Verifier
 from dasd_jax.text.tokenizer import Tokenizer
 
@@ -97,7 +97,7 @@ def evaluate(
         What `summary` says of all answers.
     """
     size = problems_at_a_time(rows, sampling.rollouts, mesh)
-    answers = list(known)
+    answers, params = list(known), relayout(model, params)
     for batch, live in prompts.in_order(size, example_ids[len(known) :]):
         written, _ = rollout(
             model, sampling, params, put_rows(mesh, batch), *replicate(mesh, (jnp.int32(seed),)), "eval", jnp.int32(0)

@@ -17,10 +17,9 @@ from dasd_jax.learner.optim import make_optimizer
 from dasd_jax.learner.step import score_step, supervised_experience, train_step
 from dasd_jax.mesh import ROLLOUT, TRAIN, named, on_mesh, row_shards
 from dasd_jax.model import params as param_table
-from dasd_jax.model import transformer
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.objective.credit import NEEDS_TEACHER
-from dasd_jax.rollout.sampler import Sampling, rollout
+from dasd_jax.rollout.sampler import Sampling, relayout, rollout
 from dasd_jax.rollout.slots import bytes_a_device
 from dasd_jax.text.tokenizer import load_tokenizer
 
@@ -37,7 +36,8 @@ class Program:
         steps: turns of its loops of unknown length: of decoding, every response at its full length.
         slots: rows that a device decodes at a time; 0 where nothing is decoded.
         parts: passes over the layers' weights that follow one another: microbatches of all minibatches.
-        fsdp_minimum: bytes a device that such a pass has to send for parameters and gradients; 0 where none is counted.
+        fsdp_minimum: bytes a device that such a pass has to send for parameters and gradients split over "embed"; 0
+            where none is counted.
     """
 
     name: str
@@ -70,10 +70,16 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
     moments = resident - bytes_a_device(params)
     decoding = param_table.abstract(model, mesh, ROLLOUT, model.compute_dtype)
     gathered = bytes_a_device(decoding)
+    tables = bytes_a_device([decoding[name] for name in ("embed", "unembed") if name in decoding])
+
+    def fsdp_minimum(layers: int, embeddings: int) -> float:
+        """Bytes that a device sends when it gathers or scatters the parts of the parameters so often."""
+        shards = mesh.shape[TRAIN["embed"]]
+        return (layers * (gathered - tables) + embeddings * tables) * (shards - 1) / shards
 
     yield Program(
         name="re-layout",
-        lower=lambda: jax.jit(transformer.for_decoding, static_argnums=0).lower(model, params),
+        lower=lambda: relayout.lower(model, params),
         beside=moments,
         flops=0,
         traffic=bytes_a_device(params) + gathered,
@@ -88,14 +94,14 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
         sampling = session.with_slots(
             config, sampling, model, mesh, problems=problems, resident=resident, memory=memory
         )
-        program = _rollout(config, model, mesh, sampling, purpose, problems, params, gathered)
-        yield dataclasses.replace(program, name=name, beside=moments)
+        whole = _placed(mesh, jax.eval_shape(partial(relayout, model), params))
+        program = _rollout(config, model, mesh, sampling, purpose, problems, whole, gathered)
+        yield dataclasses.replace(program, name=name, beside=resident)
 
     steps = session.step_config(config, model, mesh)
     prompts = _prompts(config, mesh, group.problems)
     batch = Batch(group.problems, group.prompt_length, group.rollouts, group.max_new_tokens)
     flops = forward_flops(model, batch)
-    shares = (mesh.shape[TRAIN["embed"]] - 1) / mesh.shape[TRAIN["embed"]]
     if config.objective.method == "sft":
         batch = dataclasses.replace(batch, rollouts=1)
         flops, teacher_flops = forward_flops(model, batch), 0
@@ -115,12 +121,13 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
             flops=flops + teacher_flops,
             traffic=parts * views * 2 * gathered,
             parts=parts,
-            fsdp_minimum=views * gathered * shares,
+            fsdp_minimum=fsdp_minimum(views, 1),
         )
         experience = jax.eval_shape(partial(score_step, steps), params, *scored)[0]
     experience = _placed(mesh, experience)
     views = 2 if config.objective.form == "full" else 1
-    # Gathered forward and again for the backward pass, reduced and scattered once; the full form's teacher forward.
+    # Layers are gathered forward and again for the backward pass, reduced and scattered once; the full form's teacher
+    # gathers them too. What stands outside of the layers is gathered once and its gradient scattered once.
     passes = 2 + views
     rows = batch.problems * batch.rollouts // row_shards(mesh)
     residuals = model.num_layers * rows * batch.response * model.width * jnp.dtype(model.compute_dtype).itemsize
@@ -131,7 +138,7 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
         flops=3 * flops + (teacher_flops if views == 2 else 0),
         traffic=parts * passes * 2 * gathered + 2 * residuals + config.optim.minibatches * 2 * resident,
         parts=parts,
-        fsdp_minimum=passes * gathered * shares,
+        fsdp_minimum=fsdp_minimum(passes, 2),
     )
 
 

@@ -20,7 +20,7 @@ from dasd_jax.batch import Array, Params, PromptBatch, RolloutBatch, TeacherBatc
 from dasd_jax.config import ObjectiveGroup
 from dasd_jax.mesh import per_shard, reshard, spec
 from dasd_jax.model.config import ModelConfig
-from dasd_jax.model.transformer import response_hidden, unembedding
+from dasd_jax.model.transformer import response_hidden, unembedding, with_embedding
 from dasd_jax.objective.credit import METHODS, NEEDS_TEACHER, Credit, DasdParams, gated_gap, masked_mean
 from dasd_jax.objective.loss import clipped_surrogate, directional_kl, negative_log_likelihood
 from dasd_jax.objective.token_stats import token_logp, token_logp_and_expectation, token_stats
@@ -300,6 +300,7 @@ def minibatch_loss(
 
 def _view(config: StepConfig, params, prompt, prompt_mask, response, mask) -> tuple[Array, Array]:
     """The hidden states that predict the responses, and the matrix that turns them into logits."""
+    params = with_embedding(config.model, params)
     hidden = response_hidden(config.model, params, prompt, prompt_mask, response, mask)
     return hidden, unembedding(config.model, params)
 

@@ -17,7 +17,7 @@ from flax import struct
 
 from dasd_jax import vocab
 from dasd_jax.batch import Array, Params
-from dasd_jax.mesh import ROLLOUT, TRAIN, per_device, reshard, spec
+from dasd_jax.mesh import ROLLOUT, TRAIN, gather, per_device, reshard, spec
 from dasd_jax.model import params as param_table
 from dasd_jax.model.attention import Prompts, Span, attend, attend_cached
 from dasd_jax.model.config import Llama3Scaling, ModelConfig, YarnScaling
@@ -192,8 +192,12 @@ def decode(config: ModelConfig, params: Params, token: Array, live: Array, cache
 
 def unembedding(config: ModelConfig, params: Params) -> Array:
     """The [V, D] matrix in the compute dtype, gathered over fsdp once for a whole pass over the vocabulary."""
-    weight = params["embed" if config.tied else "unembed"]
-    return reshard(weight.astype(config.compute_dtype), "vocab", None)
+    return gather(params["embed" if config.tied else "unembed"].astype(config.compute_dtype), "vocab", "embed")
+
+
+def with_embedding(config: ModelConfig, params: Params) -> Params:
+    """The same with the embedding gathered, so that all its uses in a pass share it, and one sum of its gradient."""
+    return params | {"embed": gather(params["embed"].astype(config.compute_dtype), "vocab", "embed")}
 
 
 def unembed(config: ModelConfig, params: Params, hidden: Array) -> Array:
@@ -284,7 +288,7 @@ def _columns(segment: Segment) -> int:
 
 def _embed(config: ModelConfig, params: Params, tokens: Array) -> Array:
     # Gathering by id from a table that is split along its rows is written as a lookup in the vocabulary's own layout.
-    table = reshard(params["embed"].astype(config.compute_dtype), "vocab", None)
+    table = gather(params["embed"].astype(config.compute_dtype), "vocab", "embed")
     return table.at[tokens].get(out_sharding=spec("rows", None, None))
 
 
@@ -344,13 +348,13 @@ def _gathered(config: ModelConfig, weights: Params) -> Params:
         return weights
     # Joined first: what is gathered forward is reduced and scattered backward, with nothing in between.
     joined = _joined(config, {name: weight.astype(config.compute_dtype) for name, weight in weights.items()}, TRAIN)
-    whole = {
-        "qkv": (None, "heads", None, None),
-        "gate_up": (None, None, "ff"),
-        "o": ("heads", None),
-        "down": ("ff", None),
+    layout = {
+        "qkv": ("embed", "heads", None, None),
+        "gate_up": ("embed", None, "ff"),
+        "o": ("heads", "embed"),
+        "down": ("ff", "embed"),
     }
-    return joined | {name: reshard(joined[name], *axes) for name, axes in whole.items()}
+    return joined | {name: gather(joined[name], *axes) for name, axes in layout.items()}
 
 
 def _joined(config: ModelConfig, weights: Params, rules: dict) -> Params:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from dasd_jax import vocab
 from dasd_jax.batch import Array
-from dasd_jax.mesh import AXES, TRAIN, reshard, spec
+from dasd_jax.mesh import AXES, TRAIN, gather, left_to_sum, reshard, spec, sum_to_be
 
 View = tuple[Array, Array]  # hidden [rows, R, D] and unembedding [V, D], of one dtype
 # Blocks are multiples of it: a tile of bfloat16 rows on a TPU, and the alignment that a GPU's matrix units ask for.
@@ -46,7 +46,7 @@ def logp_and_expectation(
 
 def _placed(hidden: Array, unembed: Array) -> View:
     """A view in the layout of the pass: an unembedding that is split over fsdp is gathered here, once."""
-    return reshard(hidden, "rows", None, None), reshard(unembed, "vocab", None)
+    return reshard(hidden, "rows", None, None), gather(unembed, "vocab", "embed")
 
 
 def _forward(value, temperature, chunk, student: View, teacher: View | None, response, row_constant):
@@ -72,11 +72,11 @@ def _backward(value, temperature, chunk, residuals, cotangents):
     hidden = residuals[0][0]
     sweep = jax.shard_map(
         partial(_gradient_sweep, value, temperature, _num_blocks(hidden, chunk)),
-        out_specs=(spec("vocab", "rows", None, None), spec("rows", "vocab", None)),
+        out_specs=(spec("vocab", "rows", None, None), sum_to_be("vocab", None)),
     )
-    # Each device's parts lie along a leading axis; their sum is the only reduction over devices in the whole pass.
-    d_hidden, d_unembed = (jnp.sum(parts, axis=0) for parts in sweep(residuals, cotangents))
-    return (d_hidden.astype(hidden.dtype), d_unembed), None, None, None
+    # Of the hidden states each device's parts lie along a leading axis; the unembedding's are summed by `gather`.
+    d_hidden, d_unembed = sweep(residuals, cotangents)
+    return (jnp.sum(d_hidden, axis=0).astype(hidden.dtype), d_unembed), None, None, None
 
 
 def _num_blocks(hidden: Array, chunk: int) -> int:
@@ -144,7 +144,7 @@ def _gradient_sweep(value, temperature: float, num_blocks: int, residuals, cotan
 
     zeros = (jnp.zeros(hidden.shape, jnp.float32), jnp.zeros(unembed.shape, unembed.dtype))
     d_hidden, d_unembed = _over_blocks(block, zeros, unembed, num_blocks)
-    return d_hidden[None], d_unembed[None]
+    return d_hidden[None], left_to_sum(d_unembed)
 
 
 def _over_blocks(block: Callable, carry, unembed: Array, num_blocks: int):

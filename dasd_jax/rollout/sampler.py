@@ -87,6 +87,10 @@ def row_keys(seed: int, purpose: str, step: Array, example_id: Array, rollouts: 
     return jax.vmap(lambda example, turn: jax.random.fold_in(jax.random.fold_in(base, example), turn))(examples, turns)
 
 
+# The parameters in the layout that the loop reads them in: a step of its own, for as many rollouts as follow.
+relayout = jax.jit(transformer.for_decoding, static_argnums=0)
+
+
 @partial(jax.jit, static_argnames=("config", "sampling", "purpose"))
 def rollout(
     config: ModelConfig,
@@ -102,7 +106,7 @@ def rollout(
     Every shard of the rows works through its own problems, without a word to the others: a group stays in one shard.
 
     Args:
-        params: in the training layout; re-laid, cast and joined once for the whole loop.
+        params: from `relayout`.
         seed, step: i32[]; with the example ids they decide every draw.
 
     Returns:
@@ -115,7 +119,6 @@ def rollout(
         state = advance(config, sampling, params, queue, begin(config, sampling, queue), None)
         return (state.response, state.length, state.logp, state.entropy, state.stop_id), state.steps[None]
 
-    params = transformer.for_decoding(config, params)
     run = per_shard(of_shard, in_axes=(None, "rows", "rows"), out_axes="rows")
     (response, length, logp, entropy, stop_id), steps = run(params, prompts, keys)
     rows, problems = response.shape[0], prompts.example_id.shape[0]

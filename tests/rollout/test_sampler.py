@@ -14,7 +14,7 @@ from dasd_jax.mesh import put_rows, replicate
 from dasd_jax.model import params as param_table
 from dasd_jax.model import transformer
 from dasd_jax.model.config import preset
-from dasd_jax.rollout.sampler import Sampling, draw, rollout, row_keys
+from dasd_jax.rollout.sampler import Sampling, draw, relayout, rollout, row_keys
 
 MODEL = preset("qwen3_tiny")
 PLAIN = Sampling(rollouts=3, max_new_tokens=10, stop_ids=tuple(range(40)), pad_id=256)
@@ -34,6 +34,7 @@ def sample(mesh, sampling=PLAIN, batch=None, params=None, seed=0, step=3):
 def sample_and_steps(mesh, sampling, batch, params=None, seed=0, step=3):
     params = param_table.init(MODEL, mesh, 0) if params is None else params
     seeds = replicate(mesh, (np.int32(seed), np.int32(step)))
+    params = relayout(MODEL, params)
     return jax.device_get(rollout(MODEL, sampling, params, put_rows(mesh, batch), seeds[0], "train", seeds[1]))
 
 

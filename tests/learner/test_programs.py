@@ -1,0 +1,100 @@
+"""The programs of a run from shapes alone: which there are, and the figures beside them, by hand."""
+
+import jax
+import pytest
+
+from dasd_jax import cli, config
+from dasd_jax.cost.work import Batch, forward_flops
+from dasd_jax.errors import UserError
+from dasd_jax.learner import session
+from dasd_jax.learner.programs import programs
+from dasd_jax.mesh import MeshConfig, make_mesh
+from dasd_jax.model.config import preset
+
+PLENTY = 2**34
+# qwen3_tiny: its products 98,304, its embedding 320 · 64, both split over heads or words; its norms 4 · 64 + 2 · 32.
+PRODUCTS, EMBEDDING, NORMS = 98_304, 20_480, 384
+
+
+def found(memory=PLENTY, **changed):
+    """Name → program of the tiny run of 16 problems, on four shards of the rows with heads split in two."""
+    raw = cli.load_config("configs/qwen_math.py", "tiny").to_dict()
+    raw["rollout"]["problems"] = 16
+    for name, value in changed.items():
+        group, field = name.split("__")
+        raw[group][field] = value
+    settings = config.from_dict(raw)
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    with jax.set_mesh(mesh):
+        model = session.settle(settings, preset("qwen3_tiny"), "tpu")
+        return {program.name: program for program in programs(settings, model, mesh, memory)}
+
+
+def test_a_run_has_the_programs_of_its_method():
+    assert list(found()) == ["re-layout", "rollout", "evaluation", "score", "update"]
+    assert list(found(objective__method="sft")) == ["re-layout", "evaluation", "update"]
+
+
+def test_decoding_turns_once_a_token_for_each_filling_of_the_slots():
+    # 16 problems of 4 rollouts on four shards: 16 rows each, of 16 tokens.
+    assert (found()["rollout"].slots, found()["rollout"].steps) == (16, 16)
+    few = found(rollout__slots=3)["rollout"]
+    assert (few.slots, few.steps) == (3, 6 * 16)
+
+
+def test_slots_follow_from_the_memory_that_is_given():
+    # With prompts of 16 tokens the caches of responses are what decides.
+    sizes = (680_000, 720_000, 740_000, 780_000)
+    # Between them a slot more for each 19.6 kB, and at last all: then rows share the prompts of their problems.
+    slots = [found(memory=size, rollout__prompt_length=16)["rollout"].slots for size in sizes]
+    assert slots == [5, 7, 8, 16]
+    with pytest.raises(UserError, match="rollout.slots: not one row fits"):
+        found(memory=2**19)
+
+
+def test_flops_count_both_views_and_the_backward_pass_twice():
+    model, made = preset("qwen3_tiny"), found()
+    student, teacher = (forward_flops(model, Batch(16, prompt, 4, 16)) for prompt in (192, 320))
+    assert made["rollout"].flops == student
+    assert made["score"].flops == student + teacher
+    assert made["update"].flops == 3 * student
+    assert found(objective__form="full")["update"].flops == 3 * student + teacher
+    assert found(objective__method="grpo")["score"].flops == student
+
+
+def test_what_has_to_be_sent_is_each_part_once_a_gather_or_scatter():
+    of_layers, table = 4 * (PRODUCTS // 2 + NORMS), 4 * EMBEDDING // 2
+    made = found()
+    # Two gathers and a scatter of the layers, one of each of the embedding, of which a device lacks three quarters.
+    assert made["update"].fsdp_minimum == (3 * of_layers + 2 * table) * 3 / 4
+    assert made["score"].fsdp_minimum == (2 * of_layers + table) * 3 / 4
+    assert made["update"].parts == made["score"].parts == 4
+
+
+def test_optimiser_and_parameters_stay_taken_beside_a_program():
+    of_device = 4 * ((PRODUCTS + EMBEDDING) // 8 + NORMS)
+    made = found()
+    scalars = made["score"].beside - 2 * of_device
+    assert 0 < scalars < 64  # Adam's count, the step, the position in the data
+    assert made["re-layout"].beside == made["score"].beside
+    assert made["rollout"].beside == made["evaluation"].beside == made["score"].beside + of_device
+    assert made["update"].beside == 0
+
+
+def test_a_batch_that_the_shards_cannot_split_is_refused():
+    with pytest.raises(UserError, match="rollout.problems: 8 in 4 part"):
+        found(rollout__problems=8)
+
+
+@pytest.mark.parametrize("name", ["re-layout", "rollout", "score", "update"])
+def test_every_program_is_lowered_for_the_devices_of_the_mesh(name):
+    """Rows come in over the four shards, parameters over all eight devices, and the update gives them back so."""
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    program = found()[name]
+    with jax.set_mesh(mesh):
+        lowered = program.lower()
+    text = lowered.as_text()
+    assert "mhlo.num_partitions = 8" in text
+    if name == "update":
+        before, after = lowered.args_info[0][0].params, lowered.out_info[0].params
+        assert jax.tree.map(lambda x: x.shape, before) == jax.tree.map(lambda x: x.shape, after)
