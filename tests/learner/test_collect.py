@@ -8,6 +8,7 @@ import pytest
 from dasd_jax import cli, config
 from dasd_jax.batch import PromptBatch, RolloutBatch
 from dasd_jax.learner import collect
+from dasd_jax.learner.metrics import Clock, Display
 from dasd_jax.rollout.verifier import Verdict
 
 RIGHT, WRONG = Verdict(1.0, 1.0, "1"), Verdict(0.0, 0.2, "2")
@@ -64,6 +65,7 @@ class Drawer(collect.Collector):
 
     def __init__(self, resample, rounds):
         self._config, self.rounds, self.asked = tiny(rollout__resample=resample), rounds, []
+        self._model = None
         rollout = dataclasses.replace(self._config.rollout, problems=3, rollouts=2)
         self._config = dataclasses.replace(self._config, rollout=rollout, optim=dataclasses.replace(
             self._config.optim, minibatches=1, microbatches=1))  # fmt: skip
@@ -81,10 +83,11 @@ ROUNDS = [
 
 
 @pytest.mark.parametrize(("resample", "groups"), [(0, [1, 2, 3]), (1, [1, 2, 6]), (2, [2, 6, 7]), (9, [2, 6, 7])])
-def test_groups_that_all_scored_the_same_are_replaced_by_mixed_ones(resample, groups):
+def test_groups_that_all_scored_the_same_are_replaced_by_mixed_ones(resample, groups, monkeypatch):
     """In the order of the draw; as many further batches as are allowed, and no more than are needed."""
+    monkeypatch.setattr(collect, "relayout", lambda model, params: params)
     drawer = Drawer(resample, ROUNDS)
-    got = drawer.collect(None, 10, None)
+    got = drawer.collect(None, 10, Clock(Display(1, 0)))
     assert got.batches == len(drawer.asked) == min(resample, 2) + 1
     assert drawer.asked == list(range(10, 10 + got.batches))
     np.testing.assert_array_equal(got.prompts.example_id, groups)
