@@ -106,7 +106,8 @@ def test_the_commands_run_on_two_hosts_and_stop_together(runs):
     workdir = runs["folder"] / "live"
     names = {path.name for path in workdir.iterdir()}
     assert names == {
-        "config.json", "metrics.jsonl", "samples.jsonl", "tensorboard", "checkpoints", "heldout", "eval", "done.json"
+        "config.json", "metrics.jsonl", "samples.jsonl", "verdicts.jsonl", "tensorboard", "checkpoints", "heldout",
+        "eval", "done.json",
     }  # fmt: skip
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5]
