@@ -30,9 +30,6 @@ SAME = [
 REPLAY = [*SAME, "--config.rollout.logp_gap_mean_max=1e9", "--config.rollout.logp_gap_p999_max=1e9"]
 SAVED_AT = 2
 
-# The same optimiser for the runs of a process, so that its step is compiled once.
-train.make_optimizer = functools.cache(train.make_optimizer)
-
 
 def replay(workdir: Path) -> dict:
     """Goes on from the newest checkpoint of a folder to step 5, with responses that depend on the problem alone.
@@ -124,6 +121,8 @@ if __name__ == "__main__":
     out = Path(sys.argv[4])
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8 // count)
+    # The same optimiser for all runs, so that its step is compiled once.
+    train.make_optimizer = functools.cache(train.make_optimizer)
     hosts.start(argparse.Namespace(coordinator=f"127.0.0.1:{port}", processes=count, process=index), {})
     result = {"whole": replay(out / "several"), "gone on": go_on(out / "several_on", out / "one")}
     (out / f"process{index}.json").write_text(json.dumps(result))
