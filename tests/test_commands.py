@@ -227,7 +227,7 @@ MISTAKES = {
     ),
     "no end": (
         ["--config.rollout.verifier_deadline_s=inf"],
-        "rollout.verifier_deadline_s: inf: expected 0.05 to 3600 s",
+        "rollout.verifier_deadline_s: inf: expected a finite number",
     ),
     "no room": (
         ["--config.rollout.verifier_memory_mb=64"],
