@@ -120,6 +120,46 @@ def test_a_collapse_may_take_the_teacher_away_by_halves(run, tmp_path):
     assert [line["guard/teacher_weight"] for line in lines] == [1.0, 1.0, 0.5, 0.25]
 
 
+STOPS = {
+    "length": (["run.length_stop=100"], "steps 1-1: rollout/length_mean over that of step 1 is 1, "),
+    "repetition": (
+        ["run.repetition_stop=1e-9", "run.entropy_stop=0", "rollout.temperature=0.02"],
+        "steps 1-1: rollout/repeated_frac is ",
+    ),
+    "repelled KL": (["run.repel_kl_stop=1e-9"], "steps 1-1: gap/repel_kl is "),
+    "equal rewards": (["run.equal_rewards_stop=0.5"], "steps 1-1: steps in a row without a mixed group is 1, "),
+    "sampler and score pass": (["rollout.logp_gap_p999_max=1e-12"], "step 1: policy/logp_gap_p999 is "),
+    "empty minibatch": (
+        ["objective.truncated=drop_from_loss", "rollout.max_new_tokens=2"],
+        "step 1: minibatch 0 has no token in the loss, and nothing was updated",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", STOPS)
+def test_numbers_that_mean_nothing_good_stop_the_run_with_one_line(fault, run, tmp_path):
+    """The tiny model has random weights: it is never right, seldom ends, and repeats itself when it is cold."""
+    fields, said = STOPS[fault]
+    code, _, err = run("run.steps=3", "run.guard_window=1", "run.checkpoint_every=1", *fields)
+    assert code == 1 and err.count("\n") == 1
+    assert err.startswith(f"error: {said}"), err
+    assert "--workdir" in err
+    assert [line["step"] for line in lines_of(tmp_path / "w" / "metrics.jsonl")] in ([0], [0, 1])
+
+
+def test_numbers_that_may_mean_nothing_good_are_said(run):
+    said = {
+        "steps 1-1: entropy/mean is ": ["run.entropy_warn=100"],
+        "steps 1-1: steps in a row without a mixed group is 1, ": ["run.equal_rewards_warn=0.5"],
+        "step 1: the attract arm holds ": ["objective.rho=0.01", "objective.rho_side=bottom"],
+        "the teacher's term reaches ": ["objective.beta=5"],
+    }
+    code, out, err = run("run.steps=1", "run.guard_window=1", *(field for fields in said.values() for field in fields))
+    assert (code, err) == (0, "")
+    warnings = [line.removeprefix("warning: ") for line in out.splitlines() if line.startswith("warning: ")]
+    assert sorted(line[: len(start)] for start in said for line in warnings if line.startswith(start)) == sorted(said)
+
+
 @pytest.mark.parametrize("signals", [1, 2])
 def test_a_step_that_outlasts_the_grace_is_given_up_and_a_second_signal_waits_for_nothing(signals, tmp_path):
     workdir = tmp_path / "w"
