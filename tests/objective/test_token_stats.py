@@ -9,7 +9,7 @@ import numpy as np
 import objective_oracle as oracle
 import pytest
 
-from dasd_jax.mesh import named, put_rows, reshard
+from dasd_jax.mesh import gather, named, put_rows
 from dasd_jax.objective.token_stats import token_logp, token_logp_and_expectation, token_stats
 
 FIELDS = ("student_logp", "teacher_logp", "student_entropy", "teacher_entropy", "forward_kl", "reverse_kl")
@@ -316,17 +316,21 @@ def test_devices_talk_once_a_pass_and_never_within_the_loop_over_blocks(mesh8):
     unembed = jax.device_put(views[1], named(mesh8, "vocab", "embed"))
 
     def gradients(hidden, unembed):
-        unembed = reshard(unembed, "vocab", None)
-        loss = lambda *view: jnp.sum(token_logp(*view, response, temperature=1.0, chunk=1) ** 2)  # noqa: E731
+        def loss(hidden, unembed):
+            view = hidden, gather(unembed, "vocab", "embed")
+            return jnp.sum(token_logp(*view, response, temperature=1.0, chunk=1) ** 2)
+
         return jax.grad(loss, argnums=(0, 1))(hidden, unembed)
 
     text = jax.jit(gradients).lower(hidden, unembed).compile().as_text()
     assert " while(" in text
     found = collectives(text)
     assert {computation for computation, _ in found} == {"ENTRY"}
-    # The unembedding of 64 words on a device is gathered once and its gradient reduced once.
-    matrices = [line for _, line in found if re.search(r"f32\[(1,)?64,6\]", line)]
-    assert sorted(re.search(r" (all-\w+)\(", line)[1] for line in matrices) == ["all-gather", "all-reduce"]
+    # The unembedding of 64 words on a device is gathered once; its gradient is scattered over `fsdp` once, and what a
+    # device then holds of it is summed over `data`.
+    matrices = [line for _, line in found if re.search(r"f32\[(1,)?64,[36]\]", line)]
+    kinds = sorted(re.search(r" ([a-z]+-[a-z]+)\(", line)[1] for line in matrices)
+    assert kinds == ["all-gather", "all-reduce", "reduce-scatter"], kinds
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

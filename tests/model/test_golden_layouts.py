@@ -1,6 +1,6 @@
 """Where every parameter of every preset lies on the meshes that docs/tpu.md uses, held to files that a person can read.
 
-A layout that is meant to change is written anew by `python -m tests.model.test_layouts`.
+A layout that is meant to change is written anew by `python -m tests.model.test_golden_layouts`.
 """
 
 from pathlib import Path
