@@ -24,7 +24,7 @@ ARROWS = {
     "text": {"text"},
     "data": {"text", "data"},
     # The verifier's workers draw a task's problem again from its source.
-    "rollout": {"vocab", "model", "data", "rollout"},
+    "rollout": {"vocab", "model", "cost", "data", "rollout"},
     "objective": {"vocab", "objective"},
     # Its classes are handed to the rooms; it reads the names that it checks at the door.
     "config": {"objective", "text"},

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from dasd_jax.cost.work import cache_bytes
 from dasd_jax.errors import UserError
 from dasd_jax.mesh import ROLLOUT, row_shards
 from dasd_jax.model import params as param_table
@@ -45,7 +46,7 @@ def rollout_bytes(model: ModelConfig, sampling: Sampling, mesh: Mesh, problems: 
     item, tensor = jnp.dtype(model.compute_dtype).itemsize, mesh.shape[ROLLOUT["heads"]]
     leaves = param_table.abstract(model, mesh, ROLLOUT, model.compute_dtype)
     joined = {name: leaves["layers"][name] for name in ("gate", "up")}  # there apart while they are joined
-    token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * item // tensor  # its keys and values
+    token = cache_bytes(model, item) // tensor
     widest = max(4 * model.width, 3 * model.ff // tensor)  # of one layer's activations
     return RolloutBytes(
         weights=bytes_a_device(leaves) + bytes_a_device(joined),
