@@ -121,7 +121,8 @@ class Trainer:
             f"method {config.objective.method}, workdir {workdir}"
         )
         self.display.say("problems: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
-        derived = "" if config.rollout.slots else ", derived from the memory that is free"
+        limited = not config.rollout.slots and session.device_memory() is not None
+        derived = ", derived from the memory that is free" if limited else ""
         self.display.say(f"slots: {self.slots} of {rows // row_shards(mesh)} rows a device{derived}")
         if folder:
             self.display.say(f"resumed from {folder}")

@@ -1,7 +1,8 @@
-"""The decoder as pure functions over one parameter tree: forward, decode, unembed, and the KV cache between them.
+"""The decoder as pure functions over one parameter tree, and the KV cache between them.
 
-    forward    any number of new tokens: prefill without a cache; with one, scoring behind its prompts
-    decode     one new token a row, written behind the row's own response
+    forward            prompts: prefill
+    response_hidden    prompts and the responses behind them: scoring and the update
+    decode             one new token a row, written behind the row's own response
 
 A prompt is stored once for the G rows that continue it. All passes share the pieces of a layer; they differ in what
 attention looks at.
@@ -17,7 +18,7 @@ from flax import struct
 
 from dasd_jax import vocab
 from dasd_jax.batch import Array, Params
-from dasd_jax.mesh import ROLLOUT, TRAIN, gather, per_device, reshard, spec
+from dasd_jax.mesh import ROLLOUT, TRAIN, gather, per_device, spec
 from dasd_jax.model import params as param_table
 from dasd_jax.model.attention import Prompts, Span, attend, attend_cached
 from dasd_jax.model.config import Llama3Scaling, ModelConfig, YarnScaling
@@ -101,35 +102,28 @@ def forward(
     tokens: Array,
     positions: Array,
     mask: Array,
-    cache: KVCache | None = None,
 ) -> tuple[Array, KVCache]:
-    """Hidden states of the new tokens, after the final norm.
+    """Hidden states of prompts, after the final norm, and their keys and values.
 
     Args:
         tokens: i32[rows, S].
         positions: i32[rows, S], position of each token in its own sequence.
-        mask: bool[rows, S], validity of the new tokens only. Left-padded without a cache.
-        cache: prompts that come before; the new tokens follow directly behind them.
+        mask: bool[rows, S]; left-padded.
 
     Returns:
-        hidden [rows, S, D] in the compute dtype, and a cache of prompts: the new tokens, or the one that was given.
-        Where mask is False the hidden state is finite and meaningless.
+        hidden [rows, S, D] in the compute dtype, and a cache of these prompts. Where mask is False the hidden state is
+        finite and meaningless.
     """
     rotary = _rotaries(config, positions)
 
     def layer(x, inputs):
-        _, slides, weights, prompt = inputs
-        prompts = None if prompt is None else Prompts(*prompt, _prompt_valid(cache.prompt))
-        look = _look(config, slides, mask, prompts)
-        x, new = _layer(config, weights, x, _of_kind(slides, rotary), look)
-        return x, new if cache is None else None
+        _, slides, weights = inputs
+        return _layer(config, weights, x, _of_kind(slides, rotary), _look(config, slides, mask))
 
-    prompt = None if cache is None else (cache.prompt.key, cache.prompt.value)
-    x, new = _through_layers(config, _remat(config, layer), _embed(config, params, tokens), params["layers"], prompt)
-    if cache is None:
-        if isinstance(new, list):
-            new = (tuple(part[None] for part in parts) for parts in zip(*new, strict=True))
-        cache = KVCache(Segment(*new, jnp.sum(mask, axis=1, dtype=jnp.int32)))
+    x, new = _through_layers(config, _remat(config, layer), _embed(config, params, tokens), params["layers"])
+    if isinstance(new, list):
+        new = (tuple(part[None] for part in parts) for parts in zip(*new, strict=True))
+    cache = KVCache(Segment(*new, jnp.sum(mask, axis=1, dtype=jnp.int32)))
     return _rms_norm(config, x, params["final_norm"]), cache
 
 
@@ -162,7 +156,7 @@ def decode(config: ModelConfig, params: Params, token: Array, live: Array, cache
 
     def layer(carry, inputs):
         x, keys, values = carry
-        index, slides, weights, _ = inputs
+        index, slides, weights = inputs
         rotary, oldest = _of_kind(slides, kinds)
 
         def look(query, key, value):
@@ -235,7 +229,7 @@ def response_hidden(
     # One walk through the layers for both, so that each layer's weights are gathered once and reduced once.
     def layer(carry, inputs):
         prompt, rest = carry
-        _, slides, weights, _ = inputs
+        _, slides, weights = inputs
         weights = _gathered(config, weights)
         prompt, cached = _layer(config, weights, prompt, _of_kind(slides, before), _look(config, slides, prompt_mask))
         look = _look(config, slides, new_mask, Prompts(*cached, prompt_mask))
@@ -299,15 +293,15 @@ def _remat(config: ModelConfig, layer):
     return jax.checkpoint(layer, policy=policies[config.remat], prevent_cse=False)
 
 
-def _through_layers(config: ModelConfig, body, carry, layers, prompts=None):
-    """body(carry, (index, slides, weights, prompt)) → (carry, new), one layer after the other."""
+def _through_layers(config: ModelConfig, body, carry, layers):
+    """body(carry, (index, slides, weights)) → (carry, new), one layer after the other."""
     if not isinstance(layers, tuple):
         slides = jnp.array(config.sliding or (False,) * config.num_layers)
-        return jax.lax.scan(body, carry, (jnp.arange(config.num_layers), slides, layers, prompts))
+        return jax.lax.scan(body, carry, (jnp.arange(config.num_layers), slides, layers))
     news = []
     for index, weights in enumerate(layers):
         slides = bool(config.sliding) and config.sliding[index]
-        carry, new = body(carry, (index, slides, weights, jax.tree.map(lambda x, i=index: x[i], prompts)))
+        carry, new = body(carry, (index, slides, weights))
         news.append(new)
     return carry, news
 
@@ -422,12 +416,6 @@ def _by_kind(slides, of_kinds: list[Callable], *args):
     if isinstance(slides, bool):
         return of_kinds[slides](*args)
     return jax.lax.cond(slides, of_kinds[1], of_kinds[0], *args)
-
-
-def _prompt_valid(prompt: Segment) -> Array:
-    """The valid tokens at the right end of each prompt: bool[B, P]."""
-    width = _columns(prompt)
-    return reshard(jnp.arange(width) >= width - prompt.length[:, None], "rows", None)
 
 
 def _project(x: Array, weight: Array) -> Array:

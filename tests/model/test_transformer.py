@@ -58,9 +58,9 @@ decode = jax.jit(transformer.decode, static_argnums=0)
 response_hidden = jax.jit(transformer.response_hidden, static_argnums=0)
 
 
-def run(config, params, tokens, mask, cache=None, positions=None):
+def run(config, params, tokens, mask, positions=None):
     positions = transformer.prompt_positions(mask) if positions is None else positions
-    return forward(config, params, jnp.asarray(tokens), positions, jnp.asarray(mask), cache)
+    return forward(config, params, jnp.asarray(tokens), positions, jnp.asarray(mask))
 
 
 def oracle(config, params, tokens):
