@@ -90,8 +90,14 @@ def open_topology(name: str) -> tuple[Chip, list]:
     sys.path.append(COMPILER)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("--topology: the TPU compiler is missing: expected libtpu: make libtpu")
-    # It looks for chips of this machine and for another process that has them; here it only compiles.
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    # It looks for chips of this machine and for another process that has them; here it only compiles. The last two are
+    # what it would ask Google's metadata for and complain to be without; --topology is what counts.
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    }
     jax.config.update("jax_platforms", "cpu")
     return chip, topologies.get_topology_desc(platform="tpu", topology_name=name).devices
 
