@@ -29,7 +29,7 @@ SIZES = {
 }
 # What a slice needs besides, for every program to fit; docs/tpu.md has what `python -m dasd_jax.compile` says of each.
 SLICES = {
-    ("1p7b", "v5e-16"): {"objective.token_chunk": 512},
+    ("1p7b", "v5e-16"): {"mesh.tensor": 2, "optim.microbatches": 4},
     ("1p7b", "v6e-8"): {"optim.microbatches": 4},
     ("4b", "v5p-16"): {},
     ("4b", "v6e-16"): {},
