@@ -119,7 +119,10 @@ def begin(folder: Path, model: ModelConfig, trees: dict[str, Any], *, best: bool
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as started:
         for name, tree in trees.items():
-            started.enter_context(ocp.StandardCheckpointer()).save((folder / name).absolute(), tree)
+            # Compressed, floats are a tenth smaller and take a core four times as long.
+            handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+            writer = started.enter_context(ocp.AsyncCheckpointer(handler))
+            writer.save((folder / name).absolute(), ocp.args.PyTreeSave(tree))
         writing = started.pop_all()
 
     def finish() -> None:
