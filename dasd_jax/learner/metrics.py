@@ -12,7 +12,9 @@ from pathlib import Path
 import jax
 import rich.console
 import rich.progress
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
 
 from dasd_jax import formats, hosts
 from dasd_jax.errors import UserError
@@ -23,7 +25,7 @@ class RunLog:
 
     Opened for a run that goes on from step n, it cuts the files back to n and makes the events again, so that each
     step stands in them once. A number that is not finite is left out: JSON has no word for it. With several processes,
-    process 0 writes and all of them know the lines.
+    process 0 writes and all of them know the lines. Whatever cannot be written is an OSError in the caller.
 
     Attributes:
         lines: the objects of metrics.jsonl, in order.
@@ -33,20 +35,24 @@ class RunLog:
         """Opens the log of a run whose last finished step is `step`; -1 for a run that starts.
 
         Raises:
-            UserError: a line before the last of one of the files is not what was written.
+            UserError: a line before the last of one of the files is not what was written, or a step is missing.
         """
-        self.lines = hosts.from_main(lambda: list(_cut_back(workdir / "metrics.jsonl", step, numbers=True)))
+        self._metrics, self._samples = workdir / "metrics.jsonl", workdir / "samples.jsonl"
+        self.lines = hosts.from_main(lambda: list(_cut_back(self._metrics, step, numbers=True)))
         self._writes = hosts.is_main()
         if not self._writes:
             return
-        for _ in _cut_back(workdir / "samples.jsonl", step, numbers=False):
+        for _ in _cut_back(self._samples, step, numbers=False):
             pass
-        shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
-        self._events = SummaryWriter(str(workdir / "tensorboard"), flush_secs=10)
+        folder = workdir / "tensorboard"
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir()
+        # Not SummaryWriter: it writes in a thread of its own, and waits for it for ever once the disk is full.
+        self._events = EventsWriter(str(folder / "events"))
         for line in self.lines:
             self._add_events(line)
-        self._metrics = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
-        self._samples = (workdir / "samples.jsonl").open("a", encoding="utf-8")
+        self._events.flush()
 
     def write(self, step: int, metrics: dict[str, float], samples: Iterable[dict] = ()) -> None:
         """Appends one step; samples first, so that a step with metrics has its samples."""
@@ -55,25 +61,25 @@ class RunLog:
         self.lines.append(line)
         if not self._writes:
             return
-        for sample in samples:
-            self._samples.write(json.dumps({"step": step, **sample}, ensure_ascii=False) + "\n")
-        self._samples.flush()
-        self._metrics.write(json.dumps(line) + "\n")
-        self._metrics.flush()
+        _append(self._samples, ({"step": step, **sample} for sample in samples))
+        _append(self._metrics, [line])
         self._add_events(line)
+        self._events.flush()
 
     def close(self) -> None:
-        """Flushes and closes the three."""
-        if not self._writes:
-            return
-        self._metrics.close()
-        self._samples.close()
-        self._events.close()
+        """Closes the events; nothing else is open between two steps."""
+        if self._writes:
+            self._events.close()
 
     def _add_events(self, line: dict) -> None:
-        for name, value in line.items():
-            if name != "step":
-                self._events.add_scalar(name, value, line["step"])
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in line.items() if name != "step"]
+        self._events.write_event(Event(wall_time=time.time(), step=line["step"], summary=Summary(value=values)))
+
+
+def _append(path: Path, lines: Iterable[dict]) -> None:
+    """Adds lines and closes the file: a mounted bucket has nothing of a file that is open."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def _whole_lines(path: Path, numbers: bool) -> Iterator[tuple[bytes, dict]]:
@@ -99,14 +105,28 @@ def _whole_lines(path: Path, numbers: bool) -> Iterator[tuple[bytes, dict]]:
 
 
 def _cut_back(path: Path, step: int, numbers: bool) -> Iterable[dict]:
-    """Keeps the lines up to `step` and yields them; a half-written last line goes with the rest."""
+    """Keeps the lines up to `step` and yields them; a half-written last line goes with the rest.
+
+    Raises:
+        UserError: a line is not what was written, or `numbers` are not those of the steps 0 to `step`.
+    """
     if not path.exists():
         return
     kept = list(itertools.takewhile(lambda pair: pair[1]["step"] <= step, _whole_lines(path, numbers)))
+    if numbers and (odd := _first_odd_step([line["step"] for _, line in kept], step)) is not None:
+        raise UserError(
+            f"--workdir: {path}: step {odd} is missing or stands there twice, and the checkpoint is of step {step}: "
+            "expected each step once; without the file the run goes on, and its guards begin anew"
+        )
     draft = path.with_suffix(".tmp")
     draft.write_bytes(b"".join(text + b"\n" for text, _ in kept))
     draft.rename(path)
     yield from (line for _, line in kept)
+
+
+def _first_odd_step(found: list[int], last: int) -> int | None:
+    """The first of the steps 0 to `last` that is not in its place; None where all are."""
+    return next((step for step in range(last + 1) if step >= len(found) or found[step] != step), None)
 
 
 class Display:

@@ -1,9 +1,11 @@
 """The files of a run, read back: a half-written last line is left out, any other damage is named and nothing is cut."""
 
 import json
+import resource
 
 import pytest
 
+from benchmarks.kills import event_steps
 from dasd_jax.errors import UserError
 from dasd_jax.learner.metrics import RunLog
 
@@ -17,7 +19,7 @@ def written(workdir, lines, end="\n"):
 
 def test_a_log_goes_on_behind_its_step_and_drops_what_a_kill_cut_short(tmp_path):
     written(tmp_path, [*LINES, '{"step": 4, "rew'], end="")
-    whole = RunLog(tmp_path, 4)
+    whole = RunLog(tmp_path, 3)
     assert [line["step"] for line in whole.lines] == [0, 1, 2, 3]
     whole.close()
     log = RunLog(tmp_path, 2)
@@ -43,3 +45,39 @@ def test_damage_in_the_middle_is_named_and_the_file_is_left_alone(line, said, tm
     with pytest.raises(UserError, match=said):
         RunLog(tmp_path, 3)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(("steps", "missing"), [([0, 1, 2], 3), ([0, 2, 3], 1), ([0, 1, 1, 2, 3], 2), ([1, 2, 3], 0)])
+def test_a_log_that_lacks_a_step_of_its_checkpoint_is_refused_and_left_alone(steps, missing, tmp_path):
+    written(tmp_path, [LINES[step] for step in steps])
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=f"step {missing} is missing or stands there twice, and the checkpoint is of"):
+        RunLog(tmp_path, 3)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_step_is_on_the_disk_when_write_returns(tmp_path):
+    """A machine that is taken away closes no file."""
+    log = RunLog(tmp_path, -1)
+    for step in range(2):
+        log.write(step, {"eval/standard_error": 0.5, "loss/total": float("nan")}, [{"text": "ü\u2028"}])
+        assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[step]) == log.lines[step]
+        assert json.loads((tmp_path / "samples.jsonl").read_bytes().split(b"\n")[step])["text"] == "ü\u2028"
+        assert event_steps(tmp_path) == list(range(step + 1))
+    assert log.lines[0] == {"step": 0, "eval/standard_error": 0.5}
+    log.close()
+    RunLog(tmp_path, 1).close()
+    assert event_steps(tmp_path) == [0, 1]
+
+
+def test_a_disk_that_is_full_for_the_events_alone_is_an_error_and_no_wait(tmp_path):
+    log = RunLog(tmp_path, -1)
+    metrics = {f"some/number_{number}": 1.0 for number in range(100)}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/null")
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            log.write(0, metrics)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
