@@ -103,7 +103,7 @@ def base() -> ml_collections.ConfigDict:
             "checkpoint_every": 10,  # steps
             "keep_checkpoints": 2,  # the newest N stay, and the best one of those evaluated (run.eval_every)
             "keep_every": 0,  # steps, a multiple of checkpoint_every: of every so many one stays for good; 0: none
-            "grace_s": 25.0,  # seconds after a SIGTERM at which a run ends within a step, if that is not over sooner
+            "grace_s": 25.0,  # seconds after a SIGTERM at which a run ends wherever it is
             "eval_every": 0,  # steps between held-out evaluations; 0: only before and after
             "eval_problems": 128,  # of each benchmark, or held out and at most data.heldout; 0: all of them
             "eval_samples": 16,  # responses to each of them (K of Avg@K and Pass@k)

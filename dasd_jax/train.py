@@ -8,11 +8,7 @@ each, with a workdir that all of them share.
 import contextlib
 import dataclasses
 import json
-import os
 import resource
-import signal
-import socket
-import threading
 import time
 from pathlib import Path
 
@@ -30,6 +26,7 @@ from dasd_jax.learner.journal import Journal
 from dasd_jax.learner.metrics import Clock, Compilations, Display, RunLog
 from dasd_jax.learner.optim import make_optimizer, make_schedule
 from dasd_jax.learner.step import Experience, score_step, supervised_experience, train_step
+from dasd_jax.learner.stopping import StopRequest
 from dasd_jax.mesh import fetch, make_mesh, put_rows, replicate, row_shards
 from dasd_jax.objective.credit import NEEDS_TEACHER, dense_bound, smallest_advantage
 from dasd_jax.rollout.sampler import Sampling
@@ -65,19 +62,21 @@ def train(config: Config, workdir: Path) -> None:
     mesh = make_mesh(config.mesh)
     with (
         jax.set_mesh(mesh),
+        _writing(workdir),
+        StopRequest(config.run.grace_s) as stop,
         Verifier(
             config.rollout.verifier_workers, config.rollout.verifier_deadline_s, config.rollout.verifier_memory_mb
         ) as verifier,
     ):
-        Trainer(config, workdir, mesh, verifier).run()
+        Trainer(config, workdir, mesh, verifier, stop).run()
 
 
 class Trainer:
     """The parts of one run, and the loop that moves them."""
 
-    def __init__(self, config: Config, workdir: Path, mesh: jax.sharding.Mesh, verifier: Verifier):
+    def __init__(self, config: Config, workdir: Path, mesh: jax.sharding.Mesh, verifier: Verifier, stop: StopRequest):
         """Opens data and model, then the workdir."""
-        self.config, self.workdir, self.mesh, self.verifier = config, workdir, mesh, verifier
+        self.config, self.workdir, self.mesh, self.verifier, self.stop = config, workdir, mesh, verifier, stop
         session.check_rows(config, mesh)
         self.tokenizer = session.open_tokenizer(config.model)
         self.prompts, self.heldout, counts = session.open_prompts(config, self.tokenizer)
@@ -113,6 +112,7 @@ class Trainer:
         self.checkpoints = checkpoint.Writer(
             workdir, self.model, keep=config.run.keep_checkpoints, keep_every=config.run.keep_every
         )
+        begins_again = not folder and (workdir / "metrics.jsonl").exists()
         self.log = RunLog(workdir, step if folder else -1)
         self.teacher_weight = guards.judge(self.log.lines, config).teacher_weight
         self.display = Display(config.run.steps, step)
@@ -124,14 +124,18 @@ class Trainer:
         limited = not config.rollout.slots and session.device_memory() is not None
         derived = ", derived from the memory that is free" if limited else ""
         self.display.say(f"slots: {self.slots} of {rows // row_shards(mesh)} rows a device{derived}")
+        self.saved = step  # that the newest checkpoint is of
         if folder:
             self.display.say(f"resumed from {folder}")
+        elif begins_again:
+            self.display.say("no checkpoint was finished: the run begins again")
         self._warn_of_a_loud_teacher()
 
     def run(self) -> None:
         """The loop: from where the state stands to the last step, with an evaluation before and after."""
         config, started = self.config, time.monotonic()
-        with self._closing(), _StopSignal(config.run.grace_s) as stop:
+        with self._closing():
+            self.stop.save = self._save_between_steps
             if int(self.state.step) == 0:
                 self.log.write(0, self._evaluate(0))
             for step in range(int(self.state.step) + 1, config.run.steps + 1):
@@ -143,16 +147,17 @@ class Trainer:
                 self.log.write(step, metrics, samples)
                 self.display.step(step, metrics)
                 self._heed_the_guards()
-                # Read once, since the signal may come between two looks, and at the same step in every process.
-                stopping = any(hosts.gather(stop.asked))
+                # Read once, since a signal may come between two looks, and at the same step in every process.
+                stopping = next(filter(None, hosts.gather(self.stop.reason)), "")
                 if last or best or stopping or step % config.run.checkpoint_every == 0:
                     self._save(best)
                 self.checkpoints.check()
                 if stopping and not last:
-                    self.checkpoints.wait()
+                    stands = self._save_between_steps()
                     hosts.barrier()
-                    self.display.say(f"stopped by a signal after step {step}; the same command goes on from here")
+                    self.display.say(f"stopped {stopping} {stands}")
                     return
+                self.stop.release()
             self.checkpoints.wait()
         if hosts.is_main():
             with files.reading(self.workdir / "heldout", "--workdir"):
@@ -164,20 +169,9 @@ class Trainer:
 
     @contextlib.contextmanager
     def _closing(self):
-        """Leaves terminal, logs and the last checkpoint in order, and says in one line which file could not be written.
-
-        Raises:
-            TrainingError: of the system's errors.
-        """
+        """Leaves terminal, logs and the last checkpoint in order."""
         try:
             yield
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise TrainingError(
-                f"{error.filename or self.workdir}: {error.strerror or error}: expected room and permission to write. "
-                "The same command goes on from the last checkpoint"
-            ) from error
         finally:
             self.display.close()
             with contextlib.suppress(OSError, TrainingError):  # what could not be written has been said
@@ -206,6 +200,7 @@ class Trainer:
         batch = self.collector.batches[int(self.state.batches_drawn)]
         target, mask = self.prompts.target_batch(batch.example_id)
         experience = supervised_experience(*put_rows(self.mesh, (batch, target, mask)))
+        self.stop.hold()
         self.state, metrics = train_step(self.steps, self.optimizer, self.state, experience)
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._keep_what_was_skipped(metrics, example_id=batch.example_id, response=target, response_mask=mask)
@@ -223,6 +218,7 @@ class Trainer:
             self._check_views(step, collected)
         self._warn_of_an_empty_arm(step, metrics)
         samples = self._samples(collected, experience, stats)
+        self.stop.hold()
         with clock.phase("update"):
             self.state, learned = train_step(self.steps, self.optimizer, self.state, experience, collected.batches)
             metrics |= {name: float(value) for name, value in jax.device_get(learned).items()}
@@ -377,7 +373,20 @@ class Trainer:
         self.display.phase("checkpoint")
         started = time.monotonic()
         self.checkpoints.save(self.state, best=best)
+        self.saved = int(self.state.step)
         self.checkpoint_s += time.monotonic() - started
+
+    def _save_between_steps(self) -> str:
+        """Makes the last step that the log has count; returns in words where the run stands.
+
+        Raises:
+            TrainingError: a checkpoint could not be written.
+        """
+        step = int(self.state.step)
+        if step > self.saved:
+            self._save(best=False)
+        self.checkpoints.wait()
+        return f"after step {step}; the same command goes on from here"
 
     def _evaluate(self, step: int) -> dict[str, float]:
         """Scores the held-out problems, writes heldout/<step>.json and returns the main figures for the log."""
@@ -459,51 +468,22 @@ class Trainer:
 # ------------------------------------------------------------------------------------------------ small parts
 
 
-class _StopSignal:
-    """Remembers a SIGTERM until the step is over, for a stated time; a second one ends the process at once.
+@contextlib.contextmanager
+def _writing(workdir: Path):
+    """Says in one line which file could not be written.
 
-    A thread of its own listens: the main one hears nothing while it waits for a program on the devices.
+    Raises:
+        TrainingError: of the system's errors.
     """
-
-    def __init__(self, grace_s: float):
-        """After `grace_s` seconds the process ends in the middle of a step, with exit code 0: its last checkpoint is
-        whole, and what came behind it is computed again."""
-        self.asked, self._grace_s = False, grace_s
-
-    def __enter__(self):
-        self._reader, self._writer = socket.socketpair()
-        self._writer.setblocking(False)
-        # The handler itself has nothing to do; that there is one makes Python write the signal's number.
-        self._before = signal.signal(signal.SIGTERM, lambda *_: None), signal.set_wakeup_fd(self._writer.fileno())
-        threading.Thread(target=self._listen, name="signals", daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        signal.set_wakeup_fd(self._before[1])
-        signal.signal(signal.SIGTERM, self._before[0])
-        self._writer.close()
-
-    def _listen(self) -> None:
-        try:
-            while (number := self._reader.recv(1)) and number[0] != signal.SIGTERM:
-                pass
-            if not number:
-                return
-            self.asked = True
-            self._reader.settimeout(self._grace_s)
-            while (number := self._reader.recv(1)) and number[0] != signal.SIGTERM:
-                pass
-            if number:
-                os._exit(128 + signal.SIGTERM)
-        except TimeoutError:
-            line = (
-                f"stopped by a signal {self._grace_s:g} s after it, in the middle of a step; the same command goes on"
-            )
-            print(line + " from the last checkpoint", flush=True)
-            hosts.stop_others(0, line)
-            os._exit(0)
-        finally:
-            self._reader.close()
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise TrainingError(
+            f"{error.filename or workdir}: {error.strerror or error}: expected room and permission to write. "
+            "The same command goes on from the last checkpoint"
+        ) from error
 
 
 _SHARED_WITHIN_S = 30  # a mounted bucket shows new files late

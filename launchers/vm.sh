@@ -103,9 +103,24 @@ supervise() {
     "$@" &
     echo $! >"$state/pid"
     wait $! || code=$?
+    if [[ $code == 0 && ! -e $workdir/done.json ]] && announced; then
+        # The command has saved and made room for the maintenance. A restart of the VM comes before the end of this, or
+        # the launcher finds it idle and starts the command on all VMs again.
+        while announced; do sleep 60; done
+        rm -f "$state"/*
+        return
+    fi
     # The disk of a VM goes with the slice; names of VMs are new with every slice.
     { mkdir -p "$workdir/logs" && cp "$log" "$workdir/logs/$(hostname).log"; } || true
     echo "$code" >"$state/exit"
+}
+
+# Whether Google is about to do maintenance on this VM.
+announced() {
+    local notice
+    notice=$(curl -sf -H 'Metadata-Flavor: Google' \
+        "http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1/instance/maintenance-event") &&
+        [[ $notice != NONE ]]
 }
 
 # Values reach the command's environment and nothing else: no argument, no metadata, no file that stays.

@@ -16,6 +16,7 @@ from dasd_jax import cli, evaluate, hosts, train
 from dasd_jax.batch import RolloutBatch
 from dasd_jax.learner import collect
 from dasd_jax.learner.metrics import Display
+from dasd_jax.learner.stopping import StopRequest
 from dasd_jax.mesh import fetch, make_mesh, put_rows, row_shards
 from dasd_jax.rollout.verifier import Verifier
 
@@ -42,8 +43,8 @@ def replay(workdir: Path) -> dict:
     command = cli.parse(flags, [*REPLAY, f"--workdir={workdir}"])
     config, found = command.config, {}
     mesh = make_mesh(config.mesh)
-    with jax.set_mesh(mesh), Verifier(2, 60.0, 2048) as verifier:
-        trainer = train.Trainer(config, workdir, mesh, verifier)
+    with jax.set_mesh(mesh), Verifier(2, 60.0, 2048) as verifier, StopRequest(config.run.grace_s) as stop:
+        trainer = train.Trainer(config, workdir, mesh, verifier, stop)
         seen, ask = {}, verifier.verify
 
         def written(model, sampling, params, prompts, seed, purpose, step):
@@ -80,6 +81,7 @@ def replay(workdir: Path) -> dict:
         try:
             for step in range(int(trainer.state.step) + 1, config.run.steps + 1):
                 metrics, _ = trainer._step(step)
+                stop.release()
                 found[str(step)] = {"metrics": metrics, **seen}
                 if step == SAVED_AT:
                     trainer.checkpoints.save(trainer.state)

@@ -1,12 +1,14 @@
 """Faults put into a run, through the command's own door: what it says, its exit code, and what it leaves."""
 
 import errno
+import http.server
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,20 +21,23 @@ from dasd_jax.mesh import make_mesh, put_rows
 
 ROOT = Path(__file__).parents[1]
 TINY = "--config=configs/qwen_math.py:tiny"
-# A training whose second step hangs where Python hears no signal.
+# A training that hangs in a function of its trainer's, where Python hears no signal: at once or in its second step.
 HANGS = """
 import ctypes, sys
 from dasd_jax import cli, train
 
-whole = train.Trainer._score
-def score(trainer, *args):
-    if int(trainer.state.step) == 1:
+owner, name = {"start-up": (train.session, "open_prompts"), "score": (train.Trainer, "_score"),
+               "update": (train, "train_step")}[sys.argv.pop(1)]
+whole = getattr(owner, name)
+def hang(*args):
+    states = [getattr(x, "state", x) for x in args]
+    if owner is train.session or int(next(x.step for x in states if hasattr(x, "step"))) == 1:
         print("hangs", flush=True)
         while True:
             ctypes.CDLL(None).sleep(60)
-    return whole(trainer, *args)
+    return whole(*args)
 
-train.Trainer._score = score
+setattr(owner, name, hang)
 cli.run(train.main)
 """
 
@@ -160,28 +165,82 @@ def test_numbers_that_may_mean_nothing_good_are_said(run):
     assert sorted(line[: len(start)] for start in said for line in warnings if line.startswith(start)) == sorted(said)
 
 
-@pytest.mark.parametrize("signals", [1, 2])
-def test_a_step_that_outlasts_the_grace_is_given_up_and_a_second_signal_waits_for_nothing(signals, tmp_path):
-    workdir = tmp_path / "w"
-    fields = ["run.steps=3", "run.checkpoint_every=1", f"run.grace_s={2 if signals == 1 else 600}"]
-    args = [TINY, f"--workdir={workdir}", *(f"--config.{field}" for field in fields)]
+def in_the_middle(phase, workdir, *fields, signals=1):
+    """(exit code, the last line it said, seconds from the first signal on) of a training that hangs in a phase."""
+    args = [phase, TINY, f"--workdir={workdir}", *(f"--config.{field}" for field in ("run.steps=3", *fields))]
     process = subprocess.Popen([sys.executable, "-c", HANGS, *args], cwd=ROOT, text=True, stdout=subprocess.PIPE)
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        if line == "hangs\n":
-            break
+    assert "hangs\n" in iter(process.stdout.readline, "")
     started = time.monotonic()
     for _ in range(signals):
         os.kill(process.pid, signal.SIGTERM)
         time.sleep(0.5)
     # Read to the end of stdout: a child that were left behind would hold it open.
-    said += process.stdout.read().splitlines()
-    assert process.wait(timeout=60) == (0 if signals == 1 else 128 + signal.SIGTERM)
-    assert time.monotonic() - started < 10
-    assert ("stopped by a signal 2 s after it, in the middle of a step" in said[-1]) == (signals == 1)
+    said = process.stdout.read().splitlines()
+    return process.wait(timeout=60), said[-1] if said else "", time.monotonic() - started
+
+
+def test_a_signal_before_the_first_step_ends_the_run_that_has_nothing_to_lose(tmp_path):
+    code, said, seconds = in_the_middle("start-up", tmp_path / "w", "run.grace_s=600")
+    assert code == 0 and seconds < 10
+    assert said == "stopped by a signal before the run has begun; the same command begins it"
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_signal_while_nothing_changes_saves_the_step_before_and_gives_this_one_up(run, tmp_path):
+    """No checkpoint is due before the last step."""
+    code, said, seconds = in_the_middle("score", tmp_path / "w", "run.checkpoint_every=3", "run.grace_s=600")
+    assert code == 0 and seconds < 10
+    assert said == "stopped by a signal after step 1; the same command goes on from here"
+    assert (tmp_path / "w" / "checkpoints" / "000001" / "manifest.json").exists()
+    code, out, err = run("run.steps=3", "run.checkpoint_every=3")
+    assert (code, err) == (0, "") and f"resumed from {tmp_path / 'w' / 'checkpoints' / '000001'}" in out
+    assert [line["step"] for line in lines_of(tmp_path / "w" / "metrics.jsonl")] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_an_update_that_outlasts_the_grace_is_given_up_and_a_second_signal_waits_for_nothing(signals, tmp_path):
+    workdir, grace = tmp_path / "w", 2 if signals == 1 else 600
+    fields = ["run.checkpoint_every=1", f"run.grace_s={grace}"]
+    code, said, seconds = in_the_middle("update", workdir, *fields, signals=signals)
+    assert code == (0 if signals == 1 else 128 + signal.SIGTERM) and seconds < 10
+    assert said.startswith("stopped by a signal 2 s after it, in the middle of a step; ") == (signals == 1)
     assert (workdir / "checkpoints" / "000001" / "manifest.json").exists()
     assert [line["step"] for line in lines_of(workdir / "metrics.jsonl")] == [0, 1]
+
+
+def test_a_notice_of_maintenance_ends_the_run_after_its_step(tmp_path):
+    """A metadata server that announces it as soon as there is a first step."""
+    workdir = tmp_path / "w"
+
+    class Metadata(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            assert self.path == "/computeMetadata/v1/instance/maintenance-event"
+            assert self.headers["Metadata-Flavor"] == "Google"
+            metrics = workdir / "metrics.jsonl"
+            begun = metrics.exists() and len(metrics.read_bytes().splitlines()) > 1
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"TERMINATE_ON_HOST_MAINTENANCE" if begun else b"NONE")
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("localhost", 0), Metadata) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = subprocess.run(
+            [sys.executable, "-m", "dasd_jax.train", TINY, f"--workdir={workdir}",
+             "--config.run.steps=100000", "--config.run.checkpoint_every=100000"],
+            cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+            env=os.environ | {"GCE_METADATA_HOST": f"localhost:{server.server_port}"},
+        )  # fmt: skip
+        server.shutdown()
+    assert (done.returncode, done.stderr) == (0, "")
+    step = lines_of(workdir / "metrics.jsonl")[-1]["step"]
+    said = (
+        f"stopped for maintenance (TERMINATE_ON_HOST_MAINTENANCE) after step {step}; the same command goes on from here"
+    )
+    assert done.stdout.splitlines()[-1] == said
+    assert (workdir / "checkpoints" / f"{step:06d}" / "manifest.json").exists()
 
 
 def test_a_full_disk_stops_the_run_with_one_line_and_leaves_the_checkpoint_before(run, tmp_path):

@@ -140,6 +140,10 @@ def latest(workdir: Path, *, set_aside: bool) -> Path | None:
     Args:
         set_aside: rename newer ones that are damaged and remove those that were never finished, with a line on stdout;
             only for the run that owns the folder, since another may be writing one at this moment.
+
+    Raises:
+        UserError: with `set_aside`, there were finished ones and none of them is whole.
+        OSError: one could not be read, which says nothing of what is in it.
     """
     for folder in reversed(_folders(workdir)):
         problem = damage(folder)
@@ -155,6 +159,11 @@ def latest(workdir: Path, *, set_aside: bool) -> Path | None:
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
         print(f"checkpoint {folder.name}: {problem}; set aside as {aside.name}")
+    if set_aside and (damaged := sorted((workdir / "checkpoints").glob("*.damaged"))):
+        raise UserError(
+            f"--workdir: {workdir}: no checkpoint is whole, the newest is {damaged[-1].name}: expected another "
+            "--workdir, or this one without checkpoints/ and metrics.jsonl, where the run begins again"
+        )
     return None
 
 
@@ -162,8 +171,16 @@ def find(workdir: Path, which: str) -> Path:
     """The checkpoint that a person names: "" for the newest, "best", a step number, or a path.
 
     Raises:
-        UserError: it does not exist or is not whole.
+        UserError: it does not exist, is not whole or cannot be read.
     """
+    try:
+        return _find(workdir, which)
+    except OSError as error:
+        where = error.filename or workdir
+        raise UserError(f"--checkpoint: {where}: {error.strerror or error}: expected files that can be read") from error
+
+
+def _find(workdir: Path, which: str) -> Path:
     if not which:
         folder = latest(workdir, set_aside=False)
         if folder is None:
@@ -249,12 +266,16 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 
 def damage(folder: Path) -> str:
-    """What is wrong with a checkpoint, in a few words; empty when it is whole."""
+    """What is wrong with a checkpoint, in a few words; empty when it is whole.
+
+    Raises:
+        OSError: a file of it could not be read.
+    """
     try:
         expected = formats.read_object(folder / "manifest.json")["files"]
     except FileNotFoundError:
         return "it was never finished"
-    except (OSError, ValueError, KeyError):
+    except (ValueError, KeyError):
         return "its manifest is damaged"
     if not isinstance(expected, dict):
         return "its manifest is damaged"

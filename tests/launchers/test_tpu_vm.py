@@ -458,6 +458,23 @@ def test_stop_lets_the_command_save_while_its_workers_live(vm, capsys):
     assert (vm / "saved").read_text() == "saved\n"
 
 
+def test_a_command_that_made_room_for_maintenance_is_idle_when_that_is_over(vm, tmp_path, capsys):
+    """Idle is what the launcher starts again; a command that ended otherwise stays known as ended."""
+    stub(tmp_path / "bin" / "curl", 'grep -q instance/maintenance-event <<<"$*" && cat $FAKE/vm/notice')
+    stub(tmp_path / "bin" / "sleep", "/usr/bin/env -i /bin/sleep 0.05")
+    (vm / "notice").write_text("TERMINATE_ON_HOST_MAINTENANCE")
+    start(vm, "bash", "-c", f"touch {vm}/ended", "x")
+    wait_for((vm / "ended").exists)
+    assert status(capsys) == "dasd: ACTIVE, running"
+    (vm / "notice").write_text("NONE")
+    wait_for(lambda: status(capsys) == "dasd: ACTIVE, idle")
+    start(vm, "true")
+    wait_for(lambda: status(capsys) == "dasd: ACTIVE, exited 0")
+    (vm / "notice").write_text("TERMINATE_ON_HOST_MAINTENANCE")
+    start(vm, "bash", "-c", "exit 1", "x")
+    wait_for(lambda: status(capsys) == "dasd: ACTIVE, exited 1")
+
+
 def test_what_an_earlier_command_left_behind_is_ended_before_the_next(vm, capsys):
     start(vm, "bash", "-c", f"sleep 60 & echo $! > {vm}/orphan", "x")
     wait_for(lambda: status(capsys) == "dasd: ACTIVE, exited 0")

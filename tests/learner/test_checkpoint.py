@@ -3,6 +3,7 @@
 import errno
 import shutil
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -152,6 +153,37 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_used(damage
     assert checkpoint.latest(tmp_path, set_aside=True) == found
     _, state = checkpoint.restore(found, mesh, OPTIMIZER)
     assert_equal(state, make_state(mesh, int(found.name)))
+
+
+def test_where_none_is_whole_nothing_begins_again_in_silence(mesh, tmp_path):
+    for step in (2, 4):
+        save(tmp_path, make_state(mesh, step))
+        (tmp_path / "checkpoints" / f"{step:06d}" / "manifest.json").write_text("{")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"no checkpoint is whole, the newest is 000004\.damaged: expected another"):
+            checkpoint.latest(tmp_path, set_aside=True)
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert checkpoint.latest(tmp_path, set_aside=True) is None
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "_METADATA"])
+def test_one_that_cannot_be_read_is_no_damaged_one(name, mesh, tmp_path, monkeypatch):
+    """As in a bucket whose permission is gone: it stays where it is."""
+    for step in (2, 4):
+        save(tmp_path, make_state(mesh, step))
+    opened = Path.open
+
+    def refuse(path, *args, **kwargs):
+        if path.name == name and "000004" in path.parts:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(PermissionError):
+        checkpoint.latest(tmp_path, set_aside=True)
+    with pytest.raises(UserError, match=f"--checkpoint: .*{name}: Permission denied: expected files that can be read"):
+        checkpoint.find(tmp_path, "4")
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["000002", "000004"]
 
 
 def test_a_checkpoint_that_is_named_and_not_there_is_refused_with_those_that_are(mesh, tmp_path):
