@@ -11,6 +11,8 @@ import math
 import re
 from collections.abc import Iterator
 
+import numpy as np
+
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8}
@@ -28,6 +30,7 @@ class Collective:
         kind: one of KINDS.
         bytes: what a chip sends each time, in a ring.
         shape: of the whole array or arrays, as the text has it.
+        group: the devices among which it happens, by their place in the mesh; the first of such groups.
         times: how often it happens, loops of known length multiplied out.
         steps: whether it stands in a loop whose length the text does not tell; then `times` is for each turn of it.
     """
@@ -35,6 +38,7 @@ class Collective:
     kind: str
     bytes: float
     shape: str
+    group: tuple[int, ...]
     times: int
     steps: bool
 
@@ -149,7 +153,8 @@ def _constant(one: _Instruction | None) -> int | None:
 
 
 def _collective(one: _Instruction, kind: str, computation: str, times: int, steps: bool) -> Collective:
-    shape, size = one.shape, _group_size(one)
+    shape, group = one.shape, _group(one)
+    size = len(group)
     if one.op.endswith("-start") and kind in ("all-gather", "collective-permute"):
         # The result of a start is (operands, results, …).
         arrays = _split(shape)
@@ -161,7 +166,7 @@ def _collective(one: _Instruction, kind: str, computation: str, times: int, step
         whole *= size  # the text has the shape of a part
     share = (size - 1) / size
     sent = {"all-reduce": 2 * whole * share, "collective-permute": whole}.get(kind, whole * share)
-    return Collective(kind, sent, re.sub(r"\{[^}]*\}|/\*.*?\*/", "", shape), times, steps)
+    return Collective(kind, sent, re.sub(r"\{[^}]*\}|/\*.*?\*/", "", shape), group, times, steps)
 
 
 def _split(shape: str) -> list[str]:
@@ -186,17 +191,28 @@ def _shape_bytes(shape: str) -> int:
     return total
 
 
-def _group_size(one: _Instruction) -> int:
-    """How many devices take part, each group being as large as the first."""
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^)]*\)[^)]*\))? \{([^}]*)\}", one.rest):
-        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
-        return math.prod(
-            int(part) if part else sizes[name] for name, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])
-        )
-    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", one.rest):
-        return int(iota[2])
-    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", one.rest):
-        return len(listed[1].split(","))
-    if "source_target_pairs=" in one.rest:
-        return 2
+def _group(one: _Instruction) -> tuple[int, ...]:
+    """The devices of the first group, by their place in the program's mesh; all groups are as large."""
+    if mesh := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]*)\](?:T\(([\d,]*)\))?\))? \{([^}]*)\}", one.rest
+    ):
+        axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
+        named = {
+            name: (int(major or 1), int(size or axes[name]))
+            for name, major, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", mesh[4])
+        }
+        ids = _iota(mesh[2] or str(math.prod(axes.values())), mesh[3]).reshape(*axes.values())
+        # A part of an axis, written (major)size, takes steps of what lies below it.
+        places = [[place * (axes[a] // math.prod(named[a])) for place in range(named[a][1])] if a in named else [0]
+                  for a in axes]  # fmt: skip
+        return tuple(ids[np.ix_(*places)].ravel().tolist())
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]*)\](?:T\(([\d,]*)\))?", one.rest):
+        return tuple(_iota(iota[3], iota[4]).ravel()[: int(iota[2])].tolist())
+    if listed := re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]*)\}", one.rest):
+        return tuple(map(int, listed[1].split(",")))
     raise ValueError(f"no replica groups: {one.name}")
+
+
+def _iota(sizes: str, order: str | None) -> np.ndarray:
+    ids = np.arange(math.prod(map(int, sizes.split(",")))).reshape([int(size) for size in sizes.split(",")])
+    return ids.transpose([int(axis) for axis in order.split(",")]) if order else ids

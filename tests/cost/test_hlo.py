@@ -162,3 +162,22 @@ def test_a_program_whose_collectives_are_known(mesh8):
     assert sent["all-gather"] == layers * width * (width // 2) * 4 // 2
     assert sent["all-reduce"] == layers * 2 * (rows // 4) * (width // 2) * 4 // 2
     assert sent["reduce-scatter"] == sent["all-to-all"] == sent["collective-permute"] == 0
+
+
+@pytest.mark.parametrize(
+    ("groups", "first"),
+    [
+        ("{{0,2,4,6},{1,3,5,7}}", (0, 2, 4, 6)),
+        ("[2,4]<=[8]", (0, 1, 2, 3)),
+        ("[4,2]<=[2,4]T(1,0)", (0, 4)),
+        ("mesh['a'=2,'b'=4] {'b'}", (0, 1, 2, 3)),
+        ("mesh['a'=2,'b'=4] {'a'}", (0, 4)),
+        ("mesh['a'=2,'b'=4] {'a','b'}", tuple(range(8))),
+        ("mesh['a'=2,'b'=4] {'b':(1)2}", (0, 2)),
+        ("mesh['a'=2,'b'=4] {'b':(2)2}", (0, 1)),
+        ("mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}", (0, 2, 4, 6)),
+    ],
+)
+def test_a_group_is_the_devices_among_which_it_happens(groups, first):
+    (one,) = hlo.collectives(entry(f"%a = f32[8] all-reduce(%x), replica_groups={groups}, to_apply=%add"))
+    assert one.group == first
