@@ -54,7 +54,9 @@ def reading(path: Path, flag: str) -> Iterator[None]:
     """Turns what a damaged file of ours raises, where it is read and where its content is used, into a UserError."""
     try:
         yield
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, StopIteration) as error:
+    except (
+        OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, StopIteration, RecursionError
+    ) as error:  # fmt: skip
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{flag}: {path} is damaged ({reason}): expected it as it was written, or removed") from error
 

@@ -56,6 +56,7 @@ def train(config: Config, workdir: Path) -> None:
         if hosts.is_main():
             with files.reading(workdir / "done.json", "--workdir"):
                 summary = _summary(formats.read_object(workdir / "done.json"))
+                summary.encode()  # half a surrogate pair would fail when it is printed
             print(f"{workdir} holds a finished run:")
             print(summary)
         return

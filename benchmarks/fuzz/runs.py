@@ -13,9 +13,10 @@ import jax
 
 from benchmarks.fuzz import mutate
 from benchmarks.fuzz.commands import TINY
-from benchmarks.fuzz.samples import manifest_of
+from benchmarks.fuzz.samples import OPTIMIZER, manifest_of
 from dasd_jax import cli, convert, evaluate, files, train
 from dasd_jax.learner import checkpoint
+from dasd_jax.learner.journal import Journal
 from dasd_jax.learner.metrics import RunLog
 from dasd_jax.mesh import MeshConfig, make_mesh
 from launchers import sweep
@@ -46,13 +47,17 @@ def checkpoints(rng: random.Random, samples: Path, folder: Path):
     if kind == "vouched" and path.name != "manifest.json":
         (place / "manifest.json").write_text(json.dumps(manifest_of(place)))
     which = rng.choice(("", "2", "best", str(place), "²", "-1", "9" * 30, "\0", "x" * 300, "."))
+    goes_on = rng.random() < 0.5
 
     def read():
         mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-        with jax.set_mesh(mesh):
-            checkpoint.restore_params(checkpoint.find(run, which), mesh)
+        with jax.set_mesh(mesh), train._writing(run):
+            if not goes_on:
+                checkpoint.restore_params(checkpoint.find(run, which), mesh)
+            elif found := checkpoint.latest(run, set_aside=False):
+                checkpoint.restore(found, mesh, OPTIMIZER)
 
-    return f"--checkpoint={which!r:.30}, {what}", read
+    return f"{'train' if goes_on else f'--checkpoint={which!r:.30}'}, {what}", read
 
 
 def workdirs(rng: random.Random, _samples: Path, folder: Path):
@@ -85,6 +90,8 @@ def workdirs(rng: random.Random, _samples: Path, folder: Path):
             point = sweep.Point({"run.seed": 0}, workdir, ())
             sweep.table([point], [sweep.result(point)], {})
             train.train(cli.parse(cli.parser(""), [TINY]).config, workdir)
+        elif path.name == "verdicts.jsonl":
+            Journal(path, SimpleNamespace(verify=lambda *_: [])).verify(0, [], [])
         elif path.parent.name == "heldout":
             _end_of_a_run(workdir)
         else:
@@ -99,6 +106,7 @@ def _end_of_a_run(workdir: Path) -> None:
     run = SimpleNamespace(config=config, workdir=workdir, state=SimpleNamespace(step=4))
     lines = [{"step": step, "reward/mean": 0.5} for step in range(5)]
     run.checkpoints, run.log, run._closing = mock.Mock(), SimpleNamespace(lines=lines), contextlib.nullcontext
+    run.stop, run._save_between_steps = mock.Mock(), mock.Mock()
     run._done = lambda seconds: train.Trainer._done(run, seconds)
     train.Trainer.run(run)
 
@@ -119,6 +127,9 @@ def _finished(workdir: Path) -> None:
     answer = {"example_id": 0, "reward": [0.0], "length": [3], "finished": [True], "error": [""]}
     metrics = [{"step": step, "reward/mean": 0.5, "entropy/mean": 1.0, "eval/avg@2": 0.1} for step in range(5)]
     samples = [{"step": step, "question": "1?", "text": "2", "tokens": ["2"], "entropy": [0.1]} for step in range(1, 5)]
+    verdicts = [
+        {"batch": b, "responses": "ab", "verdicts": [[1.0, 1.0, "2", ""], [0.0, 0.0, None, "parse"]]} for b in (0, 1)
+    ]
     tiny = cli.parse(cli.parser(""), [TINY]).config
     files.write_json(workdir / "config.json", json.loads(json.dumps(tiny, default=vars)))
     files.write_json(workdir / "heldout" / "0.json", figures)
@@ -133,6 +144,7 @@ def _finished(workdir: Path) -> None:
     for name, lines in (
         ("metrics.jsonl", metrics),
         ("samples.jsonl", samples),
+        ("verdicts.jsonl", verdicts),
         ("eval/4.partial.jsonl", [identity, answer, answer]),
     ):
         (workdir / name).write_text("".join(json.dumps(line) + "\n" for line in lines))

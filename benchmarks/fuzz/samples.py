@@ -8,6 +8,7 @@ from pathlib import Path
 import gguf
 import jax
 import numpy as np
+import optax
 import pyarrow
 import pyarrow.parquet
 import sentencepiece
@@ -23,6 +24,7 @@ from dasd_jax.text.tokenizer import CHATML_TEMPLATE
 MODEL = ModelConfig(
     vocab_size=64, num_layers=2, width=32, num_heads=2, num_kv_heads=1, head_dim=16, ff=32, context=512, tied=True
 )
+OPTIMIZER = optax.adam(1e-3)
 ROWS = [
     {"question": f"What is {a} + {a + 1}?", "answer": str(2 * a + 1), "solution": f"{a} + {a} is {2 * a}, and 1.\n"}
     for a in range(6)
@@ -35,7 +37,9 @@ def write_samples(folder: Path) -> None:
     with jax.set_mesh(mesh):
         params = param_table.init(MODEL, mesh, 0)
         weights.save_hf(folder / "hf", MODEL, params, "float32")
-        checkpoint.write(folder / "checkpoint", MODEL, {"params": params})
+        state = checkpoint.new_state(params, OPTIMIZER)
+        rest = {"opt_state": state.opt_state, "step": state.step, "batches_drawn": state.batches_drawn}
+        checkpoint.write(folder / "checkpoint", MODEL, {"params": params, "rest": rest})
     _write_tokenizer(folder / "hf")
     _write_gguf(folder / "tiny.gguf", {name: np.asarray(x) for name, x in _tensors().items()})
     _write_sentencepiece(folder / "tiny.model")

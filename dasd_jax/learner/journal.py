@@ -4,10 +4,11 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from dasd_jax import hosts
+from dasd_jax import formats, hosts
 from dasd_jax.data.sources import Problem
 from dasd_jax.learner.evaluation import verify
 from dasd_jax.rollout.verifier import Verdict, Verifier
@@ -30,7 +31,7 @@ class Journal:
         """Verdicts on `texts[i]` as a response to `problems[i]`, all of the batch with this number."""
         digest = _digest(problems, texts)
         known = hosts.from_main(lambda: self._recall(batch, digest))
-        if known is not None:
+        if known is not None and len(known) == len(texts):
             return [Verdict(*fields) for fields in known]
         verdicts = verify(self._verifier, problems, texts)
         if not hosts.is_main():
@@ -42,23 +43,37 @@ class Journal:
 
     def _recall(self, batch: int, digest: str) -> list | None:
         if self._known is None:
-            self._known = {(line["batch"], line["responses"]): line["verdicts"] for line in self._read()}
+            self._known = self._read()
         return self._known.get((batch, digest))
 
-    def _read(self) -> list[dict]:
-        """The lines of the file that are whole; what a kill has left of a last one is cut off."""
+    def _read(self) -> dict[tuple[int, str], list]:
+        """What the whole lines of the file say; what a kill has left of a last one is cut off."""
         if not self._path.exists():
-            return []
+            return {}
         content = self._path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:
             with self._path.open("r+b") as file:
                 file.truncate(len(whole))
-        lines = []
-        for line in whole.splitlines():
-            with contextlib.suppress(ValueError):  # damaged: its batch is verified again
-                lines.append(json.loads(line))
-        return lines
+        known = {}
+        for text in whole.splitlines():
+            with contextlib.suppress(ValueError, LookupError, TypeError):  # damaged: its batch is verified again
+                line = formats.parse_object(text, "line")
+                verdicts = [dataclasses.astuple(_verdict(*fields)) for fields in line["verdicts"]]
+                known[int(line["batch"]), str(line["responses"])] = verdicts
+        return known
+
+
+def _verdict(reward: float, score: float, answer: str | None, error: str) -> Verdict:
+    """A verdict, if its fields can be one's.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    numbers = all(type(number) is float and math.isfinite(number) for number in (reward, score))
+    if not numbers or not isinstance(answer, str | None) or not isinstance(error, str):
+        raise ValueError("no verdict")
+    return Verdict(reward, score, answer, error)
 
 
 def _digest(problems: Sequence[Problem], texts: Sequence[str]) -> str:

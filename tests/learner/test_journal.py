@@ -59,7 +59,16 @@ def test_another_batch_or_other_responses_are_verified_and_both_are_kept(path, o
     assert again.verify(0, PROBLEMS, ["a", "b"]) == had and again.verify(*other) == new and moody.calls == 2
 
 
-@pytest.mark.parametrize("left", [b"", b'{"batch": 1, "resp', b"\n", b"garbage\n"])
+BROKEN = (
+    "{}", "[]", "1", "null", '{"batch": 1, "responses": "x"}', '{"batch": 1, "responses": "x", "verdicts": 3}',
+    '{"batch": {}, "responses": "x", "verdicts": []}', '{"batch": 1, "responses": "x", "verdicts": [[1.0]]}',
+    '{"batch": 1, "responses": "x", "verdicts": [[NaN, 1.0, null, ""]]}', "[" * 100_000,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "left", [b"", b'{"batch": 1, "resp', b"\n", b"garbage\n", *(line.encode() + b"\n" for line in BROKEN)]
+)
 def test_what_a_kill_leaves_of_a_line_costs_that_line_alone(path, left):
     moody = Moody()
     had = [Journal(path, moody).verify(batch, PROBLEMS, ["a", "b"]) for batch in range(2)]
@@ -67,9 +76,20 @@ def test_what_a_kill_leaves_of_a_line_costs_that_line_alone(path, left):
     path.write_bytes(first + left)
     journal = Journal(path, moody)
     assert journal.verify(0, PROBLEMS, ["a", "b"]) == had[0]
-    assert journal.verify(1, PROBLEMS, ["a", "b"]) != had[1] and moody.calls == 3
-    whole = [line for line in path.read_bytes().splitlines() if line.startswith(b"{")]
-    assert [json.loads(line)["batch"] for line in whole] == [0, 1]
+    new = journal.verify(1, PROBLEMS, ["a", "b"])
+    assert new != had[1] and moody.calls == 3
+    again = Journal(path, moody)
+    assert [again.verify(batch, PROBLEMS, ["a", "b"]) for batch in range(2)] == [had[0], new] and moody.calls == 3
+
+
+def test_verdicts_that_are_not_those_of_the_responses_are_made_again(path):
+    moody = Moody()
+    had = Journal(path, moody).verify(0, PROBLEMS, ["a", "b"])
+    line = json.loads(path.read_text())
+    for verdicts in (line["verdicts"][:1], [["1.0", 1.0, None, ""]] * 2, [[float("inf"), 1.0, None, ""]] * 2):
+        path.write_text(json.dumps(line | {"verdicts": verdicts}) + "\n")
+        assert Journal(path, moody).verify(0, PROBLEMS, ["a", "b"]) != had
+    assert moody.calls == 4
 
 
 def test_nothing_is_written_before_the_first_verdicts(path):
