@@ -141,7 +141,8 @@ def differences(alone: Path, killed: Path) -> list[str]:
         if np.asarray(a).tobytes() != np.asarray(b).tobytes():
             found.append(f"state: {jax.tree_util.keystr(path)} differs")
     for one, other in zip(*(numbers(folder) for folder in (alone, killed)), strict=False):
-        found += [f"metrics.jsonl: step {one['step']}: {name}" for name in one if one[name] != other.get(name)]
+        names = sorted(one.keys() | other.keys())
+        found += [f"metrics.jsonl: step {one['step']}: {name}" for name in names if one.get(name) != other.get(name)]
     for folder in (alone, killed):
         logged = {"metrics.jsonl": [line["step"] for line in numbers(folder)], "tensorboard": event_steps(folder)}
         for name, steps in logged.items():

@@ -47,7 +47,8 @@ def base() -> ml_collections.ConfigDict:
             "verifier_workers": 8,  # processes, 1 to 1024
             "verifier_deadline_s": 5.0,  # seconds of CPU an answer, 0.05 to 3600; what needs more is wrong
             "verifier_memory_mb": 2048,  # MiB of address space a process, 512 to 1048576
-            "logp_gap_mean_max": 0.02,  # nats, mean |sampler - score pass|; the run stops above it
+            "logp_gap_mean_warn": 0.01,  # nats, mean |sampler - score pass| over run.guard_window; a higher one is said
+            "logp_gap_mean_max": 0.02,  # nats, that of a step; the run stops above it
             "logp_gap_p999_max": 0.5,  # nats, its 99.9th percentile; the run stops above it
         }
     )
@@ -121,6 +122,8 @@ def base() -> ml_collections.ConfigDict:
             "repetition_stop": 0.9,  # the same, acted upon as `on_collapse` says
             "repel_kl_warn": 5.0,  # nats, mean KL(student || teacher) of repelled tokens; a higher one is said
             "repel_kl_stop": 0.0,  # the same, acted upon as `on_collapse` says
+            "arm_warn": 0.01,  # the weaker arm's share of the router's mass (routes with two); a lower one is said
+            "arm_stop": 0.0,  # the same, acted upon as `on_collapse` says
             "equal_rewards_warn": 10.0,  # steps in a row in which the rewards of every group are equal; more are said
             "equal_rewards_stop": 0.0,  # the same; they always stop
             "on_collapse": "stop",  # stop | anneal: halve the teacher's weight at every step beyond a level (dasd)

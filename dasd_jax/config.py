@@ -82,6 +82,7 @@ class RolloutGroup:
     verifier_workers: int
     verifier_deadline_s: float
     verifier_memory_mb: int
+    logp_gap_mean_warn: float
     logp_gap_mean_max: float
     logp_gap_p999_max: float
 
@@ -104,6 +105,8 @@ class RolloutGroup:
         ):
             value = getattr(self, name)
             _require(f"rollout.{name}", value, least <= value <= most, f"{least} to {most} {unit}")
+        warn = self.logp_gap_mean_warn
+        _require("rollout.logp_gap_mean_warn", warn, warn >= 0, "0 (off) or more nats")
         for name in ("logp_gap_mean_max", "logp_gap_p999_max"):
             _require(f"rollout.{name}", getattr(self, name), getattr(self, name) > 0, "> 0 nats")
 
@@ -197,6 +200,8 @@ class RunGroup:
     repetition_stop: float
     repel_kl_warn: float
     repel_kl_stop: float
+    arm_warn: float
+    arm_stop: float
     equal_rewards_warn: float
     equal_rewards_stop: float
     on_collapse: str
@@ -217,7 +222,7 @@ class RunGroup:
         _require("run.eval_top_k", self.eval_top_k, self.eval_top_k >= 0, "0 (all tokens) or more")
         _require("run.eval_top_p", self.eval_top_p, 0 < self.eval_top_p <= 1, "in (0, 1]")
         _require("run.profile_step", self.profile_step, self.profile_step >= 0, "0 (none) or a step")
-        for name in ("entropy", "length", "repetition", "repel_kl", "equal_rewards"):
+        for name in ("entropy", "length", "repetition", "repel_kl", "arm", "equal_rewards"):
             for level in (f"{name}_warn", f"{name}_stop"):
                 _require(f"run.{level}", getattr(self, level), getattr(self, level) >= 0, "0 (off) or more")
         _one_of("run.on_collapse", self.on_collapse, ("stop", "anneal"))

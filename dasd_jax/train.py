@@ -24,7 +24,7 @@ from dasd_jax.learner.collect import Collected, Collector
 from dasd_jax.learner.evaluation import evaluate, problems_at_a_time, rise
 from dasd_jax.learner.journal import Journal
 from dasd_jax.learner.metrics import Clock, Compilations, Display, RunLog
-from dasd_jax.learner.optim import make_optimizer, make_schedule
+from dasd_jax.learner.optim import make_optimizer, make_schedule, updates_done
 from dasd_jax.learner.step import Experience, score_step, supervised_experience, train_step
 from dasd_jax.learner.stopping import StopRequest
 from dasd_jax.mesh import fetch, make_mesh, put_rows, replicate, row_shards
@@ -84,9 +84,9 @@ class Trainer:
         hosts.check_same(lambda: {"data.sources": [self.prompts.digest(), self.heldout.digest()]})
         self.views_checked, self.compilations = False, Compilations()
         self.checkpoint_s = 0.0  # that the loop has waited for checkpoints since the last line of the log
-        num_updates = config.run.steps * config.optim.minibatches
-        self.schedule = make_schedule(config.optim, num_updates)
-        self.optimizer = make_optimizer(config.optim, num_updates)
+        planned = config.run.steps * config.optim.minibatches
+        self.schedule = make_schedule(config.optim, planned)
+        self.optimizer = make_optimizer(config.optim, planned)
 
         found = hosts.from_main(lambda: str(checkpoint.latest(workdir, set_aside=True) or ""))
         folder = Path(found) if found else None
@@ -190,8 +190,7 @@ class Trainer:
             else:
                 metrics, samples = self._learn_rollouts(step)
         metrics |= self.compilations.take()
-        updates_done = step * self.config.optim.minibatches
-        metrics["optim/learning_rate"] = float(self.schedule(updates_done - 1))
+        metrics["optim/learning_rate"] = float(self.schedule(max(updates_done(self.state.opt_state) - 1, 0)))
         metrics |= {"time/step_s": time.monotonic() - started, "time/checkpoint_s": self.checkpoint_s}
         self.checkpoint_s = 0.0
         return metrics, samples
@@ -204,7 +203,7 @@ class Trainer:
         self.stop.hold()
         self.state, metrics = train_step(self.steps, self.optimizer, self.state, experience)
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self._keep_what_was_skipped(metrics, example_id=batch.example_id, response=target, response_mask=mask)
+        self._keep_what_was_skipped(metrics, experience, example_id=batch.example_id)
         return metrics, []
 
     def _learn_rollouts(self, step: int) -> tuple[dict[str, float], list[dict]]:
@@ -217,19 +216,13 @@ class Trainer:
         self._check_before_update(step, metrics, fetch(experience.keep))
         if not self.views_checked:
             self._check_views(step, collected)
-        self._warn_of_an_empty_arm(step, metrics)
         samples = self._samples(collected, experience, stats)
         self.stop.hold()
         with clock.phase("update"):
             self.state, learned = train_step(self.steps, self.optimizer, self.state, experience, collected.batches)
             metrics |= {name: float(value) for name, value in jax.device_get(learned).items()}
-        self._keep_what_was_skipped(
-            metrics,
-            example_id=collected.prompts.example_id,
-            response=collected.rollouts.response,
-            response_mask=collected.rollouts.response_mask,
-            reward=collected.reward,
-        )
+        reward = collected.reward.reshape(-1, self.config.rollout.rollouts)
+        self._keep_what_was_skipped(metrics, experience, example_id=collected.prompts.example_id, reward=reward)
         per_s = collected.generated / clock.seconds["time/rollout_s"]
         metrics |= collected.metrics(self.config.rollout.rollouts, self.slots) | {"tokens/generated_per_s": per_s}
         if self.config.objective.method == "dasd":
@@ -297,22 +290,18 @@ class Trainer:
                 f"of a mixed group of {group} (rollout.rollouts); look at objective.beta and objective.clip"
             )
 
-    def _warn_of_an_empty_arm(self, step: int, metrics: dict[str, float]) -> None:
-        """Says when the signed map has all but ceased to attract: the method then only repels."""
-        attract, repel = metrics.get("router/attract_mass", 0.0), metrics.get("router/repel_mass", 0.0)
-        if self.config.objective.route == "signed" and attract < 0.01 * (attract + repel):
-            self.display.say(
-                f"warning: step {step}: the attract arm holds {attract / (attract + repel):.1%} of the router's mass "
-                "(router/attract_mass, router/repel_mass); look at objective.rho and objective.rho_side"
-            )
-
-    def _keep_what_was_skipped(self, metrics: dict[str, float], **batch: np.ndarray) -> None:
-        """Writes the batch of an update that was not finite to not_finite/, the newest ones as far as a run goes on."""
-        if not metrics["optim/skipped_frac"] or not hosts.is_main():
+    def _keep_what_was_skipped(self, metrics: dict[str, float], experience: Experience, **more: np.ndarray) -> None:
+        """Writes what an update that was not finite was made of to not_finite/; the newest stay, as many as count."""
+        if not metrics["optim/skipped_frac"]:
+            return
+        batch = fetch({name: x for name, x in vars(experience).items() if x is not None})
+        if not hosts.is_main():
             return
         folder = self.workdir / "not_finite"
         folder.mkdir(exist_ok=True)
-        np.savez(folder / f"{int(self.state.step):06d}.npz", **batch)
+        draft = folder / "draft.npz"
+        np.savez(draft, **batch, **more)
+        draft.rename(folder / f"{int(self.state.step):06d}.npz")
         for old in sorted(folder.glob("*.npz"))[: -self.config.run.skipped_steps_stop]:
             old.unlink()
 
@@ -482,8 +471,8 @@ def _writing(workdir: Path):
         raise
     except OSError as error:
         raise TrainingError(
-            f"{error.filename or workdir}: {error.strerror or error}: expected room and permission to write. "
-            "The same command goes on from the last checkpoint"
+            f"{error.filename or workdir}: {error.strerror or error}: expected files that can be read, and room and "
+            "permission to write. The same command goes on from the last checkpoint"
         ) from error
 
 

@@ -92,8 +92,36 @@ def test_an_update_that_is_not_finite_is_skipped_and_its_batch_kept(run, poisone
     assert [lines[step]["optim/skipped_frac"] > 0 for step in (1, 2, 3)] == [False, True, False]
     assert "loss/total" not in lines[2] and "loss/total" in lines[3]
     kept = np.load(tmp_path / "w" / "not_finite" / "000002.npz")
-    assert kept["response"].shape == kept["response_mask"].shape
-    assert kept["reward"].shape == kept["response"].shape[:1]
+    for name in ("response", "response_mask", "old_logp", "advantage", "keep", "route"):
+        assert kept[name].shape == kept["response"].shape
+    assert np.isnan(kept["old_logp"]).sum() == 1
+    assert kept["reward"].shape == kept["response"].shape[:2] and kept["example_id"].shape == kept["response"].shape[:1]
+    assert kept["teacher_prompt"].shape[0] == kept["student_prompt"].shape[0] == kept["response"].shape[0]
+
+
+@pytest.mark.parametrize("method", ["dasd", "sft"])
+def test_the_learning_rate_that_is_logged_is_that_of_the_updates_that_were_made(method, run, monkeypatch, tmp_path):
+    """A warm-up of five updates, of which the second is skipped."""
+    whole = train.train_step
+
+    def train_step(steps, optimizer, state, experience, *args):
+        if int(state.step) == 1:
+            first = next(x for x in jax.tree.leaves(state.params))
+            nan = jax.device_put(np.full(first.shape, np.nan, first.dtype), first.sharding)
+            leaves, structure = jax.tree.flatten(state.params)
+            broken = state.replace(params=jax.tree.unflatten(structure, [nan, *leaves[1:]]))
+            _, metrics = whole(steps, optimizer, jax.tree.map(jax.numpy.copy, broken), experience, *args)
+            return state.replace(step=state.step + 1, batches_drawn=state.batches_drawn + 1), metrics
+        return whole(steps, optimizer, state, experience, *args)
+
+    monkeypatch.setattr(train, "train_step", train_step)
+    fields = ["optim.minibatches=1", "optim.warmup_steps=5", "optim.schedule=constant", "optim.learning_rate=5e-4"]
+    code, out, err = run("run.steps=3", f"objective.method={method}", *fields)
+    assert (code, err) == (0, "") and "warning: step 2: loss or gradient is not finite in 100%" in out
+    rates = [line["optim/learning_rate"] for line in lines_of(tmp_path / "w" / "metrics.jsonl")[1:]]
+    assert rates == pytest.approx([1e-4, 1e-4, 2e-4])
+    kept = np.load(tmp_path / "w" / "not_finite" / "000002.npz")
+    assert kept["response"].shape == kept["keep"].shape and kept["example_id"].shape == kept["keep"].shape[:1]
 
 
 def test_updates_that_are_not_finite_in_a_row_stop_the_run(run, poisoned, tmp_path):
@@ -125,6 +153,24 @@ def test_a_collapse_may_take_the_teacher_away_by_halves(run, tmp_path):
     assert [line["guard/teacher_weight"] for line in lines] == [1.0, 1.0, 0.5, 0.25]
 
 
+def test_a_teacher_that_is_on_its_way_out_stays_so_through_a_kill(run, monkeypatch, tmp_path):
+    fields = ["run.steps=4", "run.guard_window=2", "run.entropy_stop=100", "run.on_collapse=anneal"]
+    whole = train.Trainer._step
+
+    def killed(trainer, step):
+        if step == 4:
+            raise KeyboardInterrupt
+        return whole(trainer, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train.Trainer, "_step", killed)
+        assert run(*fields, "run.checkpoint_every=1")[0] == 130
+    code, out, err = run(*fields, "run.checkpoint_every=1")
+    assert (code, err) == (0, "") and "resumed from" in out
+    lines = lines_of(tmp_path / "w" / "metrics.jsonl")[1:]
+    assert [line["guard/teacher_weight"] for line in lines] == [1.0, 1.0, 0.5, 0.25]
+
+
 STOPS = {
     "length": (["run.length_stop=100"], "steps 1-1: rollout/length_mean over that of step 1 is 1, "),
     "repetition": (
@@ -133,7 +179,12 @@ STOPS = {
     ),
     "repelled KL": (["run.repel_kl_stop=1e-9"], "steps 1-1: gap/repel_kl is "),
     "equal rewards": (["run.equal_rewards_stop=0.5"], "steps 1-1: steps in a row without a mixed group is 1, "),
-    "sampler and score pass": (["rollout.logp_gap_p999_max=1e-12"], "step 1: policy/logp_gap_p999 is "),
+    "one arm": (["run.arm_stop=0.6"], "steps 1-1: the share of router/"),
+    "sampler and score pass": (["rollout.logp_gap_mean_max=1e-12"], "step 1: policy/logp_gap_mean is "),
+    "sampler and score pass, at some tokens": (
+        ["rollout.logp_gap_p999_max=1e-12"],
+        "step 1: policy/logp_gap_p999 is ",
+    ),
     "empty minibatch": (
         ["objective.truncated=drop_from_loss", "rollout.max_new_tokens=2"],
         "step 1: minibatch 0 has no token in the loss, and nothing was updated",
@@ -152,13 +203,33 @@ def test_numbers_that_mean_nothing_good_stop_the_run_with_one_line(fault, run, t
     assert [line["step"] for line in lines_of(tmp_path / "w" / "metrics.jsonl")] in ([0], [0, 1])
 
 
-def test_numbers_that_may_mean_nothing_good_are_said(run):
-    said = {
+WARNS = [
+    {
         "steps 1-1: entropy/mean is ": ["run.entropy_warn=100"],
         "steps 1-1: steps in a row without a mixed group is 1, ": ["run.equal_rewards_warn=0.5"],
-        "step 1: the attract arm holds ": ["objective.rho=0.01", "objective.rho_side=bottom"],
+        "steps 1-1: rollout/length_mean over that of step 1 is 1, ": ["run.length_warn=100"],
+        "steps 1-1: gap/repel_kl is ": ["run.repel_kl_warn=1e-9"],
+        "steps 1-1: the share of router/": ["run.arm_warn=0.6"],
+        "steps 1-1: policy/logp_gap_mean is ": ["rollout.logp_gap_mean_warn=1e-12"],
         "the teacher's term reaches ": ["objective.beta=5"],
-    }
+    },
+    # Repeats itself only when it is cold, where other levels are passed as well.
+    {
+        "steps 1-1: rollout/repeated_frac is ": ["run.repetition_warn=1e-9", "run.repetition_stop=0"],
+        "steps 1-1: entropy/mean is ": ["rollout.temperature=0.02", "run.entropy_stop=0"],
+    },
+    # A router with hardly any token below its threshold.
+    {
+        "steps 1-1: the share of router/attract_mass in both arms is ": [
+            "objective.rho=0.01",
+            "objective.rho_side=bottom",
+        ]
+    },
+]
+
+
+@pytest.mark.parametrize("said", WARNS)
+def test_numbers_that_may_mean_nothing_good_are_said(said, run):
     code, out, err = run("run.steps=1", "run.guard_window=1", *(field for fields in said.values() for field in fields))
     assert (code, err) == (0, "")
     warnings = [line.removeprefix("warning: ") for line in out.splitlines() if line.startswith("warning: ")]
@@ -264,6 +335,36 @@ def test_a_full_disk_stops_the_run_with_one_line_and_leaves_the_checkpoint_befor
     assert (code, err) == (0, "") and f"resumed from {workdir / 'checkpoints' / '000002'}" in out
 
 
+def test_a_permission_that_is_lost_while_a_checkpoint_is_written_is_one_line(run, monkeypatch, tmp_path):
+    """Of the thread that writes it, while the run goes on."""
+    whole = train.checkpoint._checksums
+
+    def refuse(folder):
+        if folder.name == "000002":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return whole(folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train.checkpoint, "_checksums", refuse)
+        code, _, err = run("run.steps=4", "run.checkpoint_every=1")
+    assert code == 1 and err.count("\n") == 1
+    assert err.startswith(
+        "error: checkpoint 000002 could not be written: Permission denied: expected room and permission"
+    )
+    code, out, err = run("run.steps=4", "run.checkpoint_every=1")
+    assert (code, err) == (0, "") and f"resumed from {tmp_path / 'w' / 'checkpoints' / '000001'}" in out
+    assert [line["step"] for line in lines_of(tmp_path / "w" / "metrics.jsonl")] == [0, 1, 2, 3, 4]
+
+
+def test_a_workdir_that_cannot_be_written_is_refused_at_the_door(monkeypatch, run, tmp_path):
+    """As a person without the right sees it; root may write everywhere."""
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    code, out, err = run("run.steps=3")
+    assert (code, out) == (2, "")
+    assert err == f"error: --workdir: {tmp_path / 'w'}: {tmp_path} is not a folder that can be written\n"
+    assert not (tmp_path / "w").exists()
+
+
 @pytest.mark.parametrize("name", ["heldout", "metrics.jsonl"])
 def test_a_file_that_can_no_longer_be_written_is_named_in_one_line(name, run, monkeypatch, tmp_path):
     """As on a disk that has become read-only, or a bucket whose permission is gone."""
@@ -277,5 +378,7 @@ def test_a_file_that_can_no_longer_be_written_is_named_in_one_line(name, run, mo
         monkeypatch.setattr(train.RunLog, "write", refuse)
     code, _, err = run("run.steps=3")
     assert code == 1
-    assert err.startswith(f"error: {tmp_path / 'w' / name}: Read-only file system: expected room and permission")
+    assert err.startswith(
+        f"error: {tmp_path / 'w' / name}: Read-only file system: expected files that can be read, and room"
+    )
     assert err.count("\n") == 1

@@ -27,7 +27,8 @@ class Outcome:
     """What became of one input.
 
     Attributes:
-        kind: read | refused (a UserError of one line) | exception | hang | death (of the process) | left behind.
+        kind: read | refused (a UserError or TrainingError of one line) | exception | hang | death (of the process) |
+            left behind.
         what: the input, in words.
         text: the line that was said, or the traceback.
     """
@@ -131,7 +132,7 @@ def _serve(module: str) -> None:
     os.dup2(2, 1)
     import importlib
 
-    from dasd_jax.errors import UserError
+    from dasd_jax.errors import TrainingError, UserError
 
     fuzzed = importlib.import_module(module)
     with tempfile.TemporaryDirectory() as room:
@@ -152,7 +153,7 @@ def _serve(module: str) -> None:
                 print(json.dumps(what), file=replies, flush=True)
                 before = _listing(place, tmp)
                 with contextlib.chdir(place):
-                    kind, text = _outcome(read, UserError)
+                    kind, text = _outcome(read, (UserError, TrainingError))
                 if (place / "escaped").exists() or (place.parent / "escaped").exists():
                     kind, text = "exception", "the input was run as a program"
                 if kind == "refused" and (left := _listing(place, tmp).items() ^ before.items()):
@@ -160,7 +161,7 @@ def _serve(module: str) -> None:
             print(json.dumps([kind, what, text]), file=replies, flush=True)
 
 
-def _outcome(read, refusal: type[Exception]) -> tuple[str, str]:
+def _outcome(read, refusal: tuple[type[Exception], ...]) -> tuple[str, str]:
     try:
         read()
     except refusal as error:

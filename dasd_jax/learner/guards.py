@@ -11,13 +11,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dasd_jax.config import Config, RunGroup
+from dasd_jax.objective.credit import TWO_ARMED
 
 TEACHER_WEIGHT = "guard/teacher_weight"  # in the log: the share of objective.beta that was in force
-_WATCHED = ("entropy", "length", "repetition", "repel_kl", "equal_rewards")
-# The fields that say when a guard speaks up.
+_WATCHED = ("entropy", "length", "repetition", "repel_kl", "arm", "equal_rewards")  # run.NAME_warn and run.NAME_stop
+# The fields that say when a guard speaks up, here or before an update.
 LEVELS = tuple(f"run.{name}_{level}" for name in _WATCHED for level in ("warn", "stop")) + (
     "run.guard_window",
     "run.skipped_steps_stop",
+    "rollout.logp_gap_mean_warn",
+    "rollout.logp_gap_mean_max",
+    "rollout.logp_gap_p999_max",
 )
 
 
@@ -43,14 +47,14 @@ class _Reading:
 
     name: str
     value: float
-    field: str
+    field: str  # of its levels, with the group and without what tells them apart
     warn: float
     stop: float
     sign: int
     means: str
 
     def at(self, level: str) -> str:
-        return f"run.{self.field}_{level} = {getattr(self, level)}: {self.means}"
+        return f"{self.field}_{level} = {getattr(self, level)}: {self.means}"
 
     def beyond(self, level: float) -> bool:
         return bool(level) and self.sign * (self.value - level) > 0
@@ -66,7 +70,7 @@ def judge(lines: Sequence[dict], config: Config) -> Judgement:
     steps = [line for line in lines if line["step"] > 0]
     if not steps:
         return Judgement([], "", 1.0)
-    now, before = _readings(steps, run), {reading.name: reading for reading in _readings(steps[:-1], run)}
+    now, before = _readings(steps, config), {reading.name: reading for reading in _readings(steps[:-1], config)}
     step = steps[-1]["step"]
     first = max(1, step - run.guard_window + 1)
     weight = steps[-1].get(TEACHER_WEIGHT, 1.0)
@@ -75,7 +79,8 @@ def judge(lines: Sequence[dict], config: Config) -> Judgement:
         was = before.get(reading.name)
         where = f"steps {first}-{step}: {reading.name} is {reading.value:.4g}"
         if reading.beyond(reading.stop):
-            if run.on_collapse == "anneal" and config.objective.method == "dasd" and reading.field != "equal_rewards":
+            teachers = config.objective.method == "dasd" and reading.field != "run.equal_rewards"
+            if run.on_collapse == "anneal" and teachers:
                 # Half at a time: a collapse that the teacher drives ends soon, and one that it does not costs little.
                 weight = min(weight, steps[-1].get(TEACHER_WEIGHT, 1.0) / 2)
                 left = f"the teacher's weight goes down to {weight:.4g} of objective.beta"
@@ -111,10 +116,10 @@ def _streak(steps: list[dict], holds: Callable[[dict], bool]) -> int:
     return sum(1 for _ in itertools.takewhile(holds, reversed(steps)))
 
 
-def _readings(steps: list[dict], run: RunGroup) -> list[_Reading]:
+def _readings(steps: list[dict], config: Config) -> list[_Reading]:
     """What is watched, as far as the steps have it and fill a window."""
-    window = steps[-run.guard_window :]
-    if len(window) < run.guard_window:
+    window = steps[-config.run.guard_window :]
+    if len(window) < config.run.guard_window:
         return []
 
     def mean(name: str) -> float | None:
@@ -122,24 +127,65 @@ def _readings(steps: list[dict], run: RunGroup) -> list[_Reading]:
 
     length, at_start = mean("rollout/length_mean"), steps[0].get("rollout/length_mean")
     equal = _streak(steps, lambda line: line.get("reward/mixed_groups_frac", 1.0) == 0)
+    arm, share = _weaker_arm(mean("router/attract_mass"), mean("router/repel_mass"), config)
     of = (
-        ("entropy", "entropy/mean", mean("entropy/mean"), -1, "the policy hardly explores any more (nats a token)"),
+        ("run.entropy", "entropy/mean", mean("entropy/mean"), -1, "the policy hardly explores any more (nats a token)"),
         (
-            "length",
+            "run.length",
             "rollout/length_mean over that of step 1",
             length / at_start if length is not None and at_start else None,
             -1,
             "responses have shrunk",
         ),
-        ("repetition", "rollout/repeated_frac", mean("rollout/repeated_frac"), 1, "responses go round in circles"),
-        ("repel_kl", "gap/repel_kl", mean("gap/repel_kl"), 1, "tokens far from the teacher are pushed further (nats)"),
-        ("equal_rewards", "steps in a row without a mixed group", float(equal), 1, "the verifier teaches nothing"),
+        ("run.repetition", "rollout/repeated_frac", mean("rollout/repeated_frac"), 1, "responses go round in circles"),
+        (
+            "run.repel_kl",
+            "gap/repel_kl",
+            mean("gap/repel_kl"),
+            1,
+            "tokens far from the teacher are pushed further (nats)",
+        ),
+        (
+            "run.arm",
+            f"the share of router/{arm}_mass in both arms",
+            share,
+            -1,
+            "the teacher hardly works in this direction; look at objective.rho and objective.rho_side",
+        ),
+        (
+            "run.equal_rewards",
+            "steps in a row without a mixed group",
+            float(equal),
+            1,
+            "the verifier teaches nothing",
+        ),
+        (
+            "rollout.logp_gap_mean",
+            "policy/logp_gap_mean",
+            mean("policy/logp_gap_mean"),
+            1,
+            "sampler and score pass drift apart (nats)",
+        ),
     )
     return [
-        _Reading(name, value, field, getattr(run, f"{field}_warn"), getattr(run, f"{field}_stop"), sign, means)
+        _Reading(name, value, field, _level(config, f"{field}_warn"), _level(config, f"{field}_stop"), sign, means)
         for field, name, value, sign, means in of
         if value is not None
     ]
+
+
+def _level(config: Config, field: str) -> float:
+    """0 (off) where there is none: what must not happen once is no guard's business but checked before the update."""
+    group, name = field.split(".")
+    return getattr(getattr(config, group), name, 0.0)
+
+
+def _weaker_arm(attract: float | None, repel: float | None, config: Config) -> tuple[str, float | None]:
+    """Its name and its share of both; of two empty ones 0, and None for routes that have one by design."""
+    if attract is None or repel is None or config.objective.route not in TWO_ARMED:
+        return "", None
+    weaker = min(attract, repel)
+    return "attract" if attract == weaker else "repel", weaker / (attract + repel) if weaker else 0.0
 
 
 def repeated_frac(response: np.ndarray, mask: np.ndarray, n: int = 4) -> float:

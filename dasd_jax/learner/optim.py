@@ -31,3 +31,8 @@ def make_optimizer(config: OptimGroup, num_updates: int) -> optax.GradientTransf
             mu_dtype=config.moment_dtype,
         ),
     )
+
+
+def updates_done(opt_state: optax.OptState) -> int:
+    """How many updates the schedule has counted: those that were skipped are not among them."""
+    return int(optax.tree_utils.tree_get(opt_state, "ScaleByScheduleState").count)

@@ -21,7 +21,8 @@ from flax import struct
 
 from dasd_jax.batch import Array, TokenStats
 
-ROUTES = ("signed", "hard", "attract_only", "repel_only", "conformity", "novelty")
+TWO_ARMED = ("signed", "hard")  # routes that attract and repel
+ROUTES = (*TWO_ARMED, "attract_only", "repel_only", "conformity", "novelty")
 SCALES = ("mean_abs", "mad", "std", "none")
 
 
@@ -213,15 +214,21 @@ def _dasd_parts(student_logp, teacher_logp, entropy, mask, verifier, hp, reverse
     entropy = jnp.where(mask, entropy, 0.0)
     scale = gap_scale(gap, mask, hp)
     route, on = router(entropy, mask, hp)
-    if hp.repel_kl_max and reverse_kl is not None:
-        route = jnp.where((route < 0) & (reverse_kl > hp.repel_kl_max), 0.0, route)
     if not hp.dense_on_zero_adv:
         route = jnp.where(verifier[:, None] == 0, 0.0, route)
+    metrics = {}
+    if reverse_kl is not None:
+        # Of all that the router repels: of what the bound lets through it would say nothing but the bound.
+        metrics["gap/repel_kl"] = masked_mean(reverse_kl, mask & (route < 0))
+        if hp.repel_kl_max:
+            held = (route < 0) & (reverse_kl > hp.repel_kl_max)
+            metrics["router/held_frac"] = masked_mean(held, mask)
+            route = jnp.where(held, 0.0, route)
     pressure = route * gated_gap(gap, scale[:, None], hp)
 
     live = jnp.any(mask, axis=1)
     mass = jnp.abs(pressure)
-    metrics = {
+    metrics |= {
         "router/attract_frac": masked_mean(route > 0, mask),
         "router/repel_frac": masked_mean(route < 0, mask),
         "router/attract_mass": masked_mean(jnp.where(route > 0, mass, 0.0), mask),
@@ -247,11 +254,9 @@ def _dasd_parts(student_logp, teacher_logp, entropy, mask, verifier, hp, reverse
 def dasd_credit(stats: TokenStats, mask: Array, reward: Array, group: int, hp: DasdParams) -> Credit:
     """Direction-adaptive self-distillation on top of the group-relative advantage; see `dasd`."""
     verifier = group_advantage(reward, mask, group)
-    credit = _dasd_parts(
+    return _dasd_parts(
         stats.student_logp, stats.teacher_logp, stats.student_entropy, mask, verifier, hp, stats.reverse_kl
     )
-    repelled = mask & (credit.route < 0)
-    return credit.replace(metrics=credit.metrics | {"gap/repel_kl": masked_mean(stats.reverse_kl, repelled)})
 
 
 @method("grpo", teacher=False)

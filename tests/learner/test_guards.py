@@ -11,6 +11,9 @@ HEALTHY = {
     "rollout/length_mean": 100.0,
     "rollout/repeated_frac": 0.1,
     "gap/repel_kl": 0.2,
+    "router/attract_mass": 0.1,
+    "router/repel_mass": 0.3,
+    "policy/logp_gap_mean": 0.001,
     "reward/mixed_groups_frac": 0.5,
 }
 # Field, the key of the log, and values beyond its two levels.
@@ -19,13 +22,21 @@ COLLAPSES = [
     ("length", "rollout/length_mean", 20.0, 2.0),
     ("repetition", "rollout/repeated_frac", 0.7, 0.95),
     ("repel_kl", "gap/repel_kl", 6.0, 30.0),
+    ("arm", "router/attract_mass", 0.006, 0.0),
 ]
 
 
 def configured(method="dasd", **fields):
     raw = cli.load_config("configs/qwen_math.py", "tiny").to_dict()
     raw["objective"]["method"] = method
-    raw["run"] |= {"guard_window": 2, "repel_kl_stop": 20.0, "equal_rewards_warn": 3.0, "equal_rewards_stop": 5.0}
+    raw["run"] |= {
+        "guard_window": 2,
+        "repel_kl_stop": 20.0,
+        "arm_warn": 0.1,
+        "arm_stop": 0.01,
+        "equal_rewards_warn": 3.0,
+        "equal_rewards_stop": 5.0,
+    }
     raw["run"] |= fields
     return config.from_dict(raw)
 
@@ -49,14 +60,15 @@ def test_a_level_is_said_with_its_numbers_once_and_again_after_it_has_come_back(
     ]  # fmt: skip
     # A step alone does not move the mean of two beyond it, except where the level is far below the number.
     assert [bool(lines) for lines in said] == [False, False, False, True, False, False, False, False, True]
-    assert said[3][0].startswith(f"warning: steps 3-4: {name}") and f"beyond run.{field}_warn = " in said[3][0]
+    assert said[3][0].startswith("warning: steps 3-4: ") and name in said[3][0]
+    assert f"beyond run.{field}_warn = " in said[3][0]
 
 
 @pytest.mark.parametrize(("field", "name", "_bad", "worse"), COLLAPSES)
 def test_beyond_the_second_level_a_run_stops_or_lets_go_of_the_teacher(field, name, _bad, worse):
     lines = history({}, {name: worse}, {name: worse})
     found = judge(lines, configured())
-    assert f"steps 2-3: {name}" in found.stop and f"beyond run.{field}_stop = " in found.stop
+    assert found.stop.startswith("steps 2-3: ") and name in found.stop and f"beyond run.{field}_stop = " in found.stop
     assert found.teacher_weight == 1.0
 
     found = judge(lines, configured(on_collapse="anneal"))
@@ -71,6 +83,30 @@ def test_beyond_the_second_level_a_run_stops_or_lets_go_of_the_teacher(field, na
     off = {f"{field}_warn": 0.0, f"{field}_stop": 0.0}
     found = judge(lines, configured(**off))
     assert (found.warnings, found.stop) == ([], "")
+
+
+def test_the_weaker_arm_is_named_and_both_may_be_empty():
+    run = configured(arm_warn=0.1, arm_stop=0.0)
+    for attract, repel, said in (
+        (0.3, 0.01, "the share of router/repel_mass in both arms is 0.03226"),
+        (0.001, 0.3, "the share of router/attract_mass in both arms is 0.003322"),
+        (0.0, 0.0, "the share of router/attract_mass in both arms is 0,"),
+    ):
+        step = {"router/attract_mass": attract, "router/repel_mass": repel}
+        assert said in judge(history(step, step), run).warnings[0]
+
+
+@pytest.mark.parametrize("route", ["attract_only", "repel_only", "conformity", "novelty"])
+def test_a_route_with_one_arm_by_design_is_not_judged_by_the_other(route):
+    raw = cli.load_config("configs/qwen_math.py", "tiny").to_dict()
+    raw["objective"]["route"], raw["run"]["guard_window"] = route, 1
+    assert judge(history({"router/repel_mass": 0.0}), config.from_dict(raw)).warnings == []
+
+
+def test_a_gap_to_the_sampler_is_said_before_it_stops_the_run():
+    found = judge(history({}, *[{"policy/logp_gap_mean": 0.015}] * 2), configured())
+    assert "policy/logp_gap_mean is 0.015, beyond rollout.logp_gap_mean_warn = 0.01: " in found.warnings[0]
+    assert not found.stop
 
 
 def test_equal_rewards_are_counted_in_a_row_and_always_stop():

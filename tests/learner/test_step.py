@@ -222,17 +222,20 @@ def test_half_of_the_teachers_weight_is_half_of_beta(form, mesh):
     assert abs(found["half"][0] - found["none"][0]) > 1e-4
 
 
+@pytest.mark.parametrize(("field", "value"), [("old_logp", np.nan), ("advantage", -1e30)])
 @pytest.mark.parametrize("bad", [0, 1])
-def test_a_minibatch_that_is_not_finite_changes_nothing(bad, mesh):
-    """Parameters, moments and counts are those of the other one alone."""
+def test_a_minibatch_that_is_not_finite_changes_nothing(bad, field, value, mesh):
+    """Parameters, moments and counts are those of the other one alone; of the second fault the loss is finite."""
     params, optimizer = wide_params(mesh), optax.adam(1e-3)
     steps = config(minibatches=2)
     experience, _, _ = score(mesh, steps, params=params)
-    old_logp = np.array(experience.old_logp)
-    old_logp[bad, 0, 0] = np.nan
-    broken = experience.replace(old_logp=put_rows(mesh, old_logp))
+    array = np.array(getattr(experience, field))
+    array[bad, 0, 0] = value
+    broken = experience.replace(**{field: put_rows(mesh, array)})
     state, metrics = train_step(steps, optimizer, new_state(jax.tree.map(jnp.copy, params), optimizer), broken)
     assert float(metrics["optim/skipped_frac"]) == 0.5
+    assert np.isfinite(float(metrics["loss/total"])) == np.isfinite(value)
+    assert not np.isfinite(float(metrics["optim/grad_norm"]))
     other = jax.tree.map(lambda x: x[1 - bad :: 2], experience)
     expected, one = train_step(config(), optimizer, new_state(jax.tree.map(jnp.copy, params), optimizer), other)
     assert float(one["optim/skipped_frac"]) == 0.0

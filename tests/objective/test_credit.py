@@ -120,10 +120,12 @@ def test_the_dasd_method_is_group_advantage_and_dense_term_of_the_float64_formul
     np.testing.assert_array_equal(got.keep, b.mask)
 
 
-def test_logged_masses_and_shares_are_token_means_of_the_float64_formula():
-    b, hp = ragged(), DasdParams()
+@pytest.mark.parametrize("bound", [0.0, 0.4])
+def test_logged_masses_and_shares_are_token_means_of_the_float64_formula(bound):
+    b, hp = ragged(), DasdParams(repel_kl_max=bound)
     verifier = oracle.advantage(b.reward, b.mask, GROUP)
-    total, direction, scales = oracle.credit(*views(b), b.mask, verifier, hp)
+    total, direction, scales = oracle.credit(*views(b), b.mask, verifier, hp, b.reverse_kl)
+    unbounded = oracle.credit(*views(b), b.mask, verifier, DasdParams())[1][b.mask]
     dense = np.abs(total - verifier[:, None])[b.mask]
     gap = (b.teacher_logp.astype(np.float64) - b.student_logp)[b.mask]
     route = direction[b.mask]
@@ -137,12 +139,15 @@ def test_logged_masses_and_shares_are_token_means_of_the_float64_formula():
         "gap/mean": gap.mean(),
         "gap/mean_abs": np.abs(gap).mean(),
         "gap/scale_mean": np.mean([s for s in scales if s is not None]),
-        "gap/repel_kl": b.reverse_kl[b.mask][route < 0].mean(),
+        "gap/repel_kl": b.reverse_kl[b.mask][unbounded < 0].mean(),
         "credit/dense_abs_mean": dense.mean(),
         "credit/verifier_abs_mean": np.abs(verifier[live]).mean(),
     }
+    if bound:
+        want["router/held_frac"] = np.mean((unbounded < 0) & (b.reverse_kl[b.mask] > bound))
+        assert want["router/held_frac"] > 0
     metrics = dasd_credit(b.stats, b.mask, b.reward, GROUP, hp).metrics
-    assert {name: float(metrics[name]) for name in want} == pytest.approx(want, rel=1e-5, abs=1e-7)
+    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(want, rel=1e-5, abs=1e-7)
 
 
 # --- numbers worked by hand ------------------------------------------------------------------------------------------
