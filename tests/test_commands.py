@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -141,9 +142,10 @@ def test_a_run_that_is_stopped_in_the_middle_ends_the_same(how, finished, tmp_pa
         if line.startswith("step 3/" if how == signal.SIGKILL else "step 2/"):
             os.kill(process.pid, how)
             break
-    process.stdout.read()
-    code = process.wait(timeout=120)
+    said, code = process.stdout.read(), process.wait(timeout=120)
     assert code == (-9 if how == signal.SIGKILL else 0)
+    stopped = re.search("^stopped by a signal after step [23]; the same command goes on from here$", said, re.MULTILINE)
+    assert bool(stopped) == (how == signal.SIGTERM), said
     assert not (workdir / "done.json").exists()
     resumed = run("train", TINY, f"--workdir={workdir}", *SHORT)
     assert resumed.returncode == 0, resumed.stderr

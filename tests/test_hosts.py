@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import hosts_worker
@@ -119,6 +121,47 @@ def test_the_commands_run_on_two_hosts_and_stop_together(runs):
     first, second = runs["stdout"]
     for said in ("2 processes (", "stopped by a signal after step ", "resumed from", "written to"):
         assert said in first and said not in second
+
+
+# The second process of a training that fails in its third step.
+FAILS = """
+import os, signal, sys
+from dasd_jax import cli, train
+from dasd_jax.errors import TrainingError
+
+how, whole = sys.argv.pop(1), train.Trainer._step
+def step(trainer, number):
+    if number == 3 and how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == 3:
+        raise {"stopped": TrainingError, "broken": RuntimeError}[how]("out of luck")
+    return whole(trainer, number)
+
+train.Trainer._step = step
+cli.run(train.main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "code", "said"),
+    [
+        ("stopped", 1, "error: process 1: out of luck\n"),
+        ("broken", 1, "error: process 1: unexpected failure"),
+        ("killed", -signal.SIGKILL, "heartbeat"),
+    ],
+)
+def test_a_host_that_fails_in_the_middle_takes_the_others_with_it(how, code, said, tmp_path):
+    """The first one is in a program of both; what is killed says nothing, and is missed within two minutes."""
+    workdir = tmp_path / "live"
+    first, second = started(*[[*hosts_worker.SAME[1:], f"--workdir={workdir}", "--config.run.checkpoint_every=1"]] * 2)
+    began = time.monotonic()
+    (other, _, stderr), (failed, _, _) = together(first, ["-c", FAILS, how, *second[2:]])
+    assert failed == code and other not in (0, None)
+    assert said in stderr
+    assert time.monotonic() - began < 240
+    assert (workdir / "checkpoints" / "000001" / "manifest.json").exists()
+    assert not (workdir / "done.json").exists()
 
 
 def refused(ended):
