@@ -1,7 +1,9 @@
 """Eight fake devices, and a mesh in context: the program has explicit axes and needs one even on one device."""
 
+import gc
 import os
 import tempfile
+from pathlib import Path
 
 # Most of the time of a small test is XLA's; what the tests state holds at every level of its optimisation.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
@@ -18,6 +20,16 @@ jax.config.update("jax_num_cpu_devices", 8)
 import pytest  # noqa: E402
 
 from dasd_jax.mesh import MeshConfig, make_mesh  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_mappings():
+    """XLA keeps mappings of memory for every program; past the kernel's 65,530 a process its next one is a crash."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)
