@@ -22,7 +22,7 @@ import pytest  # noqa: E402
 from dasd_jax.mesh import MeshConfig, make_mesh  # noqa: E402
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def few_mappings():
     """XLA keeps mappings of memory for every program; past the kernel's 65,530 a process its next one is a crash."""
     yield
