@@ -116,7 +116,7 @@ def measure(program: Program, chip: Chip, mesh: Mesh, model: ModelConfig) -> dic
     found = hlo.collectives(compiled.as_text())
     sent = hlo.totals(found, steps=program.steps)
     # Devices that lie side by side on "tensor" add up activations among themselves; all else is of parameters.
-    side_by_side = set(range(tensor(mesh))) if tensor(mesh) > 1 else set()
+    side_by_side = set(range(tensor(mesh)))
     of_parameters = hlo.totals([one for one in found if not set(one.group) <= side_by_side], steps=program.steps)
     parameters = sum(of_parameters[kind] for kind in ("all-gather", "reduce-scatter", "all-reduce")) / program.parts
     whole = [one for one in found if one.kind == "all-gather" and f"[{model.vocab_size // tensor(mesh)}," in one.shape]

@@ -222,11 +222,15 @@ class RunGroup:
         _require("run.eval_top_k", self.eval_top_k, self.eval_top_k >= 0, "0 (all tokens) or more")
         _require("run.eval_top_p", self.eval_top_p, 0 < self.eval_top_p <= 1, "in (0, 1]")
         _require("run.profile_step", self.profile_step, self.profile_step >= 0, "0 (none) or a step")
-        for name in ("entropy", "length", "repetition", "repel_kl", "arm", "equal_rewards"):
-            for level in (f"{name}_warn", f"{name}_stop"):
-                _require(f"run.{level}", getattr(self, level), getattr(self, level) >= 0, "0 (off) or more")
+        for level in self.levels():
+            _require(f"run.{level}", getattr(self, level), getattr(self, level) >= 0, "0 (off) or more")
         _one_of("run.on_collapse", self.on_collapse, ("stop", "anneal"))
         _require("run.logged_rollouts", self.logged_rollouts, self.logged_rollouts >= 0, "0 or more")
+
+    @classmethod
+    def levels(cls) -> list[str]:
+        """The fields at which a guard warns or acts."""
+        return [field.name for field in dataclasses.fields(cls) if field.name.endswith(("_warn", "_stop"))]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,11 +14,9 @@ from dasd_jax.config import Config, RunGroup
 from dasd_jax.objective.credit import TWO_ARMED
 
 TEACHER_WEIGHT = "guard/teacher_weight"  # in the log: the share of objective.beta that was in force
-_WATCHED = ("entropy", "length", "repetition", "repel_kl", "arm", "equal_rewards")  # run.NAME_warn and run.NAME_stop
 # The fields that say when a guard speaks up, here or before an update.
-LEVELS = tuple(f"run.{name}_{level}" for name in _WATCHED for level in ("warn", "stop")) + (
+LEVELS = tuple(f"run.{name}" for name in RunGroup.levels()) + (
     "run.guard_window",
-    "run.skipped_steps_stop",
     "rollout.logp_gap_mean_warn",
     "rollout.logp_gap_mean_max",
     "rollout.logp_gap_p999_max",
