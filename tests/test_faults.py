@@ -1,6 +1,7 @@
 """Faults put into a run, through the command's own door: what it says, its exit code, and what it leaves."""
 
 import errno
+import functools
 import http.server
 import json
 import os
@@ -42,10 +43,15 @@ cli.run(train.main)
 """
 
 
+# The same optimiser for all runs of a schedule, so that its step is traced once.
+make_optimizer = functools.cache(train.make_optimizer)
+
+
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
     """run(*overrides) → (exit code, stdout, stderr) of a training in this process, on one of its devices."""
     monkeypatch.setattr(train, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+    monkeypatch.setattr(train, "make_optimizer", make_optimizer)
 
     def once(*overrides: str) -> tuple[int, str, str]:
         fields = [f"--config.{override}" for override in overrides]
