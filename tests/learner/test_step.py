@@ -25,6 +25,9 @@ B, G, P, Q, R = 4, 2, 6, 9, 5
 SKEWED = np.array([8, 2, 1, 5, 2, 6, 6, 2, 1, 5, 3, 2, 2, 2, 4, 1])
 
 
+ADAM = optax.adam(1e-3)  # one for all cases, so that they share their programs
+
+
 def config(**objective):
     microbatches = objective.pop("microbatches", 1)
     minibatches = objective.pop("minibatches", 1)
@@ -226,7 +229,7 @@ def test_half_of_the_teachers_weight_is_half_of_beta(form, mesh):
 @pytest.mark.parametrize("bad", [0, 1])
 def test_a_minibatch_that_is_not_finite_changes_nothing(bad, field, value, mesh):
     """Parameters, moments and counts are those of the other one alone; of the second fault the loss is finite."""
-    params, optimizer = wide_params(mesh), optax.adam(1e-3)
+    params, optimizer = wide_params(mesh), ADAM
     steps = config(minibatches=2)
     experience, _, _ = score(mesh, steps, params=params)
     array = np.array(getattr(experience, field))
