@@ -28,9 +28,9 @@ from tensorboardX.proto import event_pb2
 from benchmarks.timing import hardware, verdict
 from dasd_jax import cli, train
 from dasd_jax.learner import checkpoint
-from dasd_jax.learner.metrics import Display
 from dasd_jax.learner.optim import make_optimizer
 from dasd_jax.mesh import make_mesh
+from dasd_jax.run.display import Display
 
 STEPS = 30
 PHASES = ("start-up", "evaluate", "rollout", "verify", "score", "update", "checkpoint")

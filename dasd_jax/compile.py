@@ -25,10 +25,10 @@ from dasd_jax.config import Config
 from dasd_jax.cost import hlo
 from dasd_jax.cost.chips import CHIPS, Chip
 from dasd_jax.errors import UserError
-from dasd_jax.learner import session
-from dasd_jax.learner.programs import Program, programs
 from dasd_jax.mesh import make_mesh
 from dasd_jax.model.config import ModelConfig, preset
+from dasd_jax.run import setup
+from dasd_jax.run.programs import Program, programs
 
 # Where `make libtpu` puts it: installed, it would look for chips whenever JAX starts.
 COMPILER = os.path.join(sys.prefix, "libtpu")
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
         raise UserError("model.preset: empty: expected the architecture's name, since no weights are read")
     mesh = make_mesh(config.mesh, devices)
     with jax.set_mesh(mesh):
-        model = session.settle(config, preset(config.model.preset), "tpu")
+        model = setup.configured(config, preset(config.model.preset), "tpu")
         report = _report(command.flags.config, command.flags.topology, config, model, mesh, chip)
         if not command.flags.json:
             print(heading(report), flush=True)
@@ -146,7 +146,7 @@ def measure(program: Program, chip: Chip, mesh: Mesh, model: ModelConfig) -> dic
 
 def tensor(mesh: Mesh) -> int:
     """Devices that split the vocabulary."""
-    return mesh.size // session.row_shards(mesh)
+    return mesh.size // setup.row_shards(mesh)
 
 
 def largest_buffers(message: str) -> list[str]:

@@ -13,9 +13,10 @@ import jax
 
 from dasd_jax import cli, files, formats
 from dasd_jax.errors import UserError
-from dasd_jax.learner import checkpoint, session
+from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import MeshConfig, make_mesh
 from dasd_jax.model import weights
+from dasd_jax.run import setup
 from dasd_jax.text.tokenizer import copy_tokenizer
 
 
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> None:
     with jax.set_mesh(mesh), files.new_folder(output, "--output") as folder:
         if tokenizer:
             copy_tokenizer(tokenizer, folder)
-        model, params = session.load_weights(str(source), mesh)
+        model, params = setup.load_weights(str(source), mesh)
         if asked.format == "hf":
             weights.save_hf(folder, model, params, asked.dtype)
         else:

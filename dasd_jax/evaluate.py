@@ -25,11 +25,12 @@ from dasd_jax import cli, files, formats, hosts
 from dasd_jax.config import Config
 from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
-from dasd_jax.learner import checkpoint, session
-from dasd_jax.learner.evaluation import Answers, evaluate, problems_at_a_time
+from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import make_mesh
 from dasd_jax.rollout.slots import bytes_a_device
-from dasd_jax.rollout.verifier import Verifier
+from dasd_jax.run import setup
+from dasd_jax.run.evaluation import Answers, evaluate, problems_at_a_time
+from dasd_jax.verify.verifier import Verifier
 
 
 def main(argv: list[str]) -> None:
@@ -50,19 +51,19 @@ def main(argv: list[str]) -> None:
             config.rollout.verifier_workers, config.rollout.verifier_deadline_s, config.rollout.verifier_memory_mb
         ) as verifier,
     ):
-        tokenizer = session.open_tokenizer(config.model)
+        tokenizer = setup.open_tokenizer(config.model)
         if which == "start":
-            name, manifest, (model, params) = "start", "", session.open_model(config, mesh)
+            name, manifest, (model, params) = "start", "", setup.open_model(config, mesh)
         else:
             folder = Path(hosts.from_main(lambda: str(checkpoint.find(workdir, which))))
             name = str(int(folder.name)) if folder.name.isdigit() else folder.name
             manifest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
             model, params = checkpoint.restore_params(folder, mesh)
-            model = session.settle(config, model)
-        session.check_vocabulary(tokenizer, model)
-        prompts, counts = session.open_evaluation(config, tokenizer)
+            model = setup.configured(config, model)
+        setup.check_vocabulary(tokenizer, model)
+        prompts, counts = setup.open_evaluation(config, tokenizer)
         hosts.check_same(lambda: {"data": prompts.digest()})
-        example_ids = session.evaluated(config, prompts)
+        example_ids = setup.evaluated(config, prompts)
         asked = [prompts.problems[i] for i in example_ids]
         partial = None
         if hosts.is_main():
@@ -76,15 +77,15 @@ def main(argv: list[str]) -> None:
         if done:
             console.print(f"{done} of {len(asked)} are answered already", highlight=False)
         rows = config.rollout.problems * config.rollout.rollouts
-        sampling = session.eval_sampling(config, tokenizer)
-        sampling = session.with_slots(
+        sampling = setup.eval_sampling(config, tokenizer)
+        sampling = setup.with_slots(
             config,
             sampling,
             model,
             mesh,
             problems=problems_at_a_time(rows, sampling.rollouts, mesh),
             resident=bytes_a_device(params),
-            memory=session.device_memory(),
+            memory=setup.device_memory(),
         )
         with console.status(f"problems {done}/{len(asked)}") as status:
 

@@ -16,10 +16,11 @@ from dasd_jax import cli
 from dasd_jax.batch import Params, PromptBatch
 from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
-from dasd_jax.learner import checkpoint, session
+from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import MeshConfig, make_mesh, per_shard, replicate
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout import sampler
+from dasd_jax.run import setup
 from dasd_jax.text.prompts import left_pad
 from dasd_jax.text.tokenizer import Tokenizer
 
@@ -41,16 +42,16 @@ def main(argv: list[str]) -> None:
         raise UserError("--prompt: empty: expected a question")
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        tokenizer = session.open_tokenizer(config.model)
+        tokenizer = setup.open_tokenizer(config.model)
         if command.flags.checkpoint == "start":
-            model, params = session.open_model(config, mesh)
+            model, params = setup.open_model(config, mesh)
         else:
             model, params = checkpoint.restore_params(checkpoint.find(command.workdir, command.flags.checkpoint), mesh)
-            model = session.settle(config, model)
-        session.check_vocabulary(tokenizer, model)
-        text = session.prompt_text(config, session.open_problems(config)[0] if config.data.shots else [])
+            model = setup.configured(config, model)
+        setup.check_vocabulary(tokenizer, model)
+        text = setup.prompt_text(config, setup.open_problems(config)[0] if config.data.shots else [])
         ids = text.student(tokenizer, Problem(question=question, answer="", source="", index=0, scorer="math"))
-        sampling = dataclasses.replace(session.eval_sampling(config, tokenizer), rollouts=1)
+        sampling = dataclasses.replace(setup.eval_sampling(config, tokenizer), rollouts=1)
         if len(ids) + _PROMPT_BUCKET + sampling.max_new_tokens > model.context:
             longest = model.context - sampling.max_new_tokens - _PROMPT_BUCKET
             raise UserError(f"--prompt: {len(ids)} tokens: expected at most {longest}")

@@ -19,19 +19,21 @@ from dasd_jax import cli, files, formats, hosts
 from dasd_jax.batch import TeacherBatch, TokenStats
 from dasd_jax.config import Config
 from dasd_jax.errors import TrainingError, UserError
-from dasd_jax.learner import checkpoint, guards, session
-from dasd_jax.learner.collect import Collected, Collector
-from dasd_jax.learner.evaluation import evaluate, problems_at_a_time, rise
-from dasd_jax.learner.journal import Journal
-from dasd_jax.learner.metrics import Clock, Compilations, Display, RunLog
+from dasd_jax.learner import checkpoint
 from dasd_jax.learner.optim import make_optimizer, make_schedule, updates_done
 from dasd_jax.learner.step import Experience, score_step, supervised_experience, train_step
-from dasd_jax.learner.stopping import StopRequest
 from dasd_jax.mesh import fetch, make_mesh, put_rows, replicate, row_shards
 from dasd_jax.objective.credit import NEEDS_TEACHER, dense_bound, smallest_advantage
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import bytes_a_device
-from dasd_jax.rollout.verifier import Verifier
+from dasd_jax.run import guards, setup
+from dasd_jax.run.collect import Collected, Collector
+from dasd_jax.run.display import Clock, Compilations, Display
+from dasd_jax.run.evaluation import evaluate, problems_at_a_time, rise
+from dasd_jax.run.runlog import RunLog
+from dasd_jax.run.stopping import StopRequest
+from dasd_jax.verify.journal import Journal
+from dasd_jax.verify.verifier import Verifier
 
 
 def main(argv: list[str]) -> None:
@@ -49,7 +51,7 @@ def train(config: Config, workdir: Path) -> None:
     Raises:
         UserError: anything in the config, the data, the weights or the workdir that a person has to mend; nothing is
             written before all of it is checked.
-        TrainingError: the sampler and the score pass disagree, or a guard stops the run (learner/guards.py).
+        TrainingError: the sampler and the score pass disagree, or a guard stops the run (run/guards.py).
     """
     _check_workdir(config, workdir)
     if hosts.from_main(lambda: (workdir / "done.json").exists()):
@@ -78,9 +80,9 @@ class Trainer:
     def __init__(self, config: Config, workdir: Path, mesh: jax.sharding.Mesh, verifier: Verifier, stop: StopRequest):
         """Opens data and model, then the workdir."""
         self.config, self.workdir, self.mesh, self.verifier, self.stop = config, workdir, mesh, verifier, stop
-        session.check_rows(config, mesh)
-        self.tokenizer = session.open_tokenizer(config.model)
-        self.prompts, self.heldout, counts = session.open_prompts(config, self.tokenizer)
+        setup.check_rows(config, mesh)
+        self.tokenizer = setup.open_tokenizer(config.model)
+        self.prompts, self.heldout, counts = setup.open_prompts(config, self.tokenizer)
         hosts.check_same(lambda: {"data.sources": [self.prompts.digest(), self.heldout.digest()]})
         self.views_checked, self.compilations = False, Compilations()
         self.checkpoint_s = 0.0  # that the loop has waited for checkpoints since the last line of the log
@@ -93,14 +95,14 @@ class Trainer:
         if folder:
             _check_shared(folder / "manifest.json")
             model, self.state = checkpoint.restore(folder, mesh, self.optimizer)
-            self.model = session.settle(config, model)
+            self.model = setup.configured(config, model)
         else:
-            self.model, params = session.open_model(config, mesh)
+            self.model, params = setup.open_model(config, mesh)
             self.state = jax.jit(lambda p: checkpoint.new_state(p, self.optimizer), donate_argnums=0)(params)
-        session.check_vocabulary(self.tokenizer, self.model)
-        self.steps = session.step_config(config, self.model, mesh)
+        setup.check_vocabulary(self.tokenizer, self.model)
+        self.steps = setup.step_config(config, self.model, mesh)
         rows = config.rollout.problems * config.rollout.rollouts
-        sampling = self._with_slots(session.training_sampling(config, self.tokenizer), config.rollout.problems)
+        sampling = self._with_slots(setup.training_sampling(config, self.tokenizer), config.rollout.problems)
         self.slots = sampling.slots_of(rows // row_shards(mesh))
         journal = Journal(workdir / "verdicts.jsonl", verifier)
         self.collector = Collector(config, mesh, self.model, self.tokenizer, sampling, self.prompts, journal)
@@ -122,7 +124,7 @@ class Trainer:
             f"method {config.objective.method}, workdir {workdir}"
         )
         self.display.say("problems: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
-        limited = not config.rollout.slots and session.device_memory() is not None
+        limited = not config.rollout.slots and setup.device_memory() is not None
         derived = ", derived from the memory that is free" if limited else ""
         self.display.say(f"slots: {self.slots} of {rows // row_shards(mesh)} rows a device{derived}")
         self.saved = step  # that the newest checkpoint is of
@@ -349,14 +351,14 @@ class Trainer:
     # -------------------------------------------------------------------------------------------- before and after
 
     def _with_slots(self, sampling: Sampling, problems: int) -> Sampling:
-        return session.with_slots(
+        return setup.with_slots(
             self.config,
             sampling,
             self.model,
             self.mesh,
             problems=problems,
             resident=bytes_a_device(self.state),
-            memory=session.device_memory(),
+            memory=setup.device_memory(),
         )
 
     def _save(self, best: bool) -> None:
@@ -392,8 +394,8 @@ class Trainer:
             tokenizer=self.tokenizer,
             prompts=self.heldout,
             verifier=self.verifier,
-            sampling=self._with_slots(session.eval_sampling(config, self.tokenizer), at_a_time),
-            example_ids=session.evaluated(config, self.heldout),
+            sampling=self._with_slots(setup.eval_sampling(config, self.tokenizer), at_a_time),
+            example_ids=setup.evaluated(config, self.heldout),
             rows=rows,
             seed=config.run.seed,
         )

@@ -14,11 +14,11 @@ import numpy as np
 
 from dasd_jax import cli, evaluate, hosts, train
 from dasd_jax.batch import RolloutBatch
-from dasd_jax.learner import collect
-from dasd_jax.learner.metrics import Display
-from dasd_jax.learner.stopping import StopRequest
 from dasd_jax.mesh import fetch, make_mesh, put_rows, row_shards
-from dasd_jax.rollout.verifier import Verifier
+from dasd_jax.run import collect
+from dasd_jax.run.display import Display
+from dasd_jax.run.stopping import StopRequest
+from dasd_jax.verify.verifier import Verifier
 
 TINY = "--config=configs/qwen_math.py:tiny"
 # One minibatch, of which each of eight devices has a problem. Sums of other order differ in their last digits; a large

@@ -4,7 +4,7 @@ import pytest
 
 from dasd_jax.errors import UserError
 from dasd_jax.evaluate import Partial
-from dasd_jax.learner.evaluation import Answers
+from dasd_jax.run.evaluation import Answers
 
 IDENTITY = {"checkpoint": "4", "run.eval_samples": 2, "data.benchmarks": ("tfds:a",)}
 

@@ -23,12 +23,14 @@ ARROWS = {
     "cost": {"model", "cost"},
     "text": {"text"},
     "data": {"text", "data"},
-    # The verifier's workers draw a task's problem again from its source.
-    "rollout": {"vocab", "model", "cost", "data", "rollout"},
+    "rollout": {"vocab", "model", "cost", "rollout"},
+    # Its workers draw a task's problem again from its source.
+    "verify": {"data", "verify"},
     "objective": {"vocab", "objective"},
-    # Its classes are handed to the rooms; it reads the names that it checks at the door.
+    # Its classes are handed to the rooms; it reads the names that it checks.
     "config": {"objective", "text"},
-    "learner": {"files", "vocab", "model", "cost", "text", "data", "rollout", "objective", "config", "learner"},
+    "learner": {"files", "vocab", "model", "objective", "config", "learner"},
+    "run": {"files", "model", "cost", "text", "data", "rollout", "verify", "objective", "config", "learner", "run"},
     "cli": {"config"},
 }
 
@@ -101,7 +103,7 @@ def test_importing_has_no_side_effects(path):
 
 def test_the_verifier_starts_without_jax():
     """It and its worker processes load the package's light modules and no accelerator runtime."""
-    seen, todo = set(), [PACKAGE / "rollout" / "verifier.py", PACKAGE / "rollout" / "worker.py"]
+    seen, todo = set(), [PACKAGE / "verify" / "verifier.py", PACKAGE / "verify" / "worker.py"]
     while todo:
         path = todo.pop()
         for name in imports(path, top_level_only=True):

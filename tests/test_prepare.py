@@ -248,7 +248,7 @@ def test_from_published_files_to_a_score_without_tensorflow(tmp_path):
     program = textwrap.dedent("""
         import pathlib, sys
         from dasd_jax import evaluate, prepare, train
-        from dasd_jax.rollout.verifier import Verifier
+        from dasd_jax.verify.verifier import Verifier
 
         folder = sys.argv[1]
         for name in ("dapo.parquet", "aime25.jsonl", "math500.jsonl"):

@@ -16,9 +16,9 @@ from benchmarks.fuzz.commands import TINY
 from benchmarks.fuzz.samples import OPTIMIZER, manifest_of
 from dasd_jax import cli, convert, evaluate, files, train
 from dasd_jax.learner import checkpoint
-from dasd_jax.learner.journal import Journal
-from dasd_jax.learner.metrics import RunLog
 from dasd_jax.mesh import MeshConfig, make_mesh
+from dasd_jax.run.runlog import RunLog
+from dasd_jax.verify.journal import Journal
 from launchers import sweep
 
 

@@ -1,1 +1,1 @@
-"""Score and train steps, optimiser, checkpoints, metrics: the only place where model meets objective."""
+"""The two jitted steps of learning, their optimiser and teachers, and checkpoints."""

@@ -1,4 +1,1 @@
-"""The sampling loop over the KV cache, and the verifier that scores what it wrote.
-
-Nothing is imported here: the verifier's worker processes must start without JAX.
-"""
+"""The sampling loop over the KV cache, and what is counted before and after it."""

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from dasd_jax.batch import Params, PromptBatch, RolloutBatch, TeacherBatch
 from dasd_jax.config import Config
 from dasd_jax.cost.work import Batch, cache_bytes, forward_flops
-from dasd_jax.learner import checkpoint, evaluation, session
+from dasd_jax.learner import checkpoint
 from dasd_jax.learner.optim import make_optimizer
 from dasd_jax.learner.step import score_step, supervised_experience, train_step
 from dasd_jax.mesh import ROLLOUT, TRAIN, named, on_mesh, row_shards
@@ -21,6 +21,7 @@ from dasd_jax.model.config import ModelConfig
 from dasd_jax.objective.credit import NEEDS_TEACHER
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
 from dasd_jax.rollout.slots import bytes_a_device
+from dasd_jax.run import evaluation, setup
 from dasd_jax.text.tokenizer import load_tokenizer
 
 
@@ -55,13 +56,13 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
     """What a run compiles, in the order in which it first needs it.
 
     Args:
-        model: settled.
+        model: from `setup.configured`.
         memory: bytes of a device, for `rollout.slots` where it is not set.
 
     Raises:
         UserError: a batch or a model that the mesh cannot split, or no slot that fits.
     """
-    session.check_rows(config, mesh)
+    setup.check_rows(config, mesh)
     group, parts = config.rollout, config.optim.minibatches * config.optim.microbatches
     optimizer = make_optimizer(config.optim, config.run.steps * config.optim.minibatches)
     params = param_table.abstract(model, mesh)
@@ -87,18 +88,16 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
 
     answered = evaluation.problems_at_a_time(group.problems * group.rollouts, config.run.eval_samples, mesh)
     tokenizer = load_tokenizer("byte")  # which ids end a response is no matter of shapes
-    samplings = [("evaluation", "eval", session.eval_sampling(config, tokenizer), answered)]
+    samplings = [("evaluation", "eval", setup.eval_sampling(config, tokenizer), answered)]
     if config.objective.method != "sft":
-        samplings.insert(0, ("rollout", "train", session.training_sampling(config, tokenizer), group.problems))
+        samplings.insert(0, ("rollout", "train", setup.training_sampling(config, tokenizer), group.problems))
     for name, purpose, sampling, problems in samplings:
-        sampling = session.with_slots(
-            config, sampling, model, mesh, problems=problems, resident=resident, memory=memory
-        )
+        sampling = setup.with_slots(config, sampling, model, mesh, problems=problems, resident=resident, memory=memory)
         whole = _placed(mesh, jax.eval_shape(partial(relayout, model), params))
         program = _rollout(config, model, mesh, sampling, purpose, problems, whole, gathered)
         yield dataclasses.replace(program, name=name, beside=resident)
 
-    steps = session.step_config(config, model, mesh)
+    steps = setup.step_config(config, model, mesh)
     prompts = _prompts(config, mesh, group.problems)
     batch = Batch(group.problems, group.prompt_length, group.rollouts, group.max_new_tokens)
     flops = forward_flops(model, batch)

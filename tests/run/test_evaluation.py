@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dasd_jax.data.sources import Problem
-from dasd_jax.learner.evaluation import Answers, pass_at_k, rise, standard_error, summary
+from dasd_jax.run.evaluation import Answers, pass_at_k, rise, standard_error, summary
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer():

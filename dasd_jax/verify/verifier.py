@@ -1,7 +1,7 @@
 """Rewards: extract the answer from a response, have it scored by a worker with a hard deadline and a memory cap.
 
 Scorers run symbolic algebra on what a model wrote, so any answer may loop, eat memory or kill its process. They run in
-`dasd_jax.rollout.worker` alone: this process imports none, and reads of a response only what the passes below read.
+`dasd_jax.verify.worker` alone: this process imports none, and reads of a response only what the passes below read.
 """
 
 import contextlib
@@ -195,7 +195,7 @@ class Verifier:
         python_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": python_path}
         process = subprocess.Popen(
-            [sys.executable, "-m", "dasd_jax.rollout.worker", str(self._memory_mb), str(self._deadline_s)],
+            [sys.executable, "-m", "dasd_jax.verify.worker", str(self._memory_mb), str(self._deadline_s)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if os.environ.get("DASD_DEBUG") else subprocess.DEVNULL,

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.kills import event_steps
 from dasd_jax.errors import UserError
-from dasd_jax.learner.metrics import RunLog
+from dasd_jax.run.runlog import RunLog
 
 LINES = [json.dumps({"step": step, "reward/mean": step / 2}) for step in range(4)]
 

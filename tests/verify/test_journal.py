@@ -5,8 +5,8 @@ import json
 import pytest
 
 from dasd_jax.data.sources import Problem
-from dasd_jax.learner.journal import Journal
-from dasd_jax.rollout.verifier import Verdict
+from dasd_jax.verify.journal import Journal
+from dasd_jax.verify.verifier import Verdict
 
 PROBLEMS = [Problem(question="q", answer="1", source="s", index=i, scorer="math") for i in range(2)]
 

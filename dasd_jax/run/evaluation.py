@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dasd_jax import hosts
 from dasd_jax.batch import Params
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.sources import Problem, labels
 from dasd_jax.mesh import fetch, put_rows, replicate, row_shards
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
-from dasd_jax.rollout.verifier import COUNTED, Verdict, Verifier
 from dasd_jax.text.tokenizer import Tokenizer
+from dasd_jax.verify.journal import verify
+from dasd_jax.verify.verifier import COUNTED, Verifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +53,6 @@ def standard_error(per_problem: np.ndarray) -> float:
 def texts_of(tokenizer: Tokenizer, response: np.ndarray, mask: np.ndarray) -> list[str]:
     """The text of each response: i32[rows, R], bool[rows, R] → rows strings without special tokens."""
     return [tokenizer.decode(row[keep]) for row, keep in zip(response, mask, strict=True)]
-
-
-def verify(verifier: Verifier, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
-    """The verdict on every response, equal in every process: each is given by one of them, and all are gathered."""
-    mine = hosts.share(len(texts))
-    verdicts = [dataclasses.astuple(verdict) for verdict in verifier.verify(problems[mine], texts[mine])]
-    return [Verdict(*verdict) for part in hosts.gather(verdicts) for verdict in part]
 
 
 def problems_at_a_time(rows: int, samples: int, mesh: Mesh) -> int:

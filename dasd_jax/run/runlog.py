@@ -1,6 +1,5 @@
-"""What a run says of itself: metrics.jsonl, TensorBoard events, samples.jsonl, and a live line on the terminal."""
+"""The log of a run: metrics.jsonl, the same numbers as TensorBoard events, and samples.jsonl."""
 
-import contextlib
 import itertools
 import json
 import math
@@ -9,9 +8,6 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import jax
-import rich.console
-import rich.progress
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
@@ -127,96 +123,3 @@ def _cut_back(path: Path, step: int, numbers: bool) -> Iterable[dict]:
 def _first_odd_step(found: list[int], last: int) -> int | None:
     """The first of the steps 0 to `last` that is not in its place; None where all are."""
     return next((step for step in range(last + 1) if step >= len(found) or found[step] != step), None)
-
-
-class Display:
-    """A bar with phase, last reward and time left on a terminal; one line a step anywhere else; in process 0 alone."""
-
-    def __init__(self, total: int, done: int):
-        """A run of `total` steps of which `done` are finished."""
-        self._console = rich.console.Console()
-        self._speaks = hosts.is_main()
-        self._started, self._first, self._total = time.monotonic(), done, total
-        self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description:<10}"),
-            rich.progress.BarColumn(),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TextColumn("{task.fields[last]}"),
-            rich.progress.TimeElapsedColumn(),
-            rich.progress.TextColumn("left"),
-            rich.progress.TimeRemainingColumn(elapsed_when_finished=False),
-            console=self._console,
-            disable=not (self._speaks and self._console.is_terminal),
-        )
-        self._task = self._bar.add_task("start", total=total, completed=done, last="")
-        self._bar.start()
-
-    def phase(self, name: str) -> None:
-        """Says what the program is doing now."""
-        self._bar.update(self._task, description=name)
-
-    def step(self, step: int, metrics: dict[str, float]) -> None:
-        """Marks a step as finished and shows its main numbers."""
-        shown = [f"{label} {metrics[name]:.3f}" for name, label in _SHOWN.items() if name in metrics]
-        self._bar.update(self._task, completed=step, last="  ".join(shown))
-        if self._speaks and not self._console.is_terminal:
-            left = (time.monotonic() - self._started) / (step - self._first) * (self._total - step)
-            numbers = "  ".join([*shown, f"{metrics['time/step_s']:.1f} s"])
-            print(f"step {step}/{self._total}  {numbers}  left {left / 60:.1f} min", flush=True)
-
-    def say(self, text: str) -> None:
-        """A line above the bar."""
-        if not self._speaks:
-            return
-        if self._console.is_terminal:
-            self._bar.console.print(text, highlight=False, markup=False)
-        else:
-            print(text, flush=True)
-
-    def close(self) -> None:
-        """Gives the terminal back."""
-        self._bar.stop()
-
-
-class Clock:
-    """Seconds of the phases of a step, each shown while it lasts; a phase that comes again adds up."""
-
-    def __init__(self, display: Display):
-        """Starts with no phase."""
-        self._display, self.seconds = display, {}
-
-    @contextlib.contextmanager
-    def phase(self, name: str):
-        """Times what is done inside, as time/<name>_s."""
-        self._display.phase(name)
-        started = time.monotonic()
-        yield
-        key = f"time/{name}_s"
-        self.seconds[key] = self.seconds.get(key, 0.0) + time.monotonic() - started
-
-
-class Compilations:
-    """How many programs this process has compiled since, and for how long: shapes that change would show here."""
-
-    def __init__(self):
-        """Starts at none; JAX reports to it until the process ends."""
-        self._count, self._seconds = 0, 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._add)
-
-    def take(self) -> dict[str, float]:
-        """Those since the last time."""
-        found = {"time/compiled_programs": float(self._count), "time/compile_s": self._seconds}
-        self._count, self._seconds = 0, 0.0
-        return found
-
-    def _add(self, event: str, seconds: float, **_) -> None:
-        if event.endswith("backend_compile_duration"):
-            self._count, self._seconds = self._count + 1, self._seconds + seconds
-
-
-_SHOWN = {
-    "reward/mean": "reward",
-    "loss/total": "loss",
-    "entropy/mean": "entropy",
-    "rollout/length_mean": "length",
-}

@@ -17,7 +17,7 @@ from verifier_table import ROWS, Row
 
 from dasd_jax.data.sources import Problem, load_source
 from dasd_jax.errors import UserError
-from dasd_jax.rollout.verifier import CLOCK, MAX_ANSWER_CHARS, MAX_RESPONSE_CHARS, Verifier, extract_answer
+from dasd_jax.verify.verifier import CLOCK, MAX_ANSWER_CHARS, MAX_RESPONSE_CHARS, Verifier, extract_answer
 
 TOWER = r"\boxed{2003^{2002^{2001}}}"
 DEADLINE_S = 2.0
@@ -267,7 +267,7 @@ def test_order_is_kept_when_three_workers_finish_out_of_order():
 def test_no_worker_outlives_a_killed_parent_even_in_the_middle_of_a_computation():
     program = f"""
 from dasd_jax.data.sources import Problem
-from dasd_jax.rollout.verifier import Verifier
+from dasd_jax.verify.verifier import Verifier
 pool = Verifier(1, 3.0, 1024)
 print(pool._workers[0].process.pid, flush=True)
 pool.verify([Problem(question="q", answer="1", source="test", index=0, scorer="math")], [{TOWER!r}])
@@ -302,5 +302,5 @@ def test_too_small_a_memory_cap_is_one_clear_line():
 
 def test_the_parent_imports_no_scorer_and_no_jax():
     heavy = {"jax", "sympy", "math_verify", "reasoning_gym", "tensorflow_datasets"}
-    program = f"import sys, dasd_jax.rollout.verifier; print({heavy} & set(sys.modules))"
+    program = f"import sys, dasd_jax.verify.verifier; print({heavy} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", program]).strip() == b"set()"

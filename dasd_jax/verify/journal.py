@@ -10,8 +10,14 @@ from pathlib import Path
 
 from dasd_jax import formats, hosts
 from dasd_jax.data.sources import Problem
-from dasd_jax.learner.evaluation import verify
-from dasd_jax.rollout.verifier import Verdict, Verifier
+from dasd_jax.verify.verifier import Verdict, Verifier
+
+
+def verify(verifier: Verifier, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
+    """The verdict on every response, equal in every process: each is given by one of them, and all are gathered."""
+    mine = hosts.share(len(texts))
+    verdicts = [dataclasses.astuple(verdict) for verdict in verifier.verify(problems[mine], texts[mine])]
+    return [Verdict(*verdict) for part in hosts.gather(verdicts) for verdict in part]
 
 
 class Journal:

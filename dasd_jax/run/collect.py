@@ -14,15 +14,15 @@ from dasd_jax.batch import Params, PromptBatch, RolloutBatch, TeacherBatch
 from dasd_jax.config import Config
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.sources import Problem
-from dasd_jax.learner.evaluation import texts_of
-from dasd_jax.learner.guards import repeated_frac
-from dasd_jax.learner.journal import Journal
-from dasd_jax.learner.metrics import Clock
 from dasd_jax.mesh import fetch, put_rows, replicate
 from dasd_jax.model.config import ModelConfig
+from dasd_jax.rollout.repetition import repeated_frac
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
-from dasd_jax.rollout.verifier import COUNTED, Verdict
+from dasd_jax.run.display import Clock
+from dasd_jax.run.evaluation import texts_of
 from dasd_jax.text.tokenizer import Tokenizer
+from dasd_jax.verify.journal import Journal
+from dasd_jax.verify.verifier import COUNTED, Verdict
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,10 @@ import pytest
 from dasd_jax import cli, config
 from dasd_jax.cost.work import Batch, forward_flops
 from dasd_jax.errors import UserError
-from dasd_jax.learner import session
-from dasd_jax.learner.programs import programs
 from dasd_jax.mesh import MeshConfig, make_mesh
 from dasd_jax.model.config import preset
+from dasd_jax.run import setup
+from dasd_jax.run.programs import programs
 
 PLENTY = 2**34
 # qwen3_tiny: its products 98,304, its embedding 320 · 64, both split over heads or words; its norms 4 · 64 + 2 · 32.
@@ -26,7 +26,7 @@ def found(memory=PLENTY, **changed):
     settings = config.from_dict(raw)
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     with jax.set_mesh(mesh):
-        model = session.settle(settings, preset("qwen3_tiny"), "tpu")
+        model = setup.configured(settings, preset("qwen3_tiny"), "tpu")
         return {program.name: program for program in programs(settings, model, mesh, memory)}
 
 

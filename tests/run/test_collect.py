@@ -7,9 +7,9 @@ import pytest
 
 from dasd_jax import cli, config
 from dasd_jax.batch import PromptBatch, RolloutBatch
-from dasd_jax.learner import collect
-from dasd_jax.learner.metrics import Clock, Display
-from dasd_jax.rollout.verifier import Verdict
+from dasd_jax.run import collect
+from dasd_jax.run.display import Clock, Display
+from dasd_jax.verify.verifier import Verdict
 
 RIGHT, WRONG = Verdict(1.0, 1.0, "1"), Verdict(0.0, 0.2, "2")
 

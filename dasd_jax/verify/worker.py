@@ -1,4 +1,4 @@
-"""What runs beside the trainer: python -m dasd_jax.rollout.worker, a keeper, and the child that scores for it.
+"""What runs beside the trainer: python -m dasd_jax.verify.worker, a keeper, and the child that scores for it.
 
 A keeper has every scorer imported, forks a child and hands it one answer at a time. The child may loop, eat memory or
 die; the keeper lives on, says what became of the answer and forks the next child in milliseconds.
@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dasd_jax.data.sources import gym_dataset
-from dasd_jax.rollout.grading import grade
+from dasd_jax.verify.grading import grade
 
 _OUT_OF_MEMORY = 3  # exit status of a child that met its cap
 _PAGE = resource.getpagesize()

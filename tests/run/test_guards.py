@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from dasd_jax import cli, config
-from dasd_jax.learner.guards import TEACHER_WEIGHT, judge, repeated_frac
+from dasd_jax.rollout.repetition import repeated_frac
+from dasd_jax.run.guards import TEACHER_WEIGHT, judge
 
 HEALTHY = {
     "entropy/mean": 0.4,

@@ -6,7 +6,7 @@ import pytest
 
 from dasd_jax import cli, config
 from dasd_jax.errors import UserError
-from dasd_jax.learner import session
+from dasd_jax.run import setup
 from dasd_jax.text.tokenizer import load_tokenizer
 
 BYTES = load_tokenizer("byte")
@@ -36,14 +36,14 @@ def files(tmp_path):
 
 def test_problems_of_a_benchmark_are_not_trained_on(files):
     source, first, second = files
-    train, evaluated, counts = session.open_prompts(tiny([source], [first, second]), BYTES)
+    train, evaluated, counts = setup.open_prompts(tiny([source], [first, second]), BYTES)
     assert len(train) == 16 and counts["in a benchmark"] == 4 and counts["training"] == 16
     assert not {f"What is {i} + 1?" for i in (0, 1, 2, 19)} & {problem.question for problem in train.problems}
     assert [problem.source for problem in evaluated.problems] == [first] * 7 + [second] * 2
     assert counts["to evaluate"] == 9
-    _, _, both = session.open_prompts(tiny([source], [first], heldout=5), BYTES)
+    _, _, both = setup.open_prompts(tiny([source], [first], heldout=5), BYTES)
     assert both["held out and not evaluated"] == 5 and both["training"] == 20 - 3 - 5
-    _, _, without = session.open_prompts(tiny([source], [], heldout=4), BYTES)
+    _, _, without = setup.open_prompts(tiny([source], [], heldout=4), BYTES)
     assert "in a benchmark" not in without and without["training"] == 16
 
 
@@ -51,18 +51,18 @@ def test_the_number_of_problems_is_capped_in_each_benchmark(files):
     source, first, second = files
     for cap, expected in ((0, 7 + 2), (1, 1 + 1), (5, 5 + 2)):
         capped = tiny([source], [first, second], eval_problems=cap)
-        prompts, counts = session.open_evaluation(capped, BYTES)
-        chosen = session.evaluated(capped, prompts)
+        prompts, counts = setup.open_evaluation(capped, BYTES)
+        chosen = setup.evaluated(capped, prompts)
         assert len(chosen) == expected and counts["to evaluate"] == 9
         assert {prompts.problems[i].source for i in chosen} == {first, second}
     heldout = tiny([source], [], eval_problems=3, heldout=4)
-    assert session.evaluated(heldout, session.open_evaluation(heldout, BYTES)[0]) == [0, 1, 2]
+    assert setup.evaluated(heldout, setup.open_evaluation(heldout, BYTES)[0]) == [0, 1, 2]
 
 
 def test_benchmarks_are_evaluated_without_the_training_sources(files):
     _, first, second = files
     elsewhere = tiny(["jsonl:/nowhere.jsonl"], [first, second])
-    assert len(session.open_evaluation(elsewhere, BYTES)[0]) == 9
+    assert len(setup.open_evaluation(elsewhere, BYTES)[0]) == 9
 
 
 def test_mistaken_benchmarks_are_one_line_each(files, tmp_path):
@@ -78,7 +78,7 @@ def test_mistaken_benchmarks_are_one_line_each(files, tmp_path):
         ([all_of_them], "data.sources: all of their problems are in data.benchmarks: expected others to train on"),
     ):
         with pytest.raises(UserError) as refusal:
-            session.open_prompts(tiny([source], benchmarks), BYTES)
+            setup.open_prompts(tiny([source], benchmarks), BYTES)
         assert str(refusal.value) == reason
     with pytest.raises(UserError, match="expected each benchmark once"):
         tiny([source], [first, first])

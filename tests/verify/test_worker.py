@@ -10,8 +10,8 @@ import pytest
 import reasoning_gym
 
 from dasd_jax.data.sources import load_source
-from dasd_jax.rollout import worker
-from dasd_jax.rollout.worker import LITERAL_SCORERS, evaluate_mathematics
+from dasd_jax.verify import worker
+from dasd_jax.verify.worker import LITERAL_SCORERS, evaluate_mathematics
 
 ROLLOUT = Path(__file__).parents[2] / "dasd_jax" / "rollout"
 ROOM = [ROLLOUT / f"{name}.py" for name in ("verifier", "worker", "grading")]
@@ -19,7 +19,7 @@ ROOM = [ROLLOUT / f"{name}.py" for name in ("verifier", "worker", "grading")]
 # A keeper whose scorer does what its answer says; memory that parent and children share counts the tries.
 PROGRAM = """
 import json, mmap, resource, select, signal, sys
-from dasd_jax.rollout import worker
+from dasd_jax.verify import worker
 
 tries, leaked = mmap.mmap(-1, 1), []
 
@@ -97,7 +97,7 @@ def test_the_room_evaluates_nothing_and_opens_neither_shell_nor_network():
                 names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
                 assert not modules & {name.split(".")[0] for name in names}, f"{path}:{node.lineno}"
     [(file, argv)] = programs
-    assert file == "verifier.py" and argv.startswith("[sys.executable, '-m', 'dasd_jax.rollout.worker'")
+    assert file == "verifier.py" and argv.startswith("[sys.executable, '-m', 'dasd_jax.verify.worker'")
 
 
 # Scorers and generators of reasoning-gym that evaluate what the task itself wrote, never an answer.

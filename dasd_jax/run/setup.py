@@ -60,7 +60,7 @@ def open_model(config: Config, mesh: Mesh) -> tuple[ModelConfig, Params]:
         model, params = load_weights(group.weights, mesh)
         if group.preset:
             _check_architecture(model, group.preset, group.weights)
-    model = settle(config, model)
+    model = configured(config, model)
     return model, param_table.init(model, mesh, config.run.seed) if params is None else params
 
 
@@ -78,7 +78,7 @@ def load_weights(path: str, mesh: Mesh) -> tuple[ModelConfig, Params]:
     return checkpoint.restore_params(where, mesh)
 
 
-def settle(config: Config, model: ModelConfig, platform: str | None = None) -> ModelConfig:
+def configured(config: Config, model: ModelConfig, platform: str | None = None) -> ModelConfig:
     """An architecture, from weights or a checkpoint, with what the config says of its computation.
 
     Args:
