@@ -13,8 +13,8 @@ from dasd_jax.data.sources import load_source
 from dasd_jax.verify import worker
 from dasd_jax.verify.worker import LITERAL_SCORERS, evaluate_mathematics
 
-ROLLOUT = Path(__file__).parents[2] / "dasd_jax" / "verify"
-ROOM = [ROLLOUT / f"{name}.py" for name in ("verifier", "worker", "grading")]
+VERIFY = Path(__file__).parents[2] / "dasd_jax" / "verify"
+ROOM = [VERIFY / f"{name}.py" for name in ("verifier", "worker", "grading")]
 
 # A keeper whose scorer does what its answer says; memory that parent and children share counts the tries.
 PROGRAM = """
