@@ -41,39 +41,29 @@ class TeacherBatch:
 
 @struct.dataclass
 class RolloutBatch:
-    """What the policy wrote: rows = B*G, problem-major."""
+    """What the policy wrote, or reference responses in its place: rows = B*G, problem-major."""
 
     response: Array  # i32[rows, R], right-padded
     response_mask: Array  # bool[rows, R]; includes the stop token, excludes padding
-    sampled_logp: Array  # f32[rows, R], log-probability of the token as it was sampled
-    sampled_entropy: Array  # f32[rows, R]
-    prompt_index: Array  # i32[rows], which problem of the batch
-    rollout_index: Array  # i32[rows], which of its G rollouts
+    sampled_logp: Array | None  # f32[rows, R], log-probability of the token as it was sampled; None of references
     finished: Array  # bool[rows], a stop token was written
-    stop_id: Array  # i32[rows], that token, or -1
 
 
 @struct.dataclass
-class TokenStats:
-    """Both views of every response token, all of log_softmax(logits / temperature), before top-k and top-p.
+class Outcomes:
+    """What the verifier's verdicts make of rollouts; [rows] each."""
 
-    Every field is f32[rows, R] in nats; padding positions hold finite, meaningless values. Where no teacher was asked
-    for, the fields that need one are None.
-    """
-
-    student_logp: Array
-    student_entropy: Array
-    teacher_logp: Array | None = None
-    teacher_entropy: Array | None = None
-    forward_kl: Array | None = None  # KL(teacher || student)
-    reverse_kl: Array | None = None  # KL(student || teacher)
+    correct: Array  # f32, 0 or 1
+    reward: Array  # f32, the same less the penalty for length
+    in_loss: Array  # bool, False for rollouts that count in their group but not in the loss
 
 
 @struct.dataclass
 class TrainState:
-    """All that a run must not lose; the teacher is the same `params` under stop_gradient."""
+    """All that a run must not lose. Checkpoints, abstract states and memory planning are derived from its fields."""
 
     step: Array  # i32[], rollout batches learned from
     params: Params
     opt_state: Any
     batches_drawn: Array  # i32[], the data position over the random-access pipeline
+    teachers: dict[str, Params]  # copies of the weights that teachers read, by policy (learner/teachers.py)

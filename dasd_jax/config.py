@@ -1,63 +1,81 @@
-"""The seven groups of a run's configuration as frozen dataclasses: what every room is handed, checked at the door.
+"""A run's configuration: eight groups of fields, each field declared once with default, range and meaning.
 
-configs/common.py says what each field means and in which unit; this file says what values it may take.
+Everything else derives from these lines: the ConfigDict that config files and command lines change, its checks,
+--help-config and docs/fields.md. A method's own fields are declared in its file (dasd_jax/methods) and stand in the
+group `objective` beside the shared ones; `Config.hp` holds them.
 """
 
 import dataclasses
 import math
 import re
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 from dasd_jax.errors import UserError
+from dasd_jax.fields import Fields, Range, above, anything, at_least, field, inside, one_of, require, span
 from dasd_jax.mesh import MeshConfig
-from dasd_jax.objective.credit import METHODS, ROUTES, SCALES, DasdParams
-from dasd_jax.text.prompts import PRIVILEGED
+from dasd_jax.methods import METHODS
+from dasd_jax.objective.contract import Method
+from dasd_jax.text.prompts import INSTRUCTIONS, PRIVILEGED
 
 _MAX_SAMPLES = 2**16  # of one problem
+_SHA256 = Range(lambda text: re.fullmatch("[0-9a-f]{64}|", text) is not None, "64 hexadecimal digits, or nothing")
+_FULL = Range(lambda value: value in (0, 1), "0 (top_k) or 1.0 (top_p) in training")
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelGroup:
+class ModelGroup(Fields):
     """Which model, and how its activations are kept."""
 
-    weights: str
-    sha256: str
-    preset: str
-    tokenizer: str
-    compute_dtype: str
-    attention: str
-    remat: str
+    group: ClassVar[str] = "model"
 
-    def __post_init__(self):
-        digest = re.fullmatch("[0-9a-f]{64}|", self.sha256)
-        _require("model.sha256", self.sha256, digest is not None, "64 hexadecimal digits, or nothing")
-        _one_of("model.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
-        _one_of("model.attention", self.attention, ("auto", "xla", "splash", "cudnn"))
-        _one_of("model.remat", self.remat, ("none", "dots", "full"))
+    weights: str = field("", anything(), "a .gguf file, a Hugging Face folder or a checkpoint; random: from `preset`")
+    sha256: str = field("", _SHA256, "expected checksum of a .gguf file; empty: not checked")
+    preset: str = field(
+        "", anything(), "architecture of random weights, a name of model/presets.py; empty: from `weights`"
+    )
+    tokenizer: str = field(
+        "", anything(), '"byte", a .gguf, .model or tokenizer.json file, or a folder; empty: from `weights`'
+    )
+    compute_dtype: str = field(
+        "bfloat16", one_of("float32", "bfloat16"), "of activations and KV cache; parameters are float32"
+    )
+    attention: str = field(
+        "auto", one_of("auto", "xla", "splash", "cudnn"), "kernel; auto: in bfloat16 splash on TPU, cuDNN on GPU"
+    )
+    remat: str = field(
+        "full", one_of("none", "dots", "full"), "what the backward pass computes again instead of storing"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class DataGroup:
+class DataGroup(Fields):
     """Which problems, and what the prompts around them say."""
 
-    sources: tuple[str, ...]
-    benchmarks: tuple[str, ...]
-    heldout: int
-    shots: int
-    instruction: str
-    privileged: str
-    thinking: str
+    group: ClassVar[str] = "data"
 
-    def __post_init__(self):
-        _require("data.sources", self.sources, len(self.sources) > 0, "at least one source")
-        once = len(set(self.benchmarks)) == len(self.benchmarks)
-        _require("data.benchmarks", self.benchmarks, once, "each benchmark once")
-        fewest = 0 if self.benchmarks else 1
-        _require("data.heldout", self.heldout, self.heldout >= fewest, f"at least {fewest} problem(s)")
-        _require("data.shots", self.shots, self.shots >= 0, "0 or more")
-        _one_of("data.instruction", self.instruction, ("boxed", "answer_line"))
-        _one_of("data.privileged", self.privileged, tuple(PRIVILEGED))
-        _one_of("data.thinking", self.thinking, ("default", "on", "off"))
+    sources: tuple[str, ...] = field(
+        (),
+        anything(),
+        '"gym:TASK?field=value&size=N&seed=S", "jsonl:FILE", "parquet:FILE", "tfds:DIR?split=train"; duplicates are left out',
+    )
+    benchmarks: tuple[str, ...] = field(
+        (),
+        Range(lambda specs: len(set(specs)) == len(specs), "each benchmark once"),
+        "specs as in sources: what is evaluated; their problems are never trained on",
+    )
+    heldout: int = field(
+        128, at_least(0), "problems of smallest hash, never trained on; evaluated unless there are benchmarks"
+    )
+    shots: int = field(0, at_least(0), "worked examples before the problem, taken from the training problems")
+    instruction: str = field("boxed", one_of(*INSTRUCTIONS), "how the answer is asked for")
+    privileged: str = field(
+        "answer",
+        one_of(*PRIVILEGED),
+        "what a teacher is shown; problems without it are left out; sibling: a verified rollout",
+    )
+    thinking: str = field(
+        "default", one_of("default", "on", "off"), "told to chat templates that know it, in all views"
+    )
 
     @property
     def enable_thinking(self) -> bool | None:
@@ -66,205 +84,203 @@ class DataGroup:
 
 
 @dataclasses.dataclass(frozen=True)
-class RolloutGroup:
+class RolloutGroup(Fields):
     """How much is sampled, how, and how it is verified."""
 
-    problems: int
-    rollouts: int
-    prompt_length: int
-    teacher_prompt_length: int
-    max_new_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    resample: int
-    slots: int
-    verifier_workers: int
-    verifier_deadline_s: float
-    verifier_memory_mb: int
-    logp_gap_mean_warn: float
-    logp_gap_mean_max: float
-    logp_gap_p999_max: float
+    group: ClassVar[str] = "rollout"
 
-    def __post_init__(self):
-        _require("rollout.problems", self.problems, self.problems >= 1, "at least 1")
-        _require("rollout.rollouts", self.rollouts, self.rollouts >= 2, "at least 2: an advantage needs a group")
-        _require("rollout.rollouts", self.rollouts, self.rollouts <= _MAX_SAMPLES, f"at most {_MAX_SAMPLES}")
-        for name in ("prompt_length", "teacher_prompt_length", "max_new_tokens"):
-            _require(f"rollout.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1 token")
-        _require("rollout.temperature", self.temperature, self.temperature > 0, "a positive temperature")
-        # The score pass sees the whole distribution: ratios against a truncated one would be of two different things.
-        _require("rollout.top_k", self.top_k, self.top_k == 0, "0 in training")
-        _require("rollout.top_p", self.top_p, self.top_p == 1.0, "1.0 in training")
-        _require("rollout.resample", self.resample, self.resample >= 0, "0 or more batches")
-        _require("rollout.slots", self.slots, self.slots >= 0, "0 (as many as fit) or more")
-        for name, least, most, unit in (
-            ("verifier_workers", 1, 1024, "processes"),
-            ("verifier_deadline_s", 0.05, 3600, "seconds"),
-            ("verifier_memory_mb", 512, 2**20, "MiB"),
-        ):
-            value = getattr(self, name)
-            _require(f"rollout.{name}", value, least <= value <= most, f"{least} to {most} {unit}")
-        warn = self.logp_gap_mean_warn
-        _require("rollout.logp_gap_mean_warn", warn, warn >= 0, "0 (off) or more nats")
-        for name in ("logp_gap_mean_max", "logp_gap_p999_max"):
-            _require(f"rollout.{name}", getattr(self, name), getattr(self, name) > 0, "> 0 nats")
+    problems: int = field(128, at_least(1), "problems a rollout batch")
+    rollouts: int = field(8, span(2, _MAX_SAMPLES), "responses to each problem; an advantage needs a group")
+    prompt_length: int = field(1024, at_least(1, "token"), "tokens; problems with a longer student prompt are left out")
+    teacher_prompt_length: int = field(1536, at_least(1, "token"), "tokens; the same for the teacher's prompt")
+    max_new_tokens: int = field(8192, at_least(1, "token"), "tokens a response")
+    temperature: float = field(1.0, above(0), "statistics are of log_softmax(logits / temperature)")
+    top_k: int = field(0, _FULL, "truncated sampling has no matching score pass")
+    top_p: float = field(1.0, _FULL, "truncated sampling has no matching score pass")
+    resample: int = field(
+        0, at_least(0, "batches", off=True), "further batches a step that replace groups whose rewards are all equal"
+    )
+    slots: int = field(
+        0, at_least(0), "rows that a device decodes at a time, the next ones taking free slots; 0: as many as fit"
+    )
+    verifier_workers: int = field(8, span(1, 1024, "processes"), "processes that score answers")
+    verifier_deadline_s: float = field(
+        5.0, span(0.05, 3600, "seconds"), "CPU seconds an answer; what needs more is wrong"
+    )
+    verifier_memory_mb: int = field(2048, span(512, 2**20, "MiB"), "address space of a process")
 
 
 @dataclasses.dataclass(frozen=True)
-class ObjectiveGroup(DasdParams):
-    """Which method and form of the loss; the constants of DASD are inherited."""
+class ObjectiveGroup(Fields):
+    """The fields that all methods share."""
 
-    method: str = "dasd"
-    form: str = "sampled"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    truncated: str = "zero"
-    overlong_tokens: int = 0
-    token_chunk: int = 256
+    group: ClassVar[str] = "objective"
 
-    def __post_init__(self):
-        _one_of("objective.method", self.method, (*METHODS, "sft"))
-        _one_of("objective.form", self.form, ("sampled", "full"))
-        _one_of("objective.rho_side", self.rho_side, ("top", "bottom"))
-        _one_of("objective.scale", self.scale, SCALES)
-        _one_of("objective.route", self.route, ROUTES)
-        _one_of("objective.truncated", self.truncated, ("zero", "score", "drop_from_loss"))
-        _require("objective.rho", self.rho, 0 < self.rho < 1, "a share strictly between 0 and 1")
-        _require("objective.clip_low", self.clip_low, 0 < self.clip_low < 1, "strictly between 0 and 1")
-        for name in ("beta", "clip", "min_spread", "repel_kl_max"):
-            _require(f"objective.{name}", getattr(self, name), getattr(self, name) >= 0, "0 or more")
-        for name in ("s_min", "clip_high"):
-            _require(f"objective.{name}", getattr(self, name), getattr(self, name) > 0, "> 0")
-        _require("objective.overlong_tokens", self.overlong_tokens, self.overlong_tokens >= 0, "0 (off) or more tokens")
-        for name in ("min_tokens", "token_chunk"):
-            _require(f"objective.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1 token")
-        if self.form == "full" and self.method != "dasd":
-            raise UserError(f"objective.form: 'full' is a form of dasd: expected 'sampled' for {self.method!r}")
+    method: str = field("dasd", one_of(*METHODS), "what a token's credit is; docs/methods.md")
+    clip_low: float = field(0.2, inside(0, 1), "ratios below 1 - clip_low stop counting")
+    clip_high: float = field(0.2, above(0), "ratios above 1 + clip_high stop counting")
+    truncated: str = field("zero", one_of("zero", "score", "drop_from_loss"), "what an unfinished response is worth")
+    overlong_tokens: int = field(
+        0, at_least(0, "tokens", off=True), "before the limit, over which the reward falls by up to 1"
+    )
+    token_chunk: int = field(1024, at_least(1, "token"), "tokens a device whose logits exist at one time")
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimGroup:
+class OptimGroup(Fields):
     """AdamW, its schedule, and how a rollout batch is cut."""
 
-    learning_rate: float
-    schedule: str
-    warmup_steps: int
-    weight_decay: float
-    b1: float
-    b2: float
-    eps: float
-    grad_clip: float
-    moment_dtype: str
-    minibatches: int
-    microbatches: int
+    group: ClassVar[str] = "optim"
 
-    def __post_init__(self):
-        _require("optim.learning_rate", self.learning_rate, self.learning_rate > 0, "> 0")
-        _one_of("optim.moment_dtype", self.moment_dtype, ("float32", "bfloat16"))
-        _one_of("optim.schedule", self.schedule, ("constant", "cosine"))
-        _require("optim.warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "0 or more optimiser steps")
-        _require("optim.weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
-        for name in ("b1", "b2"):
-            _require(f"optim.{name}", getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
-        for name in ("eps", "grad_clip"):
-            _require(f"optim.{name}", getattr(self, name), getattr(self, name) > 0, "> 0")
-        for name in ("minibatches", "microbatches"):
-            _require(f"optim.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
+    learning_rate: float = field(3e-6, above(0), "peak")
+    schedule: str = field("cosine", one_of("constant", "cosine"), "cosine falls to 0 at the end of the run")
+    warmup_steps: int = field(0, at_least(0), "optimiser steps, linear from learning_rate / warmup_steps")
+    weight_decay: float = field(0.0, at_least(0), "decoupled")
+    b1: float = field(0.9, Range(lambda value: 0 <= value < 1, "in [0, 1)"), "decay of Adam's first moment")
+    b2: float = field(0.95, Range(lambda value: 0 <= value < 1, "in [0, 1)"), "decay of Adam's second moment")
+    eps: float = field(1e-8, above(0), "added to the root of Adam's second moment")
+    grad_clip: float = field(1.0, above(0), "global norm to which a larger gradient is scaled")
+    moment_dtype: str = field("float32", one_of("float32", "bfloat16"), "of Adam's first moment")
+    minibatches: int = field(4, at_least(1), "optimiser steps a rollout batch; divides rollout.problems")
+    microbatches: int = field(
+        1, at_least(1), "parts of a minibatch, by length, whose gradients are summed; saves memory and padding"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class RunGroup:
+class GuardsGroup(Fields):
+    """When a run warns of its own numbers, and when it stops; a level of 0 is off (docs/reliability.md)."""
+
+    group: ClassVar[str] = "guards"
+
+    window: int = field(5, at_least(1), "steps whose means the guards below look at")
+    on_collapse: str = field(
+        "stop",
+        one_of("stop", "anneal"),
+        "at a stop level: stop the run, or halve the teacher's weight at every step beyond it",
+    )
+    entropy_warn: float = field(
+        0.05, at_least(0, off=True), "nats a token; warns when the policy's mean entropy is below this"
+    )
+    entropy_stop: float = field(0.005, at_least(0, off=True), "nats a token; acts as `on_collapse` says below this")
+    length_warn: float = field(
+        0.25, at_least(0, off=True), "share of the mean length at step 1; warns when responses are shorter"
+    )
+    length_stop: float = field(
+        0.05, at_least(0, off=True), "share of the mean length at step 1; acts as `on_collapse` says below this"
+    )
+    repetition_warn: float = field(
+        0.5, at_least(0, off=True), "share of 4-grams that a response already holds; warns above this"
+    )
+    repetition_stop: float = field(
+        0.9, at_least(0, off=True), "share of 4-grams; acts as `on_collapse` says above this"
+    )
+    repel_kl_warn: float = field(
+        5.0, at_least(0, off=True), "nats, mean KL(student || teacher) of repelled tokens; warns above this"
+    )
+    repel_kl_stop: float = field(0.0, at_least(0, off=True), "nats; acts as `on_collapse` says above this")
+    arm_warn: float = field(
+        0.01, at_least(0, off=True), "the weaker arm's share of the router's mass; warns below this"
+    )
+    arm_stop: float = field(0.0, at_least(0, off=True), "the weaker arm's share; acts as `on_collapse` says below this")
+    equal_rewards_warn: float = field(
+        10.0, at_least(0, off=True), "steps in a row in which the rewards of every group are equal; warns above this"
+    )
+    equal_rewards_stop: float = field(0.0, at_least(0, off=True), "steps in a row; stops above this")
+    logp_gap_mean_warn: float = field(
+        0.01, at_least(0, "nats", off=True), "mean |sampler - score pass| over the window; warns above this"
+    )
+    logp_gap_mean_max: float = field(0.02, above(0, "nats"), "the same of one step; stops before its update above this")
+    logp_gap_p999_max: float = field(
+        0.5, above(0, "nats"), "99.9th percentile of one step; stops before its update above this"
+    )
+    skipped_steps_stop: int = field(
+        3, at_least(1), "steps in a row with an update that was not finite and therefore skipped; stops at this"
+    )
+    empty_steps_stop: int = field(10, at_least(1), "steps in a row with nothing in the loss; stops at this")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunGroup(Fields):
     """How long, how often, from which seed."""
 
-    steps: int
-    seed: int
-    checkpoint_every: int
-    keep_checkpoints: int
-    keep_every: int
-    grace_s: float
-    eval_every: int
-    eval_problems: int
-    eval_samples: int
-    eval_temperature: float
-    eval_top_k: int
-    eval_top_p: float
-    logged_rollouts: int
-    skipped_steps_stop: int
-    guard_window: int
-    entropy_warn: float
-    entropy_stop: float
-    length_warn: float
-    length_stop: float
-    repetition_warn: float
-    repetition_stop: float
-    repel_kl_warn: float
-    repel_kl_stop: float
-    arm_warn: float
-    arm_stop: float
-    equal_rewards_warn: float
-    equal_rewards_stop: float
-    on_collapse: str
-    profile_step: int
+    group: ClassVar[str] = "run"
 
-    def __post_init__(self):
-        at_least_1 = ("steps", "checkpoint_every", "keep_checkpoints", "eval_samples", "skipped_steps_stop")
-        for name in (*at_least_1, "guard_window"):
-            _require(f"run.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        multiple = self.keep_every >= 0 and self.keep_every % self.checkpoint_every == 0
-        _require("run.keep_every", self.keep_every, multiple, "0 or a multiple of run.checkpoint_every")
-        _require("run.grace_s", self.grace_s, self.grace_s > 0, "> 0 seconds")
-        _require("run.eval_samples", self.eval_samples, self.eval_samples <= _MAX_SAMPLES, f"at most {_MAX_SAMPLES}")
-        _require("run.eval_problems", self.eval_problems, self.eval_problems >= 0, "0 (all of them) or more")
-        _require("run.eval_every", self.eval_every, self.eval_every >= 0, "0 (start and end only) or more")
-        _require("run.seed", self.seed, 0 <= self.seed < 2**31, "0 to 2147483647")
-        _require("run.eval_temperature", self.eval_temperature, self.eval_temperature >= 0, "0 (arg-max) or more")
-        _require("run.eval_top_k", self.eval_top_k, self.eval_top_k >= 0, "0 (all tokens) or more")
-        _require("run.eval_top_p", self.eval_top_p, 0 < self.eval_top_p <= 1, "in (0, 1]")
-        _require("run.profile_step", self.profile_step, self.profile_step >= 0, "0 (none) or a step")
-        for level in self.levels():
-            _require(f"run.{level}", getattr(self, level), getattr(self, level) >= 0, "0 (off) or more")
-        _one_of("run.on_collapse", self.on_collapse, ("stop", "anneal"))
-        _require("run.logged_rollouts", self.logged_rollouts, self.logged_rollouts >= 0, "0 or more")
-
-    @classmethod
-    def levels(cls) -> list[str]:
-        """The fields at which a guard warns or acts."""
-        return [field.name for field in dataclasses.fields(cls) if field.name.endswith(("_warn", "_stop"))]
+    steps: int = field(200, at_least(1), "rollout batches")
+    seed: int = field(0, span(0, 2**31 - 1), "order of the data, sampling, random weights")
+    checkpoint_every: int = field(10, at_least(1), "steps")
+    keep_checkpoints: int = field(
+        2, at_least(1), "the newest N stay, and the best one of those evaluated (run.eval_every)"
+    )
+    keep_every: int = field(
+        0, at_least(0, off=True), "steps, a multiple of checkpoint_every: of every so many one stays for good"
+    )
+    grace_s: float = field(25.0, above(0, "seconds"), "after a SIGTERM, when a run ends wherever it is")
+    eval_every: int = field(0, at_least(0), "steps between held-out evaluations; 0: only before and after")
+    eval_problems: int = field(
+        128, at_least(0), "of each benchmark, or held out and at most data.heldout; 0: all of them"
+    )
+    eval_samples: int = field(16, span(1, _MAX_SAMPLES), "responses to each of them (K of Avg@K and Pass@k)")
+    eval_temperature: float = field(1.0, at_least(0), "0: arg-max")
+    eval_top_k: int = field(0, at_least(0), "tokens; 0: all")
+    eval_top_p: float = field(
+        0.9, Range(lambda value: 0 < value <= 1, "in (0, 1]"), "share of the probability that is sampled from"
+    )
+    logged_rollouts: int = field(4, at_least(0), "rollouts a step written to samples.jsonl, token by token")
+    profile_step: int = field(0, at_least(0, off=True), "the step whose jax.profiler trace is written to profile/")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A whole run."""
+    """A whole run.
+
+    Attributes:
+        objective: the shared fields.
+        hp: the chosen method's own fields, which stand in the group `objective` outside of this class.
+    """
 
     model: ModelGroup
     data: DataGroup
     rollout: RolloutGroup
     objective: ObjectiveGroup
+    hp: Any
     optim: OptimGroup
     mesh: MeshConfig
+    guards: GuardsGroup
     run: RunGroup
 
+    @property
+    def method(self) -> Method:
+        """The chosen method."""
+        return METHODS[self.objective.method]
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain groups, as in config.json."""
+        groups = dataclasses.asdict(self)
+        groups["objective"] |= groups.pop("hp")
+        return groups
+
     def __post_init__(self):
+        data, rollout, run = self.data, self.rollout, self.run
         parts = self.optim.minibatches * self.optim.microbatches
-        _require(
+        require("data.sources", data.sources, len(data.sources) > 0, "at least one source")
+        require(
+            "data.heldout", data.heldout, data.benchmarks or data.heldout >= 1, "at least 1 problem, or data.benchmarks"
+        )
+        divides = rollout.problems % parts == 0
+        require(
             "rollout.problems",
-            self.rollout.problems,
-            self.rollout.problems % parts == 0,
+            rollout.problems,
+            divides,
             f"a multiple of optim.minibatches * optim.microbatches = {parts}",
         )
-        _require(
-            "objective.overlong_tokens",
-            self.objective.overlong_tokens,
-            self.objective.overlong_tokens <= self.rollout.max_new_tokens,
-            f"at most rollout.max_new_tokens = {self.rollout.max_new_tokens}",
-        )
-        _require(
-            "run.eval_problems",
-            self.run.eval_problems,
-            bool(self.data.benchmarks) or self.run.eval_problems <= self.data.heldout,
-            f"at most data.heldout = {self.data.heldout}",
-        )
+        limit = rollout.max_new_tokens
+        overlong = self.objective.overlong_tokens
+        require("objective.overlong_tokens", overlong, overlong <= limit, f"at most rollout.max_new_tokens = {limit}")
+        there = bool(data.benchmarks) or run.eval_problems <= data.heldout
+        require("run.eval_problems", run.eval_problems, there, f"at most data.heldout = {data.heldout}")
+        multiple = run.keep_every % run.checkpoint_every == 0
+        require("run.keep_every", run.keep_every, multiple, "0 or a multiple of run.checkpoint_every")
 
     def check_context(self, context: int) -> None:
         """Refuses a rollout budget that the model's context cannot hold.
@@ -281,23 +297,51 @@ class Config:
                 )
 
 
+GROUPS: dict[str, type[Fields]] = {name: kind for name, kind in get_type_hints(Config).items() if name != "hp"}
+
+
+def declared(method: str) -> dict[str, dict[str, dataclasses.Field]]:
+    """Group → field → declaration, for a run of this method; its own fields stand in `objective` after the shared."""
+    groups = {name: {each.name: each for each in dataclasses.fields(kind)} for name, kind in GROUPS.items()}
+    groups["objective"] |= {each.name: each for each in dataclasses.fields(METHODS[method].fields)}
+    return groups
+
+
+def defaults(method: str = "dasd") -> dict[str, dict[str, Any]]:
+    """Group → field → default, for a run of this method: those that it changes among them."""
+    groups = {
+        group: {name: each.default for name, each in fields.items()} for group, fields in declared(method).items()
+    }
+    groups["objective"]["method"] = method
+    for name, value in METHODS[method].shared.items():
+        group, field_name = name.split(".")
+        groups[group][field_name] = value
+    return groups
+
+
 def from_dict(raw: dict[str, dict[str, Any]]) -> Config:
     """The frozen configuration of a plain dictionary of groups.
 
     Raises:
         UserError: a group or field that is unknown or missing, a value of the wrong type or out of its range.
     """
-    groups = get_type_hints(Config)
-    _same_names("config", raw, groups)
-    return Config(**{name: _group(name, group, raw[name]) for name, group in groups.items()})
-
-
-def _group(name: str, group: type, raw: dict[str, Any]):
-    hints = get_type_hints(group)
-    _same_names(name, raw, hints)
+    _same_names("config", raw, GROUPS)
+    method = raw["objective"].get("method", "dasd")
+    require("objective.method", method, method in METHODS, "one of " + ", ".join(METHODS))
     values = {}
-    for field, value in raw.items():
-        expected = hints[field]
+    for group, fields in declared(method).items():
+        _same_names(group, raw[group], fields)
+        values[group] = _typed(group, raw[group], fields)
+    objective = values["objective"]
+    hp = METHODS[method].fields
+    own = {each.name: objective.pop(each.name) for each in dataclasses.fields(hp)}
+    return Config(hp=hp(**own), **{name: kind(**values[name]) for name, kind in GROUPS.items()})
+
+
+def _typed(group: str, raw: dict[str, Any], fields: dict[str, dataclasses.Field]) -> dict[str, Any]:
+    values = {}
+    for name, value in raw.items():
+        expected = fields[name].type
         if expected is float and type(value) is int:
             value = float(value)
         if expected == tuple[str, ...]:
@@ -306,24 +350,22 @@ def _group(name: str, group: type, raw: dict[str, Any]):
         else:
             fits = type(value) is expected
         if not fits:
-            kind = (
-                getattr(expected, "__name__", str(expected)) if expected in (int, float, bool, str) else str(expected)
-            )
-            raise UserError(f"{name}.{field}: {value!r} is of type {type(value).__name__}: expected {kind}")
-        _require_plain(f"{name}.{field}", value)
-        values[field] = value
-    return group(**values)
+            kind = getattr(expected, "__name__", "") if expected in (int, float, bool, str) else "tuple of str"
+            raise UserError(f"{group}.{name}: {value!r} is of type {type(value).__name__}: expected {kind}")
+        _require_plain(f"{group}.{name}", value)
+        values[name] = value
+    return values
 
 
-def _require_plain(field: str, value: Any) -> None:
+def _require_plain(name: str, value: Any) -> None:
     """What holds of every field: numbers that a device can hold, and text that a terminal and a file can."""
     if isinstance(value, float):
-        _require(field, value, math.isfinite(value), "a finite number")
+        require(name, value, math.isfinite(value), "a finite number")
     if isinstance(value, int):
-        _require(field, value, abs(value) < 2**31, "a number of 32 bits")
+        require(name, value, abs(value) < 2**31, "a number of 32 bits")
     for text in value if isinstance(value, tuple) else [value]:
         if isinstance(text, str):
-            _require(field, value, text.isprintable(), "text without control characters")
+            require(name, value, text.isprintable(), "text without control characters")
 
 
 def _same_names(where: str, raw: dict, expected: dict) -> None:
@@ -333,12 +375,3 @@ def _same_names(where: str, raw: dict, expected: dict) -> None:
     for name in expected:
         if name not in raw:
             raise UserError(f"{where}.{name}: missing")
-
-
-def _require(field: str, value: Any, fits: bool, expected: str) -> None:
-    if not fits:
-        raise UserError(f"{field}: {value!r}: expected {expected}")
-
-
-def _one_of(field: str, value: str, choices: tuple[str, ...]) -> None:
-    _require(field, value, value in choices, "one of " + ", ".join(choices))

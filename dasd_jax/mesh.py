@@ -9,6 +9,7 @@ Axes are explicit: a layout that does not fit fails when the program is traced, 
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dasd_jax.errors import UserError
+from dasd_jax.fields import Fields, Range, field
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -24,13 +26,18 @@ TRAIN = {"rows": ("data", "fsdp"), "embed": "fsdp", "heads": "tensor", "ff": "te
 ROLLOUT = TRAIN | {"embed": None}
 
 
+_SIZE = Range(lambda size: size == -1 or size >= 1, "a positive number, or -1")
+
+
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Fields):
     """Devices along each axis; -1 on one of them takes all that the others leave."""
 
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
+    group: ClassVar[str] = "mesh"
+
+    data: int = field(1, _SIZE, "devices that split rows and copy parameters")
+    fsdp: int = field(-1, _SIZE, "devices that split rows and parameters; -1: all that are left")
+    tensor: int = field(1, _SIZE, "devices that split heads, feed-forward and vocabulary")
 
     def shape(self, num_devices: int) -> tuple[int, int, int]:
         """(data, fsdp, tensor) whose product is num_devices.
@@ -161,6 +168,19 @@ def per_device(function, in_axes, out_axes):
         axis_names=set(AXES) - set(manual),
         check_vma=False,
     )
+
+
+def merge_rows(x: jax.Array) -> jax.Array:
+    """[B, G, ...] → [rows, ...] with rows = B·G: no data moves."""
+    shape = (x.shape[0] * x.shape[1], *x.shape[2:])
+    return jax.lax.reshape(x, shape, out_sharding=spec("rows", *(None,) * (len(shape) - 1)))
+
+
+def split_rows(x: jax.Array, group: int, axis: int = 0) -> jax.Array:
+    """[rows, ...] → [B, G, ...], the inverse of `merge_rows`, or the same one axis further in."""
+    shape = (*x.shape[:axis], x.shape[axis] // group, group, *x.shape[axis + 1 :])
+    axes = (*(None,) * axis, "rows", *(None,) * (len(shape) - axis - 1))
+    return jax.lax.reshape(x, shape, out_sharding=spec(*axes))
 
 
 def row_shards(mesh: Mesh) -> int:

@@ -1,29 +1,32 @@
-"""The two jitted steps of learning, and the only place where the model meets the objective.
+"""The two jitted steps of learning, where the model meets a method.
 
-    score_step   both views of every response token under the weights that wrote them, and the credit of each token
+    score_step   statistics of student and teachers at every response token, and the method's signal
     train_step   several optimiser steps over random sets of whole problems
 
-Student and teacher are two forward passes over one parameter tree. Both steps compute a batch in parts of like length,
-each at a width that holds its longest response.
+Student and teachers are forward passes over one parameter tree, on other prompts. A method's name appears nowhere here:
+it is an `objective.contract.Method`, and the update reads nothing of it but its `Signal`.
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
-from dasd_jax.batch import Array, Params, PromptBatch, RolloutBatch, TeacherBatch, TokenStats, TrainState
-from dasd_jax.config import ObjectiveGroup
-from dasd_jax.mesh import per_shard, reshard, spec
+from dasd_jax.batch import Array, Outcomes, Params, PromptBatch, RolloutBatch, TeacherBatch, TrainState
+from dasd_jax.learner import teachers
+from dasd_jax.learner.batching import map_by_length, minibatches, sum_by_length
+from dasd_jax.mesh import merge_rows, split_rows
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.transformer import response_hidden, unembedding, with_embedding
-from dasd_jax.objective.credit import METHODS, NEEDS_TEACHER, Credit, DasdParams, gated_gap, masked_mean
-from dasd_jax.objective.loss import clipped_surrogate, directional_kl, negative_log_likelihood
-from dasd_jax.objective.token_stats import token_logp, token_logp_and_expectation, token_stats
+from dasd_jax.objective.contract import Method, Scored, Shape, Signal, View, ViewStats
+from dasd_jax.objective.fused_pass import Outputs
+from dasd_jax.objective.masked import masked_mean, pooled_quantile
+from dasd_jax.objective.surrogate import ClipRange
+from dasd_jax.objective.token_stats import TokenStats, token_logp, token_logp_and_divergence, token_stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +34,13 @@ class StepConfig:
     """What the steps are compiled for; hashable, a static argument."""
 
     model: ModelConfig
-    objective: ObjectiveGroup
+    method: Method
+    hp: Any  # an object of method.fields
+    shape: Shape
+    clip: ClipRange
     temperature: float
-    rollouts: int  # G
-    minibatches: int
-    microbatches: int
+    microbatches: int  # parts of a minibatch
+    token_chunk: int  # tokens a device whose logits exist at one time
     row_shards: int  # devices that share the rows, for the size of a chunk
     width_tile: int = 128  # tokens; shorter widths than R are multiples of it, by default a TPU's lanes
 
@@ -52,29 +57,38 @@ class StepConfig:
 
     def chunk(self, rows: int) -> int:
         """Response positions at a time for which `token_chunk` tokens a device hold logits."""
-        return max(1, self.objective.token_chunk * self.row_shards // rows)
+        return max(1, self.token_chunk * self.row_shards // rows)
+
+    @property
+    def views(self) -> dict[str, View]:
+        """The method's teachers."""
+        return dict(self.method.views(self.hp))
 
 
 @struct.dataclass
 class Experience:
-    """A scored rollout batch with a leading problem axis, so that it is cut by whole problems: [B, ...] or [B, G, ...].
+    """A scored rollout batch with a leading problem axis, so that it is cut by whole problems.
 
-    The fields are those of PromptBatch, TeacherBatch, RolloutBatch, TokenStats and Credit with the same names;
-    without a teacher its prompt is None.
+    Attributes:
+        prompts: [B, P].
+        teachers: of the views that the method's divergence reads.
+        response, response_mask: [B, G, R].
+        old_logp: f32[B, G, R], of the weights that wrote the responses; None of references.
+        signal: without what is only logged; leaves [B, G, R], or [B, G] in `given`.
     """
 
-    student_prompt: Array
-    student_prompt_mask: Array
-    teacher_prompt: Array | None
-    teacher_prompt_mask: Array | None
+    prompts: PromptBatch
+    teachers: dict[str, TeacherBatch]
     response: Array
     response_mask: Array
-    old_logp: Array
-    advantage: Array
-    keep: Array
-    scale: Array
-    route: Array
-    verifier: Array
+    old_logp: Array | None
+    signal: Signal
+
+    @property
+    def keep(self) -> Array:
+        """bool[B, G, R], the tokens of the loss."""
+        weights = [self.signal.weight, self.signal.kl, self.signal.nll]
+        return sum(weight != 0 for weight in weights if weight is not None) > 0
 
 
 # ------------------------------------------------------------------------------------------------ score
@@ -84,101 +98,117 @@ class Experience:
 def score_step(
     config: StepConfig,
     params: Params,
+    copies: dict[str, Params],
     prompts: PromptBatch,
-    teacher: TeacherBatch,
+    shown: dict[str, TeacherBatch],
     rollouts: RolloutBatch,
-    reward: Array,
-    in_loss: Array,
-    teacher_weight: Array,
-) -> tuple[Experience, TokenStats, dict[str, Array]]:
-    """Statistics of both views of every response token, and the credit that they and the rewards give it.
+    outcomes: Outcomes,
+    knobs: dict[str, Array],
+) -> tuple[Experience, dict[str, Array], dict[str, Array]]:
+    """Statistics of all views of every response token, and what the method makes of them and of the rewards.
 
     Args:
         params: the weights that wrote the rollouts.
-        reward: f32[rows].
-        in_loss: bool[rows], False for rollouts that count in their group but not in the loss.
-        teacher_weight: f32[], the share of objective.beta that is in force; 1 unless a guard has taken it down.
+        copies: `TrainState.teachers`.
+        shown: the prompts of all of the method's views, by name.
+        knobs: f32[] each, see `objective.contract.Scored`.
 
     Returns:
-        (Experience for `train_step`, TokenStats f32[rows, R], scalars for the log). Among the scalars is
-        tokens/score_padding_frac: of the response positions computed, the share that holds no token.
+        (Experience for `train_step`; f32[rows, R] for samples.jsonl: "entropy", "gap" or "gap/<view>", and what the
+        method logs; scalars for the log). Among the scalars is tokens/score_padding_frac: of the response positions
+        computed, the share that holds no token.
     """
-    needs_teacher = config.objective.method in NEEDS_TEACHER
-    by_problem = partial(_by_problem, config.rollouts)
+    method, group = config.method, config.shape.rollouts
     response, mask = rollouts.response, rollouts.response_mask
-    widths = config.widths(response.shape[1])
-
-    def score(width: int, part) -> TokenStats:
-        prompts, teacher, response, mask = part
-        response, mask = _rows(response[..., :width]), _rows(mask[..., :width])
-        student = _view(config, params, prompts.student_prompt, prompts.student_prompt_mask, response, mask)
-        teacher = _teacher_view(config, params, teacher, response, mask) if needs_teacher else (None, None)
-        chunk = config.chunk(response.shape[0])
-        stats = token_stats(*student, *teacher, response, temperature=config.temperature, chunk=chunk)
-        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, widths[-1] - width))), stats)
-
-    whole = (prompts, teacher, by_problem(response), by_problem(mask))
-    # Nothing is learned between the parts: they are cut from the whole batch, across the minibatches.
-    num_parts = config.minibatches * config.microbatches
-    order = _order_by_length(num_parts, by_problem(mask))
-    parts = jax.tree.map(partial(_cut, num_parts), _take(whole, order))
-    narrowest = _narrowest(widths, parts[-1])
-    stats = jax.lax.map(lambda xs: _at_width(widths, xs[0], score, xs[1]), (narrowest, parts))
-    stats = jax.tree.map(_rows, _put_back(jax.tree.map(lambda x: _uncut(by_problem(x, axis=1)), stats), order))
-
-    method = METHODS[config.objective.method]
-    # Of the base class: the config's own checks its fields, which a traced number cannot pass.
-    constants = {field.name: getattr(config.objective, field.name) for field in dataclasses.fields(DasdParams)}
-    constants["beta"] *= teacher_weight
-    credit: Credit = method(stats, mask, reward, config.rollouts, DasdParams(**constants))
-    keep = credit.keep & in_loss[:, None]
+    stats, metrics, logged = None, {}, {}
+    if method.rollouts:
+        stats, padding = map_by_length(
+            partial(_statistics, config, params, copies),
+            # Nothing is learned between the parts: they are cut from the whole batch, across the minibatches.
+            config.shape.minibatches * config.microbatches,
+            config.widths(response.shape[1]),
+            split_rows(mask, group),
+            (prompts, shown, split_rows(response, group), split_rows(mask, group)),
+        )
+        gap = jnp.abs(rollouts.sampled_logp - stats.logp)
+        logged["entropy"] = stats.entropy
+        metrics = {
+            "entropy/mean": masked_mean(stats.entropy, mask),
+            "policy/logp_gap_mean": masked_mean(gap, mask),
+            "policy/logp_gap_p999": pooled_quantile(gap, mask, 0.999),
+            "policy/logp_gap_max": jnp.max(jnp.where(mask, gap, 0.0)),
+            "tokens/score_padding_frac": padding,
+        }
+    scored = Scored(
+        mask=mask & outcomes.in_loss[:, None],
+        live=jnp.any(mask, axis=1),
+        tokens=response,
+        logp=stats and stats.logp,
+        entropy=stats and stats.entropy,
+        reward=outcomes.reward,
+        correct=outcomes.correct,
+        views=_view_stats(config, stats, shown) if method.scored else {},
+        knobs=knobs,
+    )
+    for name, view in scored.views.items():
+        of = "" if name == "teacher" else f"/{name}"
+        logged[f"gap{of}"] = view.logp[0] - scored.logp
+        metrics[f"entropy/{name}_mean"] = masked_mean(view.entropy[0], mask)
+        metrics[f"gap{of}/forward_kl"] = masked_mean(view.forward_kl[0], mask)
+        metrics[f"gap{of}/reverse_kl"] = masked_mean(view.reverse_kl[0], mask)
+    signal = method.signal(scored, config.shape, config.hp)
+    divergence = method.divergence(config.hp)
     experience = Experience(
-        student_prompt=prompts.student_prompt,
-        student_prompt_mask=prompts.student_prompt_mask,
-        teacher_prompt=teacher.teacher_prompt if needs_teacher else None,
-        teacher_prompt_mask=teacher.teacher_prompt_mask if needs_teacher else None,
-        response=by_problem(response),
-        response_mask=by_problem(mask),
-        old_logp=by_problem(stats.student_logp),
-        advantage=by_problem(credit.advantage),
-        keep=by_problem(keep),
-        scale=by_problem(credit.scale),
-        route=by_problem(credit.route * teacher_weight),
-        verifier=by_problem(credit.verifier),
+        prompts=prompts,
+        teachers={name: shown[name] for name in divergence.views} if divergence else {},
+        response=split_rows(response, group),
+        response_mask=split_rows(mask, group),
+        old_logp=stats and split_rows(stats.logp, group),
+        signal=jax.tree.map(lambda x: split_rows(x, group), signal.replace(logged={}, metrics={})),
     )
-    gap = jnp.abs(rollouts.sampled_logp - stats.student_logp)
-    metrics = credit.metrics | {
-        "entropy/mean": masked_mean(stats.student_entropy, mask),
-        "policy/logp_gap_mean": masked_mean(gap, mask),
-        "policy/logp_gap_p999": _pooled_quantile(gap, mask, 0.999),
-        "policy/logp_gap_max": jnp.max(jnp.where(mask, gap, 0.0)),
-        "tokens/score_padding_frac": _padding_frac(widths, narrowest, mask),
-    }
-    if needs_teacher:
-        metrics["entropy/teacher_mean"] = masked_mean(stats.teacher_entropy, mask)
-        metrics["gap/forward_kl"] = masked_mean(stats.forward_kl, mask)
-        metrics["gap/reverse_kl"] = masked_mean(stats.reverse_kl, mask)
-    return experience, stats, metrics
+    return experience, logged | signal.logged, metrics | signal.metrics
 
 
-def supervised_experience(prompts: PromptBatch, target: Array, target_mask: Array) -> Experience:
-    """Reference responses in the place of rollouts, for method `sft`: i32 and bool [B, R], one a problem."""
-    one = target[:, None], target_mask[:, None]
-    nothing = jnp.zeros(one[0].shape, jnp.float32)
-    return Experience(
-        student_prompt=prompts.student_prompt,
-        student_prompt_mask=prompts.student_prompt_mask,
-        teacher_prompt=None,
-        teacher_prompt_mask=None,
-        response=one[0],
-        response_mask=one[1],
-        old_logp=nothing,
-        advantage=nothing,
-        keep=one[1],
-        scale=nothing[..., 0],
-        route=nothing,
-        verifier=nothing[..., 0],
-    )
+def _statistics(config: StepConfig, params: Params, copies: dict[str, Params], width: int, part) -> TokenStats:
+    """Student and scored teachers on a part of the batch; a view of K prompts is K teachers in a row."""
+    prompts, shown, response, mask = part
+    response, mask = merge_rows(response[..., :width]), merge_rows(mask[..., :width])
+    student = _outputs(config, params, prompts.student_prompt, prompts.student_prompt_mask, response, mask)
+    of_views = [
+        _teacher_outputs(config, params, copies, name, shown[name], k, response, mask)
+        for name in config.method.scored
+        for k in range(config.views[name].count)
+    ]
+    chunk = config.chunk(response.shape[0])
+    return token_stats(student, of_views, response, temperature=config.temperature, chunk=chunk)
+
+
+def _view_stats(config: StepConfig, stats: TokenStats, shown: dict[str, TeacherBatch]) -> dict[str, ViewStats]:
+    """Statistics by view; of a teacher that is shown nothing, the student's own."""
+    views, left = {}, iter(stats.teachers)
+    for name in config.method.scored:
+        has, weight = (_by_row(config.shape.rollouts, x) for x in (shown[name].shown, shown[name].weight))
+        of_view = [next(left) for _ in range(config.views[name].count)]
+
+        def stacked(field: str, otherwise: Array, has=has, of_view=of_view) -> Array:
+            return jnp.where(has[..., None], jnp.stack([getattr(each, field) for each in of_view]), otherwise)
+
+        views[name] = ViewStats(
+            logp=stacked("logp", stats.logp),
+            entropy=stacked("entropy", stats.entropy),
+            forward_kl=stacked("forward_kl", jnp.zeros_like(stats.logp)),
+            reverse_kl=stacked("reverse_kl", jnp.zeros_like(stats.logp)),
+            shown=has,
+            weight=weight,
+        )
+    return views
+
+
+def _by_row(rollouts: int, x: Array) -> Array:
+    """One number a prompt of a teacher, [B] or [B, G, K] → [K, rows]."""
+    if x.ndim == 1:
+        return merge_rows(jnp.broadcast_to(x[:, None], (x.shape[0], rollouts)))[None]
+    return jnp.moveaxis(merge_rows(x), 1, 0)
 
 
 # ------------------------------------------------------------------------------------------------ train
@@ -195,8 +225,9 @@ def train_step(
     """One optimiser step for each minibatch of the rollout batch.
 
     Minibatch m holds the problems m, m + M, m + 2M, …: the batch itself was drawn in random order, so these are random
-    sets of whole problems. Its microbatches are cut from it by length. Their gradients are summed and divided once by
-    the minibatch's global count of tokens. A minibatch whose loss or gradient is not finite changes nothing.
+    sets of whole problems. Its microbatches are cut from it by length, and their gradients are summed: every divisor
+    is in the signal. A minibatch whose loss or gradient is not finite, or that has nothing in the loss, changes
+    nothing: neither parameters nor moments.
 
     Args:
         state: given up (its memory is reused).
@@ -204,209 +235,134 @@ def train_step(
 
     Returns:
         (new state, scalars for the log: means over the minibatches). Among them are tokens/update_padding_frac: of the
-        response positions computed, the share that holds no token of the loss; and optim/skipped_frac: of the
-        minibatches, the share that was not finite.
+        response positions computed, the share that holds no token of the loss; and of the minibatches the share that
+        was not finite, optim/skipped_frac, and that was empty, optim/empty_frac.
     """
     widths = config.widths(experience.response.shape[-1])
     value_and_grad = jax.value_and_grad(minibatch_loss, argnums=1, has_aux=True)
 
     def update(carry, minibatch: Experience):
         params, opt_state = carry
-        num_tokens = jnp.maximum(jnp.sum(minibatch.keep, dtype=jnp.float32), 1.0)
 
         # Differentiated within its width: the gradient of a choice would store the residuals of every width.
         def gradient(width: int, part: Experience):
-            (_, metrics), grads = value_and_grad(config, params, params, _shortened(part, width), num_tokens)
+            (_, metrics), grads = value_and_grad(config, params, state.teachers, _shortened(part, width))
             return grads, metrics
 
-        def accumulate(grads, part):
-            new, metrics = _at_width(widths, part[0], gradient, part[1])
-            return jax.tree.map(jnp.add, grads, new), metrics
-
         # What follows a response's last token in the loss is not looked at by any that precede it.
-        order = _order_by_length(config.microbatches, minibatch.keep)
-        parts = jax.tree.map(partial(_cut, config.microbatches), _take(minibatch, order))
-        narrowest = _narrowest(widths, parts.keep)
-        if config.microbatches == 1:
-            grads, metrics = _at_width(widths, narrowest[0], gradient, minibatch)
-        else:
-            grads, metrics = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, params), (narrowest, parts))
-            metrics = jax.tree.map(jnp.sum, metrics)
-        metrics["tokens/update_padding_frac"] = _padding_frac(widths, narrowest, minibatch.keep)
+        keep = minibatch.keep
+        grads, metrics, padding = sum_by_length(gradient, params, config.microbatches, widths, keep, minibatch)
+        metrics["tokens/update_padding_frac"] = padding
         updates, new_opt_state = optimizer.update(grads, opt_state, params)
         metrics["optim/grad_norm"] = optax.global_norm(grads)
         metrics["optim/update_norm"] = optax.global_norm(updates)
         finite = jnp.isfinite(metrics["optim/grad_norm"]) & jnp.isfinite(metrics["loss/total"])
+        some = jnp.any(keep)
         metrics["optim/skipped_frac"] = 1.0 - finite
+        metrics["optim/empty_frac"] = 1.0 - some
         new = optax.apply_updates(params, updates), new_opt_state
-        return jax.tree.map(partial(jnp.where, finite), new, carry), metrics
+        updated = finite & some
+        return jax.tree.map(partial(jnp.where, updated), new, carry), (metrics, updated)
 
-    minibatches = jax.tree.map(partial(_cut, config.minibatches), experience)
-    (params, opt_state), metrics = jax.lax.scan(update, (state.params, state.opt_state), minibatches)
-    state = state.replace(
-        step=state.step + 1, params=params, opt_state=opt_state, batches_drawn=state.batches_drawn + batches
+    carry = state.params, state.opt_state
+    (params, opt_state), (metrics, updated) = jax.lax.scan(
+        update, carry, minibatches(config.shape.minibatches, experience)
+    )
+    step = state.step + 1
+    state = TrainState(
+        step=step,
+        params=params,
+        opt_state=opt_state,
+        batches_drawn=state.batches_drawn + batches,
+        teachers=teachers.advance(state.teachers, config.views, params, step, jnp.any(updated)),
     )
     return state, jax.tree.map(jnp.mean, metrics)
 
 
 def minibatch_loss(
-    config: StepConfig, params: Params, teacher_params: Params, batch: Experience, num_tokens: Array
+    config: StepConfig, params: Params, copies: dict[str, Params], batch: Experience
 ) -> tuple[Array, dict[str, Array]]:
-    """The loss of some problems, divided by `num_tokens` so that the parts of a minibatch add up.
+    """The loss of some problems: its terms are sums over tokens, so that the parts of a minibatch add up.
 
     Args:
         params: the student's; the gradient goes through it alone.
-        teacher_params: the teacher's, of the full form; in training the same tree.
-        num_tokens: f32[], kept tokens of the whole minibatch on all devices.
+        copies: `TrainState.teachers`; a live teacher has the student's own parameters, as constants.
 
     Returns:
         (loss f32[], scalars that add up over microbatches).
     """
-    objective = config.objective
-    response, mask, keep = _rows(batch.response), _rows(batch.response_mask), _rows(batch.keep)
-    student = _view(config, params, batch.student_prompt, batch.student_prompt_mask, response, mask)
+    method, signal = config.method, jax.tree.map(merge_rows, batch.signal)
+    response, mask, keep = merge_rows(batch.response), merge_rows(batch.response_mask), merge_rows(batch.keep)
+    prompts, divergence = batch.prompts, method.divergence(config.hp)
+    student = _outputs(config, params, prompts.student_prompt, prompts.student_prompt_mask, response, mask)
     options = {"temperature": config.temperature, "chunk": config.chunk(response.shape[0])}
-
-    if objective.method == "sft":
-        loss = negative_log_likelihood(token_logp(*student, response, **options), keep) / num_tokens
-        return loss, {"loss/total": loss}
-
-    metrics = {}
-    if objective.form == "full":
-        teacher_batch = TeacherBatch(batch.teacher_prompt, batch.teacher_prompt_mask)
-        teacher = _teacher_view(config, teacher_params, teacher_batch, response, mask)
-        logp, expected_gap = token_logp_and_expectation(
-            *student,
-            *teacher,
-            response,
-            lambda student_logp, teacher_logp, scale: gated_gap(teacher_logp - student_logp, scale, objective),
-            _rows(batch.scale),
-            **options,
-        )
-        advantage = jnp.broadcast_to(_rows(batch.verifier)[:, None], keep.shape)
-        dense = directional_kl(expected_gap, objective.beta * _rows(batch.route), keep) / num_tokens
-        metrics["loss/dense"] = dense
+    if divergence is None:
+        logp = token_logp(student, response, **options)
     else:
-        logp, advantage, dense = token_logp(*student, response, **options), _rows(batch.advantage), 0.0
-    surrogate, clipped = clipped_surrogate(
-        logp, _rows(batch.old_logp), advantage, keep, clip_low=objective.clip_low, clip_high=objective.clip_high
-    )
-    loss = surrogate / num_tokens + dense
-    return loss, metrics | {"loss/total": loss, "policy/clip_frac": clipped / num_tokens}
+        of_views = [
+            _teacher_outputs(config, params, copies, name, batch.teachers[name], 0, response, mask)
+            for name in divergence.views
+        ]
+        logp, diverged = token_logp_and_divergence(student, of_views, response, divergence, signal.given, **options)
+    logp = jnp.where(keep, logp, 0.0)
+
+    loss, metrics = 0.0, {}
+    if signal.weight is not None or method.ratio_cap < jnp.inf:
+        old_logp = jnp.where(keep, merge_rows(batch.old_logp), 0.0)
+    if signal.weight is not None:
+        advantage = jnp.where(keep, signal.advantage, 0.0)
+        gain, held = method.surrogate(logp, old_logp, advantage, config.clip)
+        loss -= jnp.sum(signal.weight * jnp.where(keep, gain, 0.0))
+        # The share of the surrogate's weight at which the clip stops the gradient.
+        metrics["policy/clip_frac"] = jnp.sum(jnp.where(keep & held, signal.weight, 0.0))
+    if signal.kl is not None:
+        kl = signal.kl
+        if method.ratio_cap < jnp.inf:
+            kl *= jnp.minimum(jnp.exp(jax.lax.stop_gradient(logp) - old_logp), method.ratio_cap)
+        metrics["loss/dense"] = jnp.sum(kl * jnp.where(keep, diverged, 0.0))
+        loss += metrics["loss/dense"]
+    if signal.nll is not None:
+        loss -= jnp.sum(signal.nll * logp)
+    return loss, metrics | {"loss/total": loss}
+
+
+def _shortened(batch: Experience, width: int) -> Experience:
+    """The first `width` positions of the responses."""
+
+    def first(tree):
+        return jax.tree.map(lambda x: x[..., :width] if x.ndim == 3 else x, tree)
+
+    by_token = ("response", "response_mask", "old_logp", "signal")
+    return batch.replace(**{name: first(getattr(batch, name)) for name in by_token})
 
 
 # ------------------------------------------------------------------------------------------------ views
 
 
-def _view(config: StepConfig, params, prompt, prompt_mask, response, mask) -> tuple[Array, Array]:
-    """The hidden states that predict the responses, and the matrix that turns them into logits."""
+def _outputs(config: StepConfig, params: Params, prompt: Array, prompt_mask: Array, response, mask) -> Outputs:
+    """The hidden states that predict the responses, and the matrix that makes logits of them.
+
+    Args:
+        prompt, prompt_mask: [B, P], shared by the G rows of each problem, or [rows, P].
+    """
     params = with_embedding(config.model, params)
     hidden = response_hidden(config.model, params, prompt, prompt_mask, response, mask)
     return hidden, unembedding(config.model, params)
 
 
-def _teacher_view(config: StepConfig, params, teacher: TeacherBatch, response, mask) -> tuple[Array, Array]:
-    """The teacher is the model under privileged context, and a constant: this is the one stop_gradient."""
-    params = jax.lax.stop_gradient(params)
-    prompt, prompt_mask = teacher.teacher_prompt, teacher.teacher_prompt_mask
-    if prompt.ndim == 3:
-        prompt, prompt_mask = _rows(prompt), _rows(prompt_mask)
-    return _view(config, params, prompt, prompt_mask, response, mask)
-
-
-# ------------------------------------------------------------------------------------------------ parts and widths
-
-
-def _order_by_length(parts: int, mask: Array) -> Array:
-    """The order of the problems in which `_cut` makes parts of like length.
-
-    Each shard of the rows sorts its own, by their longest response: nothing is moved between devices.
-
-    Args:
-        mask: bool[B, G, R].
-
-    Returns:
-        i32[B], places within the shard.
-    """
-
-    def of_shard(longest: Array) -> Array:
-        # `_cut` deals problems out to the parts in turn; the transpose deals each part a run of neighbours.
-        return jnp.argsort(longest).reshape(parts, -1).T.reshape(-1)
-
-    return per_shard(of_shard, ("rows",), "rows")(jnp.max(_lengths(mask), axis=1))
-
-
-def _lengths(mask: Array) -> Array:
-    """Positions up to the last one that is True: bool[..., R] → i32[...]."""
-    return jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[-1] + 1, dtype=jnp.int32), 0), axis=-1)
-
-
-def _take(tree, order: Array):
-    """Arrays [B, ...] in an order from `_order_by_length`."""
-    return per_shard(lambda tree, order: jax.tree.map(lambda x: x[order], tree), ("rows", "rows"), "rows")(tree, order)
-
-
-def _put_back(tree, order: Array):
-    """The inverse of `_take`."""
-    return _take(tree, per_shard(jnp.argsort, ("rows",), "rows")(order))
-
-
-def _narrowest(widths: tuple[int, ...], mask: Array) -> Array:
-    """Which of the widths holds the longest response of each part, on any device: bool[parts, B, G, R] → i32[parts]."""
-    longest = jnp.max(_lengths(mask), axis=(1, 2))
-    return jnp.sum(longest[:, None] > jnp.array(widths), axis=1, dtype=jnp.int32)
-
-
-def _at_width(widths: tuple[int, ...], index: Array, function: Callable, part):
-    """function(width, part), compiled for every width and run at the one that `index` says.
-
-    The index is the same on all devices, as it has to be: the layers gather their weights within the function.
-    """
-    return jax.lax.switch(index, [partial(function, width) for width in widths], part)
-
-
-def _shortened(batch: Experience, width: int) -> Experience:
-    """The first `width` positions of the responses."""
-    by_token = ("response", "response_mask", "old_logp", "advantage", "keep", "route")
-    return batch.replace(**{name: getattr(batch, name)[..., :width] for name in by_token})
-
-
-def _padding_frac(widths: tuple[int, ...], narrowest: Array, mask: Array) -> Array:
-    """Share of the positions computed that are not in the mask, given the width of each of equal parts: f32[]."""
-    width = jnp.mean(jnp.array(widths, jnp.float32)[narrowest])
-    return 1 - jnp.mean(mask, dtype=jnp.float32) * mask.shape[-1] / width
-
-
-def _by_problem(rollouts: int, x: Array, axis: int = 0) -> Array:
-    """[rows, ...] → [B, G, ...], or the same one axis further in."""
-    shape = (*x.shape[:axis], x.shape[axis] // rollouts, rollouts, *x.shape[axis + 1 :])
-    axes = (*(None,) * axis, "rows", *(None,) * (len(shape) - axis - 1))
-    return jax.lax.reshape(x, shape, out_sharding=spec(*axes))
-
-
-def _rows(x: Array) -> Array:
-    """[B, G, ...] → [rows, ...]."""
-    shape = (x.shape[0] * x.shape[1], *x.shape[2:])
-    return jax.lax.reshape(x, shape, out_sharding=spec("rows", *(None,) * (len(shape) - 1)))
-
-
-def _cut(parts: int, x: Array) -> Array:
-    """[B, ...] → [parts, B/parts, ...]: part p holds p, p + parts, …, some of every device's rows."""
-    shape = (x.shape[0] // parts, parts, *x.shape[1:])
-    wide = jax.lax.reshape(x, shape, out_sharding=spec("rows", *(None,) * (len(shape) - 1)))
-    return jnp.moveaxis(wide, 1, 0)
-
-
-def _uncut(x: Array) -> Array:
-    """The inverse of `_cut`."""
-    wide = jnp.moveaxis(x, 0, 1)
-    shape = (wide.shape[0] * wide.shape[1], *wide.shape[2:])
-    return jax.lax.reshape(wide, shape, out_sharding=spec("rows", *(None,) * (len(shape) - 1)))
-
-
-def _pooled_quantile(x: Array, mask: Array, q: float) -> Array:
-    """The nearest-rank quantile of all masked values of non-negative f32[rows, R]."""
-    ordered = jnp.sort(reshard(jnp.where(mask, x, -1.0), None, None).reshape(-1))
-    count = jnp.sum(mask)
-    rank = jnp.ceil(q * count).astype(jnp.int32)
-    return jnp.maximum(ordered[ordered.size - count + jnp.maximum(rank - 1, 0)], 0.0)
+def _teacher_outputs(
+    config: StepConfig,
+    params: Params,
+    copies: dict[str, Params],
+    name: str,
+    shown: TeacherBatch,
+    k: int,
+    response,
+    mask,
+) -> Outputs:
+    """A view on its k-th prompt; a constant."""
+    params = teachers.weights(config.views[name], params, copies)
+    prompt, prompt_mask = shown.teacher_prompt, shown.teacher_prompt_mask
+    if prompt.ndim == 4:
+        prompt, prompt_mask = merge_rows(prompt[:, :, k]), merge_rows(prompt_mask[:, :, k])
+    return _outputs(config, params, prompt, prompt_mask, response, mask)

@@ -10,7 +10,7 @@ Between forward and backward remain the views, the tokens and a few numbers a to
 from a stored log-sum-exp is that of arXiv 2205.14135 and, over the vocabulary, arXiv 2411.09009.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -19,59 +19,70 @@ import jax.numpy as jnp
 from dasd_jax import vocab
 from dasd_jax.batch import Array
 from dasd_jax.mesh import AXES, TRAIN, gather, left_to_sum, reshard, spec, sum_to_be
+from dasd_jax.objective.divergence import Divergence
 
-View = tuple[Array, Array]  # hidden [rows, R, D] and unembedding [V, D], of one dtype
+Outputs = tuple[Array, Array]  # hidden [rows, R, D] and unembedding [V, D], of one dtype: what logits are made of
 # Blocks are multiples of it: a tile of bfloat16 rows on a TPU, and the alignment that a GPU's matrix units ask for.
 TILE = 16
 
 
-def logp_and_expectation(
-    student: View,
-    teacher: View | None,
+def logp_and_divergence(
+    student: Outputs,
+    teachers: Sequence[Outputs],
     response: Array,
-    value: Callable[[Array, Array, Array], Array] | None,
-    row_constant: Array | None,
+    divergence: Divergence | None,
+    given,
     *,
     temperature: float,
     chunk: int,
 ) -> tuple[Array, Array | None]:
-    """What `token_logp_and_expectation` returns; without a teacher, a value and its constant, no expectation."""
-    forward, backward = (partial(rule, value, temperature, chunk) for rule in (_forward, _backward))
+    """What `token_stats.token_logp_and_divergence` returns; without a divergence, and then without teachers, None."""
+    forward, backward = (partial(rule, divergence, temperature, chunk) for rule in (_forward, _backward))
     fused = jax.custom_vjp(lambda *arguments: forward(*arguments)[0])
     fused.defvjp(forward, backward)
-    if teacher is not None:
-        teacher, row_constant = _placed(*teacher), reshard(row_constant, "rows")
-    return fused(_placed(*student), teacher, reshard(response, "rows", None), row_constant)
+    response = reshard(response, "rows", None)
+    given = jax.tree.map(
+        lambda x: reshard(jnp.broadcast_to(x if x.ndim == 2 else x[:, None], response.shape), "rows", None), given
+    )
+    return fused(_placed(*student), tuple(_placed(*teacher) for teacher in teachers), response, given)
 
 
-def _placed(hidden: Array, unembed: Array) -> View:
-    """A view in the layout of the pass: an unembedding that is split over fsdp is gathered here, once."""
+def _placed(hidden: Array, unembed: Array) -> Outputs:
+    """Outputs in the layout of the pass: an unembedding that is split over fsdp is gathered here, once."""
     return reshard(hidden, "rows", None, None), gather(unembed, "vocab", "embed")
 
 
-def _forward(value, temperature, chunk, student: View, teacher: View | None, response, row_constant):
+def _forward(divergence, temperature, chunk, student: Outputs, teachers, response, given):
     """The result, and what the backward pass needs: beside the arguments a few numbers a token."""
-    if teacher is None:
+    if divergence is None:
         logp, norm = _logp_and_norm(temperature, chunk, student, response)
-        return (logp, None), (student, None, response, None, None, (norm, None))
+        return (logp, None), (student, (), response, None, None, (norm,))
 
-    def one_chunk(token: Array, student_hidden: Array, teacher_hidden: Array):
-        student_logp, student_norm = vocab.log_probs_and_norm(student_hidden, student[1], temperature)
-        teacher_logp, teacher_norm = vocab.log_probs_and_norm(teacher_hidden, teacher[1], temperature)
-        values = value(student_logp, teacher_logp, row_constant[:, None, None])
-        expectation = jnp.sum(jnp.exp(student_logp) * values, axis=-1)
-        return vocab.pick(student_logp, token), expectation, (student_norm, teacher_norm)
+    def one_chunk(token: Array, given, student_hidden: Array, *teacher_hidden: Array):
+        hidden, unembeds = (student_hidden, *teacher_hidden), [unembed for _, unembed in (student, *teachers)]
+        (ls, norm), *others = (
+            vocab.log_probs_and_norm(state, unembed, temperature)
+            for state, unembed in zip(hidden, unembeds, strict=True)
+        )
+        lts, norms = tuple(lt for lt, _ in others), tuple(norm for _, norm in others)
+        given = jax.tree.map(lambda x: x[..., None], given)
+        sums = divergence.summary(ls, lts, given)
+        total = jnp.sum(divergence.value(ls, lts, given, sums), axis=-1)
+        # The gradient by a logit takes the sum of all slopes, which a block of words does not see.
+        slopes = jnp.sum(divergence.slope(ls, lts, given, sums), axis=-1)
+        return vocab.pick(ls, token), total, (slopes, sums), (norm, *norms)
 
-    # By positions: a value needs both normalised log-probabilities, which by words would take a sweep of its own.
-    logp, expectation, norms = in_chunks(one_chunk, chunk, response, student[0], teacher[0])
-    return (logp, expectation), (student, teacher, response, row_constant, expectation, norms)
+    # By positions: a divergence needs normalised log-probabilities, which by words would take a sweep of its own.
+    hidden = (state for state, _ in (student, *teachers))
+    logp, total, sums, norms = in_chunks(one_chunk, chunk, response, given, *hidden)
+    return (logp, total), (student, teachers, response, given, sums, norms)
 
 
-def _backward(value, temperature, chunk, residuals, cotangents):
-    """Gradients of the student's view; the teacher's view and the value are constants."""
+def _backward(divergence, temperature, chunk, residuals, cotangents):
+    """Gradients of the student's outputs; the teachers' and `given` are constants."""
     hidden = residuals[0][0]
     sweep = jax.shard_map(
-        partial(_gradient_sweep, value, temperature, _num_blocks(hidden, chunk)),
+        partial(_gradient_sweep, divergence, temperature, _num_blocks(hidden, chunk)),
         out_specs=(spec("vocab", "rows", None, None), sum_to_be("vocab", None)),
     )
     # Of the hidden states each device's parts lie along a leading axis; the unembedding's are summed by `gather`.
@@ -84,7 +95,7 @@ def _num_blocks(hidden: Array, chunk: int) -> int:
     return -(-hidden.shape[1] // chunk)
 
 
-def _logp_and_norm(temperature: float, chunk: int, student: View, response: Array) -> tuple[Array, Array]:
+def _logp_and_norm(temperature: float, chunk: int, student: Outputs, response: Array) -> tuple[Array, Array]:
     """Log-probability and log-normaliser of each token: log-sum-exp online over blocks, then over devices."""
     sweep = jax.shard_map(
         partial(_norm_sweep, temperature, _num_blocks(student[0], chunk)),
@@ -95,7 +106,7 @@ def _logp_and_norm(temperature: float, chunk: int, student: View, response: Arra
     return jnp.sum(drawn, axis=0) - norm, norm
 
 
-def _norm_sweep(temperature: float, num_blocks: int, student: View, response: Array) -> tuple[Array, Array]:
+def _norm_sweep(temperature: float, num_blocks: int, student: Outputs, response: Array) -> tuple[Array, Array]:
     """One device's log-normaliser over its own words, and the logit of the drawn token or 0: f32[1, rows, R] each."""
     hidden, unembed = student
     response = response - _first_word(unembed)
@@ -114,28 +125,34 @@ def _norm_sweep(temperature: float, num_blocks: int, student: View, response: Ar
     return (peak + jnp.log(mass))[None], drawn[None]
 
 
-def _gradient_sweep(value, temperature: float, num_blocks: int, residuals, cotangents) -> View:
+def _gradient_sweep(divergence, temperature: float, num_blocks: int, residuals, cotangents) -> Outputs:
     """One device's parts of (d_hidden f32[1, rows, R, D], d_unembed [1, V, D]), from its own rows and words.
 
-    With p = p_student, d_logits(v) = (1[v = token] - p(v)) · d_logp + p(v) · (value(v) - expectation) · d_expectation,
-    over the temperature. It is made in float32 and enters its two products in the views' dtype.
+    With p = p_student, d_logits(v) = (1[v = token] - p(v)) · d_logp + (slope(v) - p(v) · Σ_w slope(w)) · d_divergence,
+    over the temperature. It is made in float32 and enters its two products in the dtype of the outputs.
     """
-    (hidden, unembed), teacher, response, row_constant, expectation, norms = residuals
-    d_logp, d_expectation = jax.tree.map(lambda x: x[..., None] / temperature, cotangents)
+    (hidden, unembed), teachers, response, given, sums, norms = residuals
+    d_logp, d_divergence = jax.tree.map(lambda x: x[..., None] / temperature, cotangents)
     response = response - _first_word(unembed)
+    if divergence is not None:
+        slopes, sums = sums[0][..., None], sums[1]
+        given = jax.tree.map(lambda x: x[..., None], given)
 
-    def block(start: Array, is_new: Array, gradients: View) -> View:
+    def block(start: Array, is_new: Array, gradients: Outputs) -> Outputs:
         d_hidden, d_unembed = gradients
-        words = jax.lax.dynamic_slice_in_dim(unembed, start, is_new.size)
-        student_logp = vocab.logits(hidden, words, temperature) - norms[0][..., None]
-        weight = -d_logp
-        if teacher is not None:
-            teacher_words = jax.lax.dynamic_slice_in_dim(teacher[1], start, is_new.size)
-            teacher_logp = vocab.logits(teacher[0], teacher_words, temperature) - norms[1][..., None]
-            values = value(student_logp, teacher_logp, row_constant[:, None, None])
-            weight += d_expectation * (values - expectation[..., None])
+
+        def log_probs(outputs: Outputs, norm: Array) -> tuple[Array, Array]:
+            words = jax.lax.dynamic_slice_in_dim(outputs[1], start, is_new.size)
+            return words, vocab.logits(outputs[0], words, temperature) - norm[..., None]
+
+        words, ls = log_probs((hidden, unembed), norms[0])
+        p = jnp.exp(ls)
+        d_logits = p * -d_logp
+        if divergence is not None:
+            lts = tuple(log_probs(teacher, norm)[1] for teacher, norm in zip(teachers, norms[1:], strict=True))
+            d_logits += d_divergence * (divergence.slope(ls, lts, given, sums) - p * slopes)
         at_token = jnp.where(_is_drawn(response, start, is_new), d_logp, 0.0)
-        d_logits = (at_token + jnp.exp(student_logp) * weight).astype(hidden.dtype)
+        d_logits = (at_token + d_logits).astype(hidden.dtype)
         d_words = vocab.product("rsv,rsd->vd", d_logits, hidden).astype(unembed.dtype)
         return (
             d_hidden + vocab.product("rsv,vd->rsd", d_logits, jnp.where(is_new[:, None], words, 0)),
@@ -172,8 +189,8 @@ def _is_drawn(response: Array, start: Array, is_new: Array) -> Array:
     return response[..., None] == start + jnp.arange(is_new.size)
 
 
-def in_chunks(function: Callable, chunk: int, *arrays: Array):
-    """function over blocks of `chunk` positions of arrays [rows, R, ...], joined again along R.
+def in_chunks(function: Callable, chunk: int, *arrays):
+    """function over blocks of `chunk` positions of trees of arrays [rows, R, ...], joined again along R.
 
     Checkpointed: keeping the logits of every chunk for the backward pass would undo the chunking.
     """
@@ -191,4 +208,4 @@ def in_chunks(function: Callable, chunk: int, *arrays: Array):
     body = jax.checkpoint(function, prevent_cse=False)
     if chunk == width:
         return body(*arrays)
-    return jax.tree.map(join, jax.lax.map(lambda xs: body(*xs), tuple(cut(x) for x in arrays)))
+    return jax.tree.map(join, jax.lax.map(lambda xs: body(*xs), jax.tree.map(cut, arrays)))

@@ -1,0 +1,128 @@
+"""Batches in parts of like length, each computed at a width that holds its longest response.
+
+A part's width is one of a few, so that few programs are compiled, and the same on all devices. Each shard of the rows
+sorts its own problems, by their longest response: no row moves between devices.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from dasd_jax.batch import Array
+from dasd_jax.mesh import merge_rows, per_shard, split_rows
+
+
+def map_by_length(function: Callable, parts: int, widths: tuple[int, ...], mask: Array, batch) -> tuple[object, Array]:
+    """function over the parts of a batch, with the results in the batch's own order.
+
+    Args:
+        function: (width, part of the batch) → tree of [rows of the part, width].
+        parts: divides the problems of each shard.
+        widths: ascending, the last one R.
+        mask: bool[B, G, R], the tokens that are needed.
+        batch: tree of arrays [B, ...].
+
+    Returns:
+        (tree of [B·G, R], the share of the positions computed that are not in the mask).
+    """
+    group = mask.shape[1]
+
+    def padded(width: int, part):
+        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, widths[-1] - width))), function(width, part))
+
+    order = _order_by_length(parts, mask)
+    cut, cut_mask = jax.tree.map(partial(_cut, parts), _take((batch, mask), order))
+    narrowest = _narrowest(widths, cut_mask)
+    results = jax.lax.map(lambda xs: _at_width(widths, xs[0], padded, xs[1]), (narrowest, cut))
+    results = jax.tree.map(lambda x: _uncut(split_rows(x, group, axis=1)), results)
+    return jax.tree.map(merge_rows, _put_back(results, order)), _padding_frac(widths, narrowest, mask)
+
+
+def sum_by_length(
+    function: Callable, like, parts: int, widths: tuple[int, ...], mask: Array, batch
+) -> tuple[object, dict[str, Array], Array]:
+    """The sum over parts of what function makes of each.
+
+    Args:
+        function: (width, part of the batch) → (tree like `like`, scalars by name).
+        like: a tree of arrays with the shapes, dtypes and layouts of the sum.
+        parts, widths, mask, batch: as in `map_by_length`.
+
+    Returns:
+        (tree like `like`, scalars, the share of the positions computed that are not in the mask).
+    """
+    order = _order_by_length(parts, mask)
+    cut, cut_mask = jax.tree.map(partial(_cut, parts), _take((batch, mask), order))
+    narrowest = _narrowest(widths, cut_mask)
+    padding = _padding_frac(widths, narrowest, mask)
+    if parts == 1:
+        return *_at_width(widths, narrowest[0], function, batch), padding
+
+    def add(total, part):
+        new, scalars = _at_width(widths, part[0], function, part[1])
+        return jax.tree.map(jnp.add, total, new), scalars
+
+    total, scalars = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, like), (narrowest, cut))
+    return total, jax.tree.map(jnp.sum, scalars), padding
+
+
+def minibatches(num: int, batch):
+    """A batch in its minibatches: [B, ...] → [num, B/num, ...]; minibatch m holds the problems m, m + num, …"""
+    return jax.tree.map(partial(_cut, num), batch)
+
+
+def _order_by_length(parts: int, mask: Array) -> Array:
+    """The order of the problems in which `_cut` makes parts of like length: i32[B], places within the shard."""
+
+    def of_shard(longest: Array) -> Array:
+        # `_cut` deals problems out to the parts in turn; the transpose deals each part a run of neighbours.
+        return jnp.argsort(longest).reshape(parts, -1).T.reshape(-1)
+
+    return per_shard(of_shard, ("rows",), "rows")(jnp.max(_lengths(mask), axis=1))
+
+
+def _lengths(mask: Array) -> Array:
+    """Positions up to the last one that is True: bool[..., R] → i32[...]."""
+    return jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[-1] + 1, dtype=jnp.int32), 0), axis=-1)
+
+
+def _take(tree, order: Array):
+    """Arrays [B, ...] in an order from `_order_by_length`."""
+    return per_shard(lambda tree, order: jax.tree.map(lambda x: x[order], tree), ("rows", "rows"), "rows")(tree, order)
+
+
+def _put_back(tree, order: Array):
+    """The inverse of `_take`."""
+    return _take(tree, per_shard(jnp.argsort, ("rows",), "rows")(order))
+
+
+def _narrowest(widths: tuple[int, ...], mask: Array) -> Array:
+    """Which of the widths holds the longest response of each part, on any device: bool[parts, B, G, R] → i32[parts]."""
+    longest = jnp.max(_lengths(mask), axis=(1, 2))
+    return jnp.sum(longest[:, None] > jnp.array(widths), axis=1, dtype=jnp.int32)
+
+
+def _at_width(widths: tuple[int, ...], index: Array, function: Callable, part):
+    """function(width, part), compiled for every width and run at the one that `index` says.
+
+    The index is the same on all devices, as it has to be: the layers gather their weights within the function.
+    """
+    return jax.lax.switch(index, [partial(function, width) for width in widths], part)
+
+
+def _padding_frac(widths: tuple[int, ...], narrowest: Array, mask: Array) -> Array:
+    """Share of the positions computed that are not in the mask, given the width of each of equal parts: f32[]."""
+    width = jnp.mean(jnp.array(widths, jnp.float32)[narrowest])
+    return 1 - jnp.mean(mask, dtype=jnp.float32) * mask.shape[-1] / width
+
+
+def _cut(parts: int, x: Array) -> Array:
+    """[B, ...] → [parts, B/parts, ...]: part p holds p, p + parts, …, some of every device's rows."""
+    return jnp.moveaxis(split_rows(x, parts), 1, 0)
+
+
+def _uncut(x: Array) -> Array:
+    """The inverse of `_cut`."""
+    return merge_rows(jnp.moveaxis(x, 0, 1))

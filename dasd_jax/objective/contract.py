@@ -1,0 +1,167 @@
+"""The contract between a method and the learner: Scored → method.signal → Signal → update.
+
+A method (dasd_jax/methods, one file each) says what is read of which teachers and turns it into numbers a token; the
+learner computes those readings, and the update reads nothing but the `Signal`. Neither knows the other's names.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from flax import struct
+
+from dasd_jax.batch import Array
+from dasd_jax.objective.divergence import Divergence
+from dasd_jax.objective.surrogate import clipped
+
+WEIGHTS = ("live", "frozen", "ema", "snapshot")
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A teacher: what it is shown, and whose weights read it.
+
+    Attributes:
+        context: a name in `data.contexts.CONTEXTS`; "" takes data.privileged.
+        weights: live: in the signal the weights that wrote the rollouts, in a divergence the current ones |
+            frozen: those that the run started from | ema: a moving average | snapshot: a copy made every few steps.
+        rate: of ema: the student's share in each update of the average, in (0, 1).
+        every: of snapshot: steps between two copies.
+        count: K, prompts a rollout.
+    """
+
+    context: str = ""
+    weights: str = "live"
+    rate: float = 0.0
+    every: int = 0
+    count: int = 1
+
+    def __post_init__(self):
+        if self.weights not in WEIGHTS or self.count < 1:
+            raise ValueError(f"{self}: expected weights of {', '.join(WEIGHTS)} and a count of at least 1")
+        if (self.weights == "ema") != (0 < self.rate < 1) or (self.weights == "snapshot") != (self.every >= 1):
+            raise ValueError(f"{self}: expected a rate in (0, 1) of ema alone, and every >= 1 of snapshot alone")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """How a batch is laid out; static.
+
+    Rows are problem-major, G a problem. Minibatch m holds the problems m, m + M, m + 2M, …
+    """
+
+    rollouts: int  # G
+    minibatches: int  # M, optimiser steps a rollout batch
+    max_new_tokens: int  # R
+
+
+@struct.dataclass
+class ViewStats:
+    """What one teacher says of the response tokens; f32[K, rows, R] in nats.
+
+    Where a rollout's teacher is not shown anything, it equals the student: a gap and divergences of exactly 0.
+    """
+
+    logp: Array  # of the sampled token
+    entropy: Array
+    forward_kl: Array  # KL(teacher || student)
+    reverse_kl: Array  # KL(student || teacher)
+    shown: Array  # bool[K, rows], whether there was a context to show
+    weight: Array  # f32[K, rows], of each of the K contexts; 1 without retrieval
+
+
+@struct.dataclass
+class Scored:
+    """All that a method may read of a batch; f32[rows, R] in nats unless it says otherwise.
+
+    What stands where `mask` is False is finite and meaningless.
+    """
+
+    mask: Array  # bool, response tokens that may enter the loss
+    live: Array  # bool[rows], rows that count in their group's mean
+    tokens: Array  # i32[rows, R]
+    logp: Array | None  # of the sampled token under the weights that wrote it; None where nothing was rolled out
+    entropy: Array | None  # the student's
+    reward: Array  # f32[rows]
+    correct: Array  # f32[rows], 0 or 1: the verifier's verdict alone
+    views: dict[str, ViewStats]
+    knobs: dict[str, Array]  # f32[] each: "step", "teacher_weight" and what `Method.memory` returns; traced
+
+
+@struct.dataclass
+class Signal:
+    """All that the update reads of a method; f32[rows, R].
+
+    `weight`, `kl` and `nll` hold their divisors (objective/normalise.py): the update adds up and divides nothing. A
+    token is in the loss where any of them is not 0.
+    """
+
+    advantage: Array | None = None  # multiplies the ratio in the surrogate
+    weight: Array | None = None  # of the surrogate
+    kl: Array | None = None  # of the method's divergence
+    nll: Array | None = None  # of -log p of the token
+    given: Any = None  # constants of the divergence: a tree of f32[rows] or f32[rows, R]
+    logged: dict[str, Array] = struct.field(default_factory=dict)  # for samples.jsonl, by name
+    metrics: dict[str, Array] = struct.field(default_factory=dict)  # f32[] each, for the log
+
+
+@dataclasses.dataclass(frozen=True)
+class Guard:
+    """A number of the log that a method wants watched (run/guards.py).
+
+    Attributes:
+        level: its warn and stop levels are the fields guards.<level>_warn and guards.<level>_stop.
+        reads: names in the log; their means over the guard's window are handed to `reading`.
+        reading: means → (name, value), or None where the method's settings leave nothing to watch.
+        high_is_bad: warns above the level, otherwise below it.
+        means: what it means when it is beyond its level, in a few words.
+    """
+
+    level: str
+    reads: tuple[str, ...]
+    reading: Callable[..., tuple[str, float] | None]
+    high_is_bad: bool
+    means: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Method:
+    """A method, as its file declares it; compared by identity, so that it is a static argument of jitted functions.
+
+    Attributes:
+        fields: its own configuration fields, a class of `fields.Fields`; an object of it is `hp` below, static.
+        signal: (Scored, Shape, hp) → Signal, pure and traced.
+        views: hp → its teachers by name.
+        scored: names of the views whose statistics `signal` reads; others are read by the divergence alone.
+        surrogate: the policy-gradient term, as `objective.surrogate.clipped`.
+        divergence: hp → the term over the whole vocabulary, or None.
+        ratio_cap: the divergence of a token is multiplied by min(exp(logp - old logp), this), taken as a constant;
+            infinite: by 1.
+        shared: defaults of shared fields that it changes, "group.field" → value.
+        memory: (lines of metrics.jsonl, hp) → scalars for `Scored.knobs` of the next step. A fold over the log: what a
+            method remembers needs no state of its own, and a resumed run remembers the same.
+        context: (knobs, hp) → arguments for the builders of contexts (data/contexts.py) in the next step.
+        notice: (hp, G) → a line to say when a run starts, or "".
+        guards: numbers that it wants watched.
+        anneals: its teacher's part is multiplied by knobs["teacher_weight"], which guards.on_collapse=anneal lowers.
+        watched: names in the log whose means over the run stand in its summary.
+        rollouts: False: it learns from reference responses, one a problem, and nothing is sampled or verified.
+    """
+
+    fields: type
+    signal: Callable
+    views: Callable[[Any], Mapping[str, View]] = lambda hp: {}
+    scored: tuple[str, ...] = ()
+    surrogate: Callable = clipped
+    divergence: Callable[[Any], Divergence | None] = lambda hp: None
+    ratio_cap: float = math.inf
+    shared: Mapping[str, Any] = MappingProxyType({})
+    memory: Callable[[Sequence[dict], Any], dict[str, float]] = lambda lines, hp: {}
+    context: Callable[[dict[str, float], Any], dict[str, Any]] = lambda knobs, hp: {}
+    notice: Callable[[Any, int], str] = lambda hp, rollouts: ""
+    guards: tuple[Guard, ...] = ()
+    anneals: bool = False
+    watched: tuple[str, ...] = ()
+    rollouts: bool = True

@@ -1,0 +1,31 @@
+"""Means and quantiles over the True part of a mask."""
+
+import jax
+import jax.numpy as jnp
+
+from dasd_jax.batch import Array
+from dasd_jax.mesh import reshard
+
+
+def masked_mean(x: Array, mask: Array, axis=None) -> Array:
+    """Mean of x where mask is True, 0 where nothing is; x may be anything, NaN too, where mask is False."""
+    return jnp.sum(jnp.where(mask, x, 0.0), axis=axis) / jnp.maximum(jnp.sum(mask, axis=axis), 1)
+
+
+def row_quantile(x: Array, mask: Array, q: float) -> Array:
+    """Quantile of each row's masked values, linear between neighbours: f32[rows, R] → f32[rows]; 0 for empty rows."""
+    ordered = jnp.sort(jnp.where(mask, x, jnp.inf), axis=1)
+    count = jnp.sum(mask, axis=1)
+    at = q * jnp.maximum(count - 1, 0).astype(jnp.float32)
+    low = jnp.floor(at).astype(jnp.int32)
+    high = jnp.minimum(low + 1, jnp.maximum(count - 1, 0))
+    below, above = (jnp.where(count > 0, jax.vmap(lambda row, i: row[i])(ordered, index), 0.0) for index in (low, high))
+    return below + (at - low) * (above - below)
+
+
+def pooled_quantile(x: Array, mask: Array, q: float) -> Array:
+    """The nearest-rank quantile of all masked values of non-negative f32[rows, R] together: f32[]."""
+    ordered = jnp.sort(reshard(jnp.where(mask, x, -1.0), None, None).reshape(-1))
+    count = jnp.sum(mask)
+    rank = jnp.ceil(q * count).astype(jnp.int32)
+    return jnp.maximum(ordered[ordered.size - count + jnp.maximum(rank - 1, 0)], 0.0)

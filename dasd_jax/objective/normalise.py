@@ -1,0 +1,50 @@
+"""Divisors of the loss, as weights a token: what a sum of token losses is divided by stands in `Signal.weight`.
+
+Minibatch m holds the problems m, m + M, m + 2M, …, which the score step knows, so every divisor is written here once,
+for the whole minibatch and all devices; microbatches and shards then only add up.
+"""
+
+import jax.numpy as jnp
+
+from dasd_jax.batch import Array
+from dasd_jax.mesh import merge_rows, reshard, split_rows
+from dasd_jax.objective.contract import Shape
+
+
+def token_mean(keep: Array, shape: Shape) -> Array:
+    """1 / (kept tokens of the row's minibatch) at kept tokens, 0 elsewhere: every token counts alike (DAPO).
+
+    Args:
+        keep: bool[rows, R], the tokens of the loss.
+
+    Returns:
+        f32[rows, R]; their sum over a minibatch is 1, or 0 if it keeps nothing.
+    """
+    count = minibatch_sum(jnp.sum(keep, axis=1, dtype=jnp.float32), shape)
+    return jnp.where(keep, 1.0 / jnp.maximum(count, 1.0)[:, None], 0.0)
+
+
+def sequence_mean(keep: Array, shape: Shape) -> Array:
+    """1 / (kept tokens of the row · rows of its minibatch that keep any): every response counts alike (GRPO's paper).
+
+    Arguments and result as in `token_mean`.
+    """
+    length = jnp.sum(keep, axis=1, dtype=jnp.float32)
+    rows = minibatch_sum(jnp.sign(length), shape)
+    return jnp.where(keep, 1.0 / jnp.maximum(length * rows, 1.0)[:, None], 0.0)
+
+
+def constant(keep: Array, shape: Shape) -> Array:
+    """1 / (rows of the minibatch · max_new_tokens): no length enters the divisor (Dr. GRPO, arXiv 2503.20783).
+
+    Arguments and result as in `token_mean`, but the sum over a minibatch is the share of positions that are kept.
+    """
+    rows = keep.shape[0] // shape.minibatches
+    return jnp.where(keep, jnp.float32(1.0 / (rows * shape.max_new_tokens)), 0.0)
+
+
+def minibatch_sum(x: Array, shape: Shape) -> Array:
+    """Sum over the rows of a minibatch, given to each of its rows: f32[rows] → f32[rows]."""
+    by_minibatch = split_rows(split_rows(x, shape.rollouts), shape.minibatches)
+    sums = jnp.broadcast_to(jnp.sum(by_minibatch, axis=(0, 2))[None, :, None], by_minibatch.shape)
+    return merge_rows(merge_rows(reshard(sums, "rows", None, None)))
