@@ -52,6 +52,9 @@ def one_of(*choices: str) -> Range:
     return Range(lambda value: value in choices, "one of " + ", ".join(choices))
 
 
+TRUE_OR_FALSE = Range(lambda value: isinstance(value, bool), "true or false")
+
+
 def anything(words: str = "any value of its type") -> Range:
     """Every value of the field's type; what else is expected of it is checked where it is used."""
     return Range(lambda value: True, words)

@@ -1,7 +1,7 @@
 """Checkpoints: Orbax writes the arrays, a manifest of ours says what is valid.
 
     checkpoints/000020/params/      the model, all that evaluation and generation need
-    checkpoints/000020/rest/        optimiser state, step, data position
+    checkpoints/000020/rest/        every other field of TrainState: optimiser state, step, data position, teachers
     checkpoints/000020/manifest.json    architecture, whether it is the best yet, sha256 of every file; written last
 
 Every process writes the arrays of its own devices, process 0 the manifest when all have: the folder is shared by all.
@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,12 @@ from jax.sharding import Mesh
 from dasd_jax import files, formats, hosts
 from dasd_jax.batch import Params, TrainState
 from dasd_jax.errors import TrainingError, UserError
+from dasd_jax.learner import teachers
 from dasd_jax.mesh import on_mesh
 from dasd_jax.model import params as param_table
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.weights import file_sha256
+from dasd_jax.objective.contract import View
 
 
 class Writer:
@@ -58,12 +60,11 @@ class Writer:
         """
         self.wait()
         folder = self._workdir / "checkpoints" / f"{int(state.step):06d}"
-        rest = {"opt_state": state.opt_state, "step": state.step, "batches_drawn": state.batches_drawn}
         try:
             if hosts.is_main():
                 shutil.rmtree(folder, ignore_errors=True)
             hosts.barrier()
-            finish = begin(folder, self._model, {"params": state.params, "rest": rest}, best=best)
+            finish = begin(folder, self._model, {"params": state.params, "rest": _rest(state)}, best=best)
         except Exception as error:
             raise self._failed(folder, error) from error
         self._thread = threading.Thread(target=self._finish, args=(folder, finish), name="checkpoint")
@@ -217,12 +218,18 @@ def restore_params(folder: Path, mesh: Mesh) -> tuple[ModelConfig, Params]:
     return model, _restore_tree(folder / "params", param_table.abstract(model, mesh))
 
 
-def restore(folder: Path, mesh: Mesh, optimizer: optax.GradientTransformation) -> tuple[ModelConfig, TrainState]:
+def restore(
+    folder: Path, mesh: Mesh, optimizer: optax.GradientTransformation, views: Mapping[str, View]
+) -> tuple[ModelConfig, TrainState]:
     """Architecture and state of a whole checkpoint, laid out for training on `mesh`."""
     model, params = restore_params(folder, mesh)
-    fresh = abstract_state(params, mesh, optimizer)
-    target = {"opt_state": fresh.opt_state, "step": fresh.step, "batches_drawn": fresh.batches_drawn}
-    return model, TrainState(params=params, **_restore_tree(folder / "rest", target))
+    rest = _rest(abstract_state(params, mesh, optimizer, views))
+    return model, TrainState(params=params, **_restore_tree(folder / "rest", rest))
+
+
+def _rest(state: TrainState) -> dict[str, Any]:
+    """All but the parameters; a field without arrays is left as it is made."""
+    return {name: value for name, value in vars(state).items() if name != "params"}
 
 
 def _restore_tree(folder: Path, target: Any) -> Any:
@@ -234,15 +241,19 @@ def _restore_tree(folder: Path, target: Any) -> Any:
         raise UserError(f"checkpoint {folder}: it is not what its manifest says: {reason}") from error
 
 
-def new_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+def new_state(params: Params, optimizer: optax.GradientTransformation, views: Mapping[str, View]) -> TrainState:
     """The state before the first step; under jit the optimiser's arrays are made in place in their shardings."""
     counts = {name: jnp.zeros((), jnp.int32) for name in ("step", "batches_drawn")}
-    return TrainState(params=params, opt_state=optimizer.init(params), **counts)
+    return TrainState(
+        params=params, opt_state=optimizer.init(params), teachers=teachers.start(params, views), **counts
+    )
 
 
-def abstract_state(params: Params, mesh: Mesh, optimizer: optax.GradientTransformation) -> TrainState:
+def abstract_state(
+    params: Params, mesh: Mesh, optimizer: optax.GradientTransformation, views: Mapping[str, View]
+) -> TrainState:
     """Shapes, dtypes and shardings of `new_state`, from parameters or from theirs."""
-    fresh = jax.eval_shape(lambda params: new_state(params, optimizer), params)
+    fresh = jax.eval_shape(lambda params: new_state(params, optimizer, views), params)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_mesh(mesh, x)), fresh)
 
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from dasd_jax.batch import Array
-from dasd_jax.fields import Fields, above, at_least, field, inside, one_of
+from dasd_jax.fields import TRUE_OR_FALSE, Fields, above, at_least, field, inside, one_of
 from dasd_jax.objective.advantage import group_advantage, smallest_advantage
 from dasd_jax.objective.contract import Guard, Method, Scored, Shape, Signal, View
 from dasd_jax.objective.divergence import Divergence, expected
@@ -48,12 +48,12 @@ class DasdParams(Fields):
     clip: float = field(3.0, at_least(0, off=True), "bound of the scaled gap")
     s_min: float = field(0.02, above(0, "nats"), "floor of the gap's scale: below it the views differ by noise")
     scale: str = field("mean_abs", one_of(*SCALES), "what divides a response's gap")
-    gate: bool = field(True, one_of(False, True), "sigmoid(|scaled gap| - 1) on the teacher's term")
+    gate: bool = field(True, TRUE_OR_FALSE, "sigmoid(|scaled gap| - 1) on the teacher's term")
     route: str = field("signed", one_of(*ROUTES), "direction map")
     min_tokens: int = field(4, at_least(1, "tokens"), "shorter responses are not routed")
     min_spread: float = field(1e-4, at_least(0, "nats"), "responses whose entropies deviate less are not routed")
     dense_on_zero_adv: bool = field(
-        True, one_of(False, True), "keep the teacher's term where a group's rewards are equal"
+        True, TRUE_OR_FALSE, "keep the teacher's term where a group's rewards are equal"
     )
     repel_kl_max: float = field(0.0, at_least(0, "nats", off=True), "no repulsion above this KL(student || teacher)")
 

@@ -7,7 +7,6 @@ learner computes those readings, and the update reads nothing but the `Signal`. 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from flax import struct
@@ -157,7 +156,7 @@ class Method:
     surrogate: Callable = clipped
     divergence: Callable[[Any], Divergence | None] = lambda hp: None
     ratio_cap: float = math.inf
-    shared: Mapping[str, Any] = MappingProxyType({})
+    shared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     memory: Callable[[Sequence[dict], Any], dict[str, float]] = lambda lines, hp: {}
     context: Callable[[dict[str, float], Any], dict[str, Any]] = lambda knobs, hp: {}
     notice: Callable[[Any, int], str] = lambda hp, rollouts: ""

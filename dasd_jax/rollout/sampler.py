@@ -55,9 +55,8 @@ class SamplerState:
     steps: Array  # i32[], tokens decoded per slot
     response: Array  # i32[rows, R]
     logp: Array  # f32[rows, R]
-    entropy: Array  # f32[rows, R]
     length: Array  # i32[rows], tokens of each response so far
-    stop_id: Array  # i32[rows], the stop token that ended the row, or -1
+    finished: Array  # bool[rows], a stop token ended the row
 
     @property
     def live(self) -> Array:
@@ -103,7 +102,7 @@ def rollout(
 ) -> tuple[RolloutBatch, Array]:
     """G responses to each of B problems, exactly as sampled.
 
-    Every shard of the rows works through its own problems, without a word to the others: a group stays in one shard.
+    Every shard of the rows works through its own problems, with no communication between shards: a group stays in one.
 
     Args:
         params: from `relayout`.
@@ -114,25 +113,15 @@ def rollout(
     """
     keys = row_keys(seed, purpose, step, prompts.example_id, sampling.rollouts)
 
-    def of_shard(params: Params, prompts: PromptBatch, keys: Array) -> tuple[SamplerState, Array]:
+    def of_shard(params: Params, prompts: PromptBatch, keys: Array) -> tuple[tuple[Array, ...], Array]:
         queue = open_queue(config, sampling, params, prompts, keys)
         state = advance(config, sampling, params, queue, begin(config, sampling, queue), None)
-        return (state.response, state.length, state.logp, state.entropy, state.stop_id), state.steps[None]
+        return (state.response, state.length, state.logp, state.finished), state.steps[None]
 
     run = per_shard(of_shard, in_axes=(None, "rows", "rows"), out_axes="rows")
-    (response, length, logp, entropy, stop_id), steps = run(params, prompts, keys)
-    rows, problems = response.shape[0], prompts.example_id.shape[0]
-    batch = RolloutBatch(
-        response=response,
-        response_mask=jnp.arange(sampling.max_new_tokens) < length[:, None],
-        sampled_logp=logp,
-        sampled_entropy=entropy,
-        prompt_index=reshard(jnp.arange(rows, dtype=jnp.int32) // sampling.rollouts, "rows"),
-        rollout_index=reshard(jnp.tile(jnp.arange(sampling.rollouts, dtype=jnp.int32), problems), "rows"),
-        finished=stop_id >= 0,
-        stop_id=stop_id,
-    )
-    return batch, steps
+    (response, length, logp, finished), steps = run(params, prompts, keys)
+    mask = jnp.arange(sampling.max_new_tokens) < length[:, None]
+    return RolloutBatch(response=response, response_mask=mask, sampled_logp=logp, finished=finished), steps
 
 
 @struct.dataclass
@@ -170,9 +159,8 @@ def begin(config: ModelConfig, sampling: Sampling, queue: Queue) -> SamplerState
         steps=jnp.int32(0),
         response=jnp.full((rows, width), sampling.pad_id, jnp.int32),
         logp=jnp.zeros((rows, width), jnp.float32),
-        entropy=jnp.zeros((rows, width), jnp.float32),
         length=jnp.zeros((rows,), jnp.int32),
-        stop_id=jnp.full((rows,), -1, jnp.int32),
+        finished=jnp.zeros((rows,), jnp.bool_),
     )
 
 
@@ -235,9 +223,8 @@ def _draw(
         steps=state.steps + 1,
         response=state.response.at[at].set(token, mode="drop"),
         logp=state.logp.at[at].set(vocab.pick(logp, token), mode="drop"),
-        entropy=state.entropy.at[at].set(vocab.entropy(logp), mode="drop"),
         length=state.length.at[state.row].set(written, mode="drop"),
-        stop_id=state.stop_id.at[state.row].set(jnp.where(stopped, token, -1), mode="drop"),
+        finished=state.finished.at[state.row].set(stopped, mode="drop"),
     )
 
 

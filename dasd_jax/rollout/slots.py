@@ -32,7 +32,7 @@ class RolloutBytes:
     weights: int  # in the layout of decoding, with the copies that joining them makes
     prompt: int  # keys and values of one prompt: the queue holds each once, and a slot that is refilled its own
     row: int  # keys and values of one response, and what drawing its next token takes
-    records: int  # tokens, log-probabilities and entropies of all rows
+    records: int  # tokens and log-probabilities of all rows
     prefill: int  # activations of the prompts' forward pass, gone before the first token is drawn
 
 
@@ -52,7 +52,7 @@ def rollout_bytes(model: ModelConfig, sampling: Sampling, mesh: Mesh, problems: 
         weights=bytes_a_device(leaves) + bytes_a_device(joined),
         prompt=prompt_width * token,
         row=sampling.max_new_tokens * token + _DRAW_ARRAYS * 4 * model.vocab_size // tensor,
-        records=problems * sampling.rollouts * sampling.max_new_tokens * 12,
+        records=problems * sampling.rollouts * sampling.max_new_tokens * 8,
         prefill=problems * prompt_width * (token + widest * item),
     )
 

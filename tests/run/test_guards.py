@@ -29,16 +29,16 @@ COLLAPSES = [
 
 def configured(method="dasd", **fields):
     raw = cli.load_config("configs/qwen_math.py", "tiny").to_dict()
-    raw["objective"]["method"] = method
-    raw["run"] |= {
-        "guard_window": 2,
+    raw["objective"] = config.defaults(method)["objective"]
+    raw["guards"] |= {
+        "window": 2,
         "repel_kl_stop": 20.0,
         "arm_warn": 0.1,
         "arm_stop": 0.01,
         "equal_rewards_warn": 3.0,
         "equal_rewards_stop": 5.0,
     }
-    raw["run"] |= fields
+    raw["guards"] |= fields
     return config.from_dict(raw)
 
 
@@ -53,7 +53,7 @@ def test_healthy_numbers_call_for_nothing():
 
 
 @pytest.mark.parametrize(("field", "name", "bad", "_worse"), COLLAPSES)
-def test_a_level_is_said_with_its_numbers_once_and_again_after_it_has_come_back(field, name, bad, _worse):
+def test_a_crossed_level_warns_once_and_again_after_the_number_has_come_back(field, name, bad, _worse):
     said = [
         judge(history(*[{}, {}, {name: bad}, {name: bad}, {name: bad}, {}, {}, {name: bad}, {name: bad}][:count]),
               configured()).warnings
@@ -62,19 +62,19 @@ def test_a_level_is_said_with_its_numbers_once_and_again_after_it_has_come_back(
     # A step alone does not move the mean of two beyond it, except where the level is far below the number.
     assert [bool(lines) for lines in said] == [False, False, False, True, False, False, False, False, True]
     assert said[3][0].startswith("warning: steps 3-4: ") and name in said[3][0]
-    assert f"beyond run.{field}_warn = " in said[3][0]
+    assert f"beyond guards.{field}_warn = " in said[3][0]
 
 
 @pytest.mark.parametrize(("field", "name", "_bad", "worse"), COLLAPSES)
-def test_beyond_the_second_level_a_run_stops_or_lets_go_of_the_teacher(field, name, _bad, worse):
+def test_beyond_the_stop_level_a_run_stops_or_the_teachers_weight_halves(field, name, _bad, worse):
     lines = history({}, {name: worse}, {name: worse})
     found = judge(lines, configured())
-    assert found.stop.startswith("steps 2-3: ") and name in found.stop and f"beyond run.{field}_stop = " in found.stop
+    assert found.stop.startswith("steps 2-3: ") and name in found.stop and f"beyond guards.{field}_stop = " in found.stop
     assert found.teacher_weight == 1.0
 
     found = judge(lines, configured(on_collapse="anneal"))
     assert not found.stop and found.teacher_weight == 0.5
-    assert "the teacher's weight goes down to 0.5 of objective.beta" in found.warnings[0]
+    assert "the teacher's weight falls to 0.5 of its value" in found.warnings[0]
     lines[-1][TEACHER_WEIGHT] = 0.5
     assert judge([*lines, lines[-1] | {"step": 4}], configured(on_collapse="anneal")).teacher_weight == 0.25
     back = [lines[-1] | HEALTHY | {"step": step} for step in (4, 5)]
@@ -100,13 +100,13 @@ def test_the_weaker_arm_is_named_and_both_may_be_empty():
 @pytest.mark.parametrize("route", ["attract_only", "repel_only", "conformity", "novelty"])
 def test_a_route_with_one_arm_by_design_is_not_judged_by_the_other(route):
     raw = cli.load_config("configs/qwen_math.py", "tiny").to_dict()
-    raw["objective"]["route"], raw["run"]["guard_window"] = route, 1
+    raw["objective"]["route"], raw["guards"]["window"] = route, 1
     assert judge(history({"router/repel_mass": 0.0}), config.from_dict(raw)).warnings == []
 
 
-def test_a_gap_to_the_sampler_is_said_before_it_stops_the_run():
+def test_a_gap_to_the_sampler_warns_before_it_stops_the_run():
     found = judge(history({}, *[{"policy/logp_gap_mean": 0.015}] * 2), configured())
-    assert "policy/logp_gap_mean is 0.015, beyond rollout.logp_gap_mean_warn = 0.01: " in found.warnings[0]
+    assert "policy/logp_gap_mean is 0.015, beyond guards.logp_gap_mean_warn = 0.01: " in found.warnings[0]
     assert not found.stop
 
 
@@ -119,14 +119,21 @@ def test_equal_rewards_are_counted_in_a_row_and_always_stop():
     assert not judge(history(*[equal] * 9, {}), configured()).stop
 
 
-def test_updates_that_were_skipped_are_said_and_stop_a_run_when_they_come_in_a_row():
+def test_skipped_updates_warn_and_several_in_a_row_stop_the_run():
     skipped = {"optim/skipped_frac": 0.5}
-    run = configured(skipped_steps_stop=2, guard_window=5)
+    run = configured(skipped_steps_stop=2, window=5)
     found = judge(history({}, skipped), run)
     assert found.warnings == ["warning: step 2: loss or gradient is not finite in 50% of its minibatches: skipped"]
     assert not found.stop and not judge(history(skipped, {}, skipped), run).stop
     assert judge(history({}, skipped, skipped), run).stop.startswith("steps 2-3: loss or gradient is not finite")
     assert judge(history(skipped, skipped, {}), run).stop == ""
+
+
+def test_ten_steps_in_a_row_with_nothing_in_the_loss_stop_the_run():
+    empty = {"optim/empty_frac": 1.0}
+    assert not judge(history(*[empty] * 9), configured()).stop
+    assert judge(history(*[empty] * 10), configured()).stop.startswith("steps 1-10: no token was in the loss")
+    assert not judge(history(*[empty] * 9, {"optim/empty_frac": 0.5}), configured()).stop
 
 
 def test_before_the_first_step_there_is_nothing_to_judge():
