@@ -23,6 +23,7 @@ from dasd_jax.learner import checkpoint
 from dasd_jax.learner.optim import make_optimizer, make_schedule, updates_done
 from dasd_jax.learner.step import Experience, score_step, supervised_experience, train_step
 from dasd_jax.mesh import fetch, make_mesh, put_rows, replicate, row_shards
+from dasd_jax.model import param_table
 from dasd_jax.objective.credit import NEEDS_TEACHER, dense_bound, smallest_advantage
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import bytes_a_device
@@ -119,8 +120,9 @@ class Trainer:
         self.log = RunLog(workdir, step if folder else -1)
         self.teacher_weight = guards.judge(self.log.lines, config).teacher_weight
         self.display = Display(config.run.steps, step)
+        count = param_table.num_params(self.model)
         self.display.say(
-            f"{self.model.num_params / 1e6:.1f} M parameters on {mesh.size} {jax.devices()[0].platform} device(s), "
+            f"{count / 1e6:.1f} M parameters on {mesh.size} {jax.devices()[0].platform} device(s), "
             f"method {config.objective.method}, workdir {workdir}"
         )
         self.display.say("problems: " + ", ".join(f"{count} {what}" for what, count in counts.items()))

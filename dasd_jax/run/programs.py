@@ -16,7 +16,7 @@ from dasd_jax.learner import checkpoint
 from dasd_jax.learner.optim import make_optimizer
 from dasd_jax.learner.step import score_step, supervised_experience, train_step
 from dasd_jax.mesh import ROLLOUT, TRAIN, named, on_mesh, row_shards
-from dasd_jax.model import params as param_table
+from dasd_jax.model import param_table
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.objective.credit import NEEDS_TEACHER
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout

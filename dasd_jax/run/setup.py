@@ -16,9 +16,9 @@ from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.learner.step import StepConfig
 from dasd_jax.mesh import row_shards
-from dasd_jax.model import attention, weights
-from dasd_jax.model import params as param_table
-from dasd_jax.model.config import ModelConfig, preset
+from dasd_jax.model import attention, param_table, weights
+from dasd_jax.model.config import ModelConfig
+from dasd_jax.model.presets import preset
 from dasd_jax.objective.credit import NEEDS_TEACHER
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import slots_that_fit
