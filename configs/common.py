@@ -14,7 +14,7 @@ def base() -> ml_collections.ConfigDict:
         {
             "weights": "",  # a .gguf file, a Hugging Face folder or a checkpoint; random: made from `preset`
             "sha256": "",  # expected checksum of a .gguf file, hexadecimal; empty: not checked
-            "preset": "",  # architecture of random weights, a name of dasd_jax/model/config.py; empty: from `weights`
+            "preset": "",  # architecture of random weights, a name of dasd_jax/model/presets.py; empty: from `weights`
             "tokenizer": "",  # "byte", a .gguf, .model or tokenizer.json file, or a folder; empty: from `weights`
             "compute_dtype": "bfloat16",  # bfloat16 | float32: activations and KV cache; parameters are float32
             "attention": "auto",  # auto | xla | splash (TPU) | cudnn (GPU): auto takes the last two in bfloat16

@@ -17,7 +17,7 @@ from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import MeshConfig, make_mesh
 from dasd_jax.model import hf, param_table
 from dasd_jax.run import setup
-from dasd_jax.text.tokenizer import copy_tokenizer
+from dasd_jax.text.tokenizer_files import copy_tokenizer
 
 
 def main(argv: list[str]) -> None:

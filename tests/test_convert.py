@@ -14,7 +14,7 @@ from dasd_jax.learner import checkpoint
 from dasd_jax.model import hf, param_table
 from dasd_jax.model.presets import preset
 from dasd_jax.run import setup
-from dasd_jax.text.tokenizer import load_tokenizer
+from dasd_jax.text.tokenizer_files import load_tokenizer
 
 TINY = preset("qwen3_tiny")
 

@@ -22,7 +22,7 @@ from dasd_jax.objective.credit import NEEDS_TEACHER
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
 from dasd_jax.rollout.slots import bytes_a_device
 from dasd_jax.run import evaluation, setup
-from dasd_jax.text.tokenizer import load_tokenizer
+from dasd_jax.text.tokenizer_files import load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,8 @@ from dasd_jax.model.presets import preset
 from dasd_jax.objective.credit import NEEDS_TEACHER
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import slots_that_fit
-from dasd_jax.text.tokenizer import Tokenizer, load_tokenizer
+from dasd_jax.text.tokenizer import Tokenizer
+from dasd_jax.text.tokenizer_files import load_tokenizer
 
 # Padding of a vocabulary to a round number is common; more than this is another model's tokenizer.
 _MAX_UNUSED_IDS = 1024

@@ -10,7 +10,7 @@ import pytest
 
 from dasd_jax.model import hf, transformer, weights
 from dasd_jax.text.prompts import left_pad
-from dasd_jax.text.tokenizer import load_tokenizer
+from dasd_jax.text.tokenizer_files import load_tokenizer
 
 pytestmark = pytest.mark.slow
 
