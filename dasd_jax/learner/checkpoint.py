@@ -28,7 +28,7 @@ from dasd_jax.batch import Params, TrainState
 from dasd_jax.errors import TrainingError, UserError
 from dasd_jax.learner import teachers
 from dasd_jax.mesh import on_mesh
-from dasd_jax.model import params as param_table
+from dasd_jax.model import param_table
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.weights import file_sha256
 from dasd_jax.objective.contract import View

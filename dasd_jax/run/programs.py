@@ -17,12 +17,12 @@ from dasd_jax.learner import checkpoint
 from dasd_jax.learner.optim import make_optimizer
 from dasd_jax.learner.step import StepConfig, score_step, train_step
 from dasd_jax.mesh import ROLLOUT, TRAIN, named, on_mesh, row_shards
-from dasd_jax.model import params as param_table
+from dasd_jax.model import param_table
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
 from dasd_jax.rollout.slots import bytes_a_device
 from dasd_jax.run import evaluation, setup
-from dasd_jax.text.tokenizer import load_tokenizer
+from dasd_jax.text.tokenizer_files import load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,14 +16,15 @@ from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.learner.step import StepConfig
 from dasd_jax.mesh import row_shards
-from dasd_jax.model import attention, weights
-from dasd_jax.model import params as param_table
-from dasd_jax.model.config import ModelConfig, preset
+from dasd_jax.model import attention, param_table, weights
+from dasd_jax.model.config import ModelConfig
+from dasd_jax.model.presets import preset
 from dasd_jax.objective.contract import Shape
 from dasd_jax.objective.surrogate import ClipRange
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import slots_that_fit
-from dasd_jax.text.tokenizer import Tokenizer, load_tokenizer
+from dasd_jax.text.tokenizer import Tokenizer
+from dasd_jax.text.tokenizer_files import load_tokenizer
 
 # Padding of a vocabulary to a round number is common; more than this is another model's tokenizer.
 _MAX_UNUSED_IDS = 1024
