@@ -60,7 +60,9 @@ def loop(run: Run) -> None:
 def learn(run: Run, step: int) -> tuple[dict[str, float], list[dict]]:
     """One step: rollouts, verdicts, teachers' prompts, scores, update; numbers for the log and rollouts to look at."""
     started, config, clock = time.monotonic(), run.config, Clock(run.display)
-    traced = jax.profiler.trace(run.workdir / "profile") if step == config.run.profile_step else contextlib.nullcontext()
+    traced = (
+        jax.profiler.trace(run.workdir / "profile") if step == config.run.profile_step else contextlib.nullcontext()
+    )
     with traced:
         collected = run.collector.collect(run.state.params, int(run.state.batches_drawn), clock)
         knobs = run.knobs(step)
@@ -73,7 +75,9 @@ def learn(run: Run, step: int) -> tuple[dict[str, float], list[dict]]:
         checks.sampler_agrees(config, step, metrics)
         if not run.views_checked:
             run.views_checked = True
-            checks.views_agree(config, step, collected.rollouts.response_mask, lambda: blank_gaps(run, collected, knobs))
+            checks.views_agree(
+                config, step, collected.rollouts.response_mask, lambda: blank_gaps(run, collected, knobs)
+            )
         rollouts = samples(collected, logged, run.tokenizer, config.run.logged_rollouts)
         run.stop.hold()
         with clock.phase("update"):

@@ -244,9 +244,7 @@ def _restore_tree(folder: Path, target: Any) -> Any:
 def new_state(params: Params, optimizer: optax.GradientTransformation, views: Mapping[str, View]) -> TrainState:
     """The state before the first step; under jit the optimiser's arrays are made in place in their shardings."""
     counts = {name: jnp.zeros((), jnp.int32) for name in ("step", "batches_drawn")}
-    return TrainState(
-        params=params, opt_state=optimizer.init(params), teachers=teachers.start(params, views), **counts
-    )
+    return TrainState(params=params, opt_state=optimizer.init(params), teachers=teachers.start(params, views), **counts)
 
 
 def abstract_state(

@@ -79,9 +79,7 @@ class Run:
         return replicate(self.mesh, {name: np.float32(value) for name, value in knobs.items()})
 
 
-def start(
-    config: Config, folder: Path, mesh: jax.sharding.Mesh, verifier: Verifier, stop: StopRequest
-) -> Run:
+def start(config: Config, folder: Path, mesh: jax.sharding.Mesh, verifier: Verifier, stop: StopRequest) -> Run:
     """Opens data and model, then the workdir, and says what the run is.
 
     Raises:
