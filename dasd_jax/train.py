@@ -106,7 +106,7 @@ def score(run: Run, collected: Collected, shown: dict[str, TeacherBatch], knobs:
 
 def blank_gaps(run: Run, collected: Collected, knobs: dict[str, float]) -> dict:
     """By view, teacher minus student where the teachers read the students' prompts with the student's weights."""
-    blank = {name: run.collector.blank_teacher_batch(view) for name, view in run.steps.views.items()}
+    blank = run.collector.blank_teacher_batches(collected, run.steps.views)
     _, logged, _ = score(run, collected, blank, knobs, dict.fromkeys(run.state.teachers, run.state.params))
     return fetch({name: gap for name, gap in logged.items() if name.partition("/")[0] == "gap"})
 
