@@ -56,7 +56,7 @@ class DataGroup:
         _require("data.heldout", self.heldout, self.heldout >= fewest, f"at least {fewest} problem(s)")
         _require("data.shots", self.shots, self.shots >= 0, "0 or more")
         _one_of("data.instruction", self.instruction, ("boxed", "answer_line"))
-        _one_of("data.privileged", self.privileged, tuple(PRIVILEGED))
+        _one_of("data.privileged", self.privileged, PRIVILEGED)
         _one_of("data.thinking", self.thinking, ("default", "on", "off"))
 
     @property

@@ -23,6 +23,7 @@ from dasd_jax.learner import checkpoint
 from dasd_jax.learner.optim import make_optimizer, make_schedule, updates_done
 from dasd_jax.learner.step import Experience, score_step, supervised_experience, train_step
 from dasd_jax.mesh import fetch, make_mesh, put_rows, replicate, row_shards
+from dasd_jax.objective.contract import View
 from dasd_jax.objective.credit import NEEDS_TEACHER, dense_bound, smallest_advantage
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import bytes_a_device
@@ -212,8 +213,8 @@ class Trainer:
         clock = Clock(self.display)
         collected = self.collector.collect(self.state.params, int(self.state.batches_drawn), clock)
         with clock.phase("score"):
-            teacher, metrics = self.collector.teacher_batch(collected)
-            experience, stats, scored = self._score(collected, teacher)
+            teachers, metrics = self.collector.teacher_batches(collected, {"teacher": View()}, {})
+            experience, stats, scored = self._score(collected, teachers["teacher"])
             metrics |= {name: float(value) for name, value in jax.device_get(scored).items()}
         self._check_before_update(step, metrics, fetch(experience.keep))
         if not self.views_checked:
@@ -246,10 +247,8 @@ class Trainer:
         self.views_checked = True
         if self.config.objective.method not in NEEDS_TEACHER:
             return
-        blank = self.prompts.blank_teacher_batch(collected.prompts.example_id)
-        if self.prompts.shows_siblings:
-            group = self.config.rollout.rollouts
-            blank = jax.tree.map(lambda x: np.repeat(x[:, None], group, axis=1), blank)
+        group = self.config.rollout.rollouts
+        blank = self.prompts.blank_teacher_batch(collected.prompts.example_id, group=group)
         _, stats, _ = self._score(collected, blank)
         gap = np.abs(np.subtract(*fetch((stats.teacher_logp, stats.student_logp)))[:, 0])
         gap = gap[collected.rollouts.response_mask[:, 0]].mean()

@@ -273,7 +273,7 @@ def minibatch_loss(
 
     metrics = {}
     if objective.form == "full":
-        teacher_batch = TeacherBatch(batch.teacher_prompt, batch.teacher_prompt_mask)
+        teacher_batch = TeacherBatch(batch.teacher_prompt, batch.teacher_prompt_mask, shown=None, weight=None)
         teacher = _teacher_view(config, teacher_params, teacher_batch, response, mask)
         logp, expected_gap = token_logp_and_expectation(
             *student,
@@ -309,8 +309,8 @@ def _teacher_view(config: StepConfig, params, teacher: TeacherBatch, response, m
     """The teacher is the model under privileged context, and a constant: this is the one stop_gradient."""
     params = jax.lax.stop_gradient(params)
     prompt, prompt_mask = teacher.teacher_prompt, teacher.teacher_prompt_mask
-    if prompt.ndim == 3:
-        prompt, prompt_mask = _rows(prompt), _rows(prompt_mask)
+    if prompt.ndim == 4:  # [B, G, 1, Q]
+        prompt, prompt_mask = _rows(prompt[:, :, 0]), _rows(prompt_mask[:, :, 0])
     return _view(config, params, prompt, prompt_mask, response, mask)
 
 

@@ -4,7 +4,8 @@ With several processes all of it is equal in each of them, and so is what is dec
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,10 +13,12 @@ from jax.sharding import Mesh
 
 from dasd_jax.batch import Params, PromptBatch, RolloutBatch, TeacherBatch
 from dasd_jax.config import Config
+from dasd_jax.data import contexts
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.sources import Problem
 from dasd_jax.mesh import fetch, put_rows, replicate
 from dasd_jax.model.config import ModelConfig
+from dasd_jax.objective.contract import View
 from dasd_jax.rollout.repetition import repeated_frac
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
 from dasd_jax.run.display import Clock
@@ -127,14 +130,31 @@ class Collector:
             rounds.append(self._round(params, batches_drawn + len(rounds), clock))
         return rounds[0] if len(rounds) == 1 else _first_mixed(rounds, size, group)
 
-    def teacher_batch(self, collected: Collected) -> tuple[TeacherBatch, dict[str, float]]:
-        """The teacher's prompts, built now because a verified sibling may be what it is shown; scalars for the log."""
-        if not self._prompts.shows_siblings:
-            return self._prompts.teacher_batch(collected.prompts.example_id), {}
-        right = (collected.correct > 0) & collected.rollouts.finished
-        siblings = _siblings(collected.texts, right, self._config.rollout.rollouts)
-        batch, blank = self._prompts.teacher_rows(collected.prompts.example_id, siblings)
-        return batch, {"teacher/blank_frac": blank}
+    def teacher_batches(
+        self, collected: Collected, views: Mapping[str, View], arguments: Mapping[str, Any]
+    ) -> tuple[dict[str, TeacherBatch], dict[str, float]]:
+        """What each teacher reads, made now because verified rollouts may be what it is shown.
+
+        Args:
+            views: name → teacher.
+            arguments: of the makers of contexts: `alpha` of partial_solution.
+
+        Returns:
+            (name → TeacherBatch of NumPy arrays, scalars for the log). Among the scalars, for each view whose context
+            may be missing, is NAME/blank_frac: of the rollouts, the share whose teacher has none.
+        """
+        data, group = self._config.data, self._config.rollout.rollouts
+        written = contexts.Written(collected.texts, collected.correct, collected.rollouts.finished)
+        batches, metrics = {}, {}
+        for name, view in views.items():
+            batch = batches[name] = self._prompts.teacher_batch(
+                collected.prompts.example_id, view.context, view.count, group=group, written=written, **arguments
+            )
+            kinds = contexts.kinds(data.sources, data.privileged, view.context)
+            if contexts.may_be_missing(kinds, view.context):
+                any_shown = batch.shown.any(axis=-1) if contexts.per_rollout(kinds) else batch.shown
+                metrics[f"{name}/blank_frac"] = float(1 - any_shown.mean())
+        return batches, metrics
 
     def _round(self, params: Params, batches_drawn: int, clock: Clock) -> Collected:
         batch: PromptBatch = self.batches[batches_drawn]
@@ -190,14 +210,3 @@ def _first_mixed(rounds: list[Collected], size: int, group: int) -> Collected:
         generated=sum(drawn.generated for drawn in rounds),
         steps=sum(drawn.steps for drawn in rounds),
     )
-
-
-def _siblings(texts: Sequence[str], right: np.ndarray, group: int) -> list[str]:
-    """For every row the first right response of its group but itself, without its thinking; "" where there is none."""
-    shown = []
-    for row in range(len(texts)):
-        start = row - row % group
-        others = (other for other in range(start, start + group) if other != row and right[other])
-        other = next(others, None)
-        shown.append("" if other is None else texts[other].rpartition("</think>")[2].strip())
-    return shown

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from dasd_jax.batch import Params, PromptBatch, RolloutBatch, TeacherBatch
 from dasd_jax.config import Config
 from dasd_jax.cost.work import Batch, cache_bytes, forward_flops
+from dasd_jax.data import contexts
 from dasd_jax.learner import checkpoint
 from dasd_jax.learner.optim import make_optimizer
 from dasd_jax.learner.step import score_step, supervised_experience, train_step
@@ -187,11 +188,16 @@ def _prompts(config: Config, mesh: Mesh, problems: int) -> PromptBatch:
 def _scored(config: Config, mesh: Mesh) -> tuple:
     """The arguments of `score_step` behind the prompts: teacher's prompts, rollouts, what they earned, weight."""
     group = config.rollout
-    problems, rows = (group.problems,), group.problems * group.rollouts
-    if config.data.privileged == "sibling":
-        problems = (group.problems, group.rollouts)
-    shown = (*problems, group.teacher_prompt_length)
-    teacher = TeacherBatch(_rows(mesh, shown, jnp.int32), _rows(mesh, shown, jnp.bool_))
+    rows = group.problems * group.rollouts
+    kinds = contexts.kinds(config.data.sources, config.data.privileged, context="")
+    shown = contexts.batch_shape(kinds, group.problems, group.rollouts, count=1)
+    prompt = (*shown, group.teacher_prompt_length)
+    teacher = TeacherBatch(
+        teacher_prompt=_rows(mesh, prompt, jnp.int32),
+        teacher_prompt_mask=_rows(mesh, prompt, jnp.bool_),
+        shown=_rows(mesh, shown, jnp.bool_),
+        weight=_rows(mesh, shown, jnp.float32),
+    )
     written, row = partial(_rows, mesh, (rows, group.max_new_tokens)), partial(_rows, mesh, (rows,))
     rollouts = RolloutBatch(
         response=written(jnp.int32),

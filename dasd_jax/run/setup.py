@@ -19,7 +19,6 @@ from dasd_jax.mesh import row_shards
 from dasd_jax.model import attention, weights
 from dasd_jax.model import params as param_table
 from dasd_jax.model.config import ModelConfig, preset
-from dasd_jax.objective.credit import NEEDS_TEACHER
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import slots_that_fit
 from dasd_jax.text.tokenizer import Tokenizer, load_tokenizer
@@ -140,6 +139,7 @@ def prompt_text(config: Config, train: list[Problem]) -> PromptText:
     """What stands around each problem; the first training problems are the shots."""
     return PromptText(
         instruction=config.data.instruction,
+        sources=config.data.sources,
         privileged=config.data.privileged,
         enable_thinking=config.data.enable_thinking,
         shots=tuple(train[: config.data.shots]),
@@ -157,14 +157,13 @@ def open_prompts(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, Promp
     """
     train, heldout, counts = open_problems(config)
     text = prompt_text(config, train)
-    method, width = config.objective.method, config.rollout.prompt_length
     train_set = PromptSet(
         train[config.data.shots :],
         tokenizer,
         text,
-        student_width=width,
-        teacher_width=config.rollout.teacher_prompt_length if method in NEEDS_TEACHER else 0,
-        target_width=config.rollout.max_new_tokens if method == "sft" else 0,
+        student_width=config.rollout.prompt_length,
+        teacher_width=config.rollout.teacher_prompt_length,
+        target_width=config.rollout.max_new_tokens if config.objective.method == "sft" else 0,
     )
     heldout_set = _evaluation_set(config, heldout, tokenizer, text)
     counts = {**counts, "training": len(train_set), "to evaluate": len(heldout_set)}

@@ -36,12 +36,6 @@ def test_a_reward_is_the_verdict_less_what_the_length_costs():
         np.testing.assert_allclose(reward, expected_reward)
 
 
-def test_a_row_is_shown_the_first_right_response_of_its_group_but_itself():
-    texts = ["a", "<think>hm</think> b", "c", "d", "e", "f"]
-    right = np.array([False, True, True, False, True, False])
-    assert collect._siblings(texts, right, 3) == ["b", "c", "b", "e", "", "e"]
-
-
 def drawn(example_ids, rewards):
     """A batch of problems with two rollouts each, told apart by their ids."""
     ids = np.array(example_ids, np.int32)
