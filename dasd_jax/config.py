@@ -56,7 +56,7 @@ class DataGroup(Fields):
     sources: tuple[str, ...] = field(
         (),
         anything(),
-        '"gym:TASK?field=value&size=N&seed=S", "jsonl:FILE", "parquet:FILE", "tfds:DIR?split=train"; duplicates are left out',
+        '"gym:TASK?field=value&size=N", "jsonl:FILE", "parquet:FILE" or "tfds:DIR"; duplicates are left out',
     )
     benchmarks: tuple[str, ...] = field(
         (),
