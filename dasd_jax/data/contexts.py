@@ -35,7 +35,7 @@ Text = tuple[str, str]  # the kind, which chooses the words around it, and the t
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """What a batch's rollouts are to one another: B*G rows, problem-major."""
+    """The rollouts of a batch and how they were judged: B*G rows, problem-major."""
 
     texts: Sequence[str]
     correct: np.ndarray  # f32[rows], 0 or 1
