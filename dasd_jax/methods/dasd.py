@@ -41,9 +41,7 @@ class DasdParams(Fields):
 
     form: str = field("sampled", one_of("sampled", "full"), "credit of the drawn token, or its expectation")
     rho: float = field(0.2, inside(0, 1), "share of a response's tokens that are forks")
-    rho_side: str = field(
-        "top", one_of("top", "bottom"), "forks have the highest entropy, or threshold at quantile rho"
-    )
+    rho_side: str = field("top", one_of("top", "bottom"), "forks have top entropy, or threshold at quantile rho")
     beta: float = field(0.1, at_least(0), "weight of the teacher's term; 0 is GRPO")
     clip: float = field(3.0, at_least(0, off=True), "bound of the scaled gap")
     s_min: float = field(0.02, above(0, "nats"), "floor of the gap's scale: below it the views differ by noise")
@@ -52,9 +50,7 @@ class DasdParams(Fields):
     route: str = field("signed", one_of(*ROUTES), "direction map")
     min_tokens: int = field(4, at_least(1, "tokens"), "shorter responses are not routed")
     min_spread: float = field(1e-4, at_least(0, "nats"), "responses whose entropies deviate less are not routed")
-    dense_on_zero_adv: bool = field(
-        True, TRUE_OR_FALSE, "keep the teacher's term where a group's rewards are equal"
-    )
+    dense_on_zero_adv: bool = field(True, TRUE_OR_FALSE, "keep the teacher's term in groups of equal rewards")
     repel_kl_max: float = field(0.0, at_least(0, "nats", off=True), "no repulsion above this KL(student || teacher)")
 
 
