@@ -18,7 +18,7 @@ import transformers
 
 from benchmarks.timing import default_model, hardware, in_turns, prompts, verdict
 from dasd_jax.mesh import MeshConfig, make_mesh, replicate
-from dasd_jax.model import weights
+from dasd_jax.model import hf, param_table
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
 
 PROMPT, SHORT, LONG, RUNS = 64, 1, 65, 3
@@ -59,7 +59,7 @@ def main() -> None:
     with jax.set_mesh(mesh):
         model, params, tokenizer = default_model(mesh)
         with tempfile.TemporaryDirectory() as folder:
-            weights.save_hf(Path(folder), model, params, "float32")
+            hf.save(Path(folder), model, params, "float32")
             peer = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         decoding = relayout(model, params)
         seed, step = replicate(mesh, (np.int32(0), np.int32(0)))
@@ -82,7 +82,7 @@ def main() -> None:
             reach = f"{RATIO} {verdict(ratio >= RATIO)}" if count == 32 else "–"
             speeds = " | ".join(f"{count / per_token[who]:.1f}" for who in ("theirs", "ours"))
             print(f"| {count} | {speeds} | {ratio:.2f} | {reach} |", flush=True)
-        size = 4 * model.num_params
+        size = 4 * param_table.num_params(model)
         probes = {name: size / times.median / 1e9 for name, times in in_turns(read_probes(size), 5).items()}
     print("\nreading once, GB/s: " + ", ".join(f"{name} {speed:.1f}" for name, speed in probes.items()))
     speed = size / per_token["ours"] / 1e9

@@ -24,7 +24,8 @@ from typing import NamedTuple
 
 from benchmarks.timing import hardware, verdict
 from dasd_jax.data.sources import Problem, load_source
-from dasd_jax.verify.verifier import CLOCK, CLOCK_ALONE, Verdict, Verifier, extract_answer
+from dasd_jax.verify.extract import extract_answer
+from dasd_jax.verify.verifier import CLOCK, CLOCK_ALONE, Verdict, Verifier
 
 COUNT, HOSTILE = 10_000, 1_000
 WORKERS, DEADLINE_S, MEMORY_MB = 4, 0.5, 1024

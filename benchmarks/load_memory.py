@@ -14,8 +14,7 @@ from pathlib import Path
 import jax
 
 from dasd_jax.mesh import MeshConfig, make_mesh
-from dasd_jax.model import params as param_table
-from dasd_jax.model import weights
+from dasd_jax.model import hf, param_table
 from dasd_jax.model.config import ModelConfig
 
 MODEL = ModelConfig(
@@ -26,7 +25,7 @@ import re, sys
 from pathlib import Path
 import jax
 from dasd_jax.mesh import MeshConfig, make_mesh
-from dasd_jax.model import params, weights
+from dasd_jax.model import weights
 from benchmarks.load_memory import MODEL
 
 def peak():
@@ -45,7 +44,8 @@ with jax.set_mesh(mesh):
 def main() -> None:
     """Writes, reads and prints for each size of files."""
     mesh = make_mesh(MeshConfig())
-    print(f"{MODEL.num_params / 1e6:.0f} M parameters, {4 * MODEL.num_params / 1e6:.0f} MB in float32\n")
+    count = param_table.num_params(MODEL)
+    print(f"{count / 1e6:.0f} M parameters, {4 * count / 1e6:.0f} MB in float32\n")
     print(
         "| largest file, MB | files | peak, MB | before, MB | beside parameters and before, MB | of the largest file |"
     )
@@ -55,9 +55,9 @@ def main() -> None:
         tiny = dataclasses.replace(MODEL, vocab_size=320, num_layers=1, width=64, num_heads=1, num_kv_heads=1, ff=64)
         for size in (256 * 10**6, 512 * 10**6, 4 * 10**9):
             with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as small:
-                weights.MAX_SHARD_BYTES = size
-                weights.save_hf(Path(small), tiny, param_table.init(tiny, mesh, 0))
-                weights.save_hf(Path(folder), MODEL, params)
+                hf.MAX_SHARD_BYTES = size
+                hf.save(Path(small), tiny, param_table.init(tiny, mesh, 0))
+                hf.save(Path(folder), MODEL, params)
                 read(Path(folder), small)
 
 
@@ -66,7 +66,7 @@ def read(folder: Path, small: str) -> None:
     sizes = [file.stat().st_size for file in folder.glob("*.safetensors")]
     done = subprocess.run([sys.executable, "-c", READ, folder, small], check=True, capture_output=True, text=True)
     before, peak = map(int, done.stdout.split())
-    beside = peak - before - 4 * MODEL.num_params
+    beside = peak - before - 4 * param_table.num_params(MODEL)
     numbers = (max(sizes), peak, before, beside)
     largest, peak, before, beside = (f"{number / 1e6:.0f}" for number in numbers)
     print(f"| {largest} | {len(sizes)} | {peak} | {before} | {beside} | {numbers[3] / numbers[0]:.2f} |")

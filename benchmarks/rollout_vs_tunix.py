@@ -25,7 +25,7 @@ from benchmarks.timing import default_model, hardware, verdict
 from configs.smollm2_math import WEIGHTS
 from dasd_jax.batch import PromptBatch
 from dasd_jax.mesh import MeshConfig, make_mesh, put_rows, replicate
-from dasd_jax.model import transformer, weights
+from dasd_jax.model import hf, transformer
 from dasd_jax.rollout.sampler import Sampling, rollout
 from dasd_jax.text.prompts import left_pad
 
@@ -99,7 +99,7 @@ def main() -> None:
     check = tokenizer.encode(CHECK)
     job = {"prompts": prompts, "stop_ids": stop_ids, "pad_id": pad_id, "limit": LIMIT, "slots": SLOTS, "check": check}
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
-        weights.save_hf(Path(folder), model, params, "float32")
+        hf.save(Path(folder), model, params, "float32")
         (Path(folder) / "job.json").write_text(json.dumps(job))
         tunix = Tunix(sys.argv[1], folder)
         sampling = Sampling(rollouts=1, max_new_tokens=LIMIT, stop_ids=stop_ids, pad_id=pad_id, slots=SLOTS)

@@ -26,7 +26,9 @@ from dasd_jax.cost import hlo
 from dasd_jax.cost.chips import CHIPS, Chip
 from dasd_jax.errors import UserError
 from dasd_jax.mesh import make_mesh
-from dasd_jax.model.config import ModelConfig, preset
+from dasd_jax.model import param_table
+from dasd_jax.model.config import ModelConfig
+from dasd_jax.model.presets import preset
 from dasd_jax.run import setup
 from dasd_jax.run.programs import Program, programs
 
@@ -185,7 +187,7 @@ def _report(
         "config": config_name,
         "topology": topology,
         "chips": mesh.size,
-        "parameters": model.num_params,
+        "parameters": param_table.num_params(model),
         "mesh": dict(mesh.shape),
         "batch": dataclasses.asdict(config.rollout) | {"microbatches": config.optim.microbatches},
         "chip": {field: getattr(chip, field) for field in ("flops", "hbm", "hbm_rate", "ici_rate")},

@@ -15,9 +15,9 @@ from dasd_jax import cli, files, formats
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import MeshConfig, make_mesh
-from dasd_jax.model import weights
+from dasd_jax.model import hf, param_table
 from dasd_jax.run import setup
-from dasd_jax.text.tokenizer import copy_tokenizer
+from dasd_jax.text.tokenizer_files import copy_tokenizer
 
 
 def main(argv: list[str]) -> None:
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     flags.add_argument("--source", required=True, metavar="PATH", help="the weights")
     flags.add_argument("--output", required=True, metavar="DIR", help="folder to write; must not exist yet")
     flags.add_argument("--format", required=True, choices=("hf", "checkpoint"), help="what to write")
-    flags.add_argument("--dtype", default="bfloat16", choices=tuple(weights.DTYPES), help="of hf tensors")
+    flags.add_argument("--dtype", default="bfloat16", choices=tuple(hf.DTYPES), help="of hf tensors")
     flags.add_argument("--tokenizer", metavar="PATH", help="where the source has none beside it")
     asked = flags.parse_args(argv)
     output = Path(asked.output).expanduser().absolute()
@@ -40,10 +40,10 @@ def main(argv: list[str]) -> None:
             copy_tokenizer(tokenizer, folder)
         model, params = setup.load_weights(str(source), mesh)
         if asked.format == "hf":
-            weights.save_hf(folder, model, params, asked.dtype)
+            hf.save(folder, model, params, asked.dtype)
         else:
             checkpoint.write(folder, model, {"params": params})
-    print(f"{model.num_params / 1e6:.1f} M parameters from {source}")
+    print(f"{param_table.num_params(model) / 1e6:.1f} M parameters from {source}")
     print(f"written to {output}" + ("" if tokenizer else ", without a tokenizer: name one with --tokenizer"))
 
 

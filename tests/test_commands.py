@@ -15,7 +15,7 @@ import pytest
 from dasd_jax import cli, train
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.mesh import make_mesh
-from dasd_jax.model.config import PRESETS, preset
+from dasd_jax.model.presets import PRESETS, preset
 
 ROOT = Path(__file__).parents[1]
 TINY = "--config=configs/qwen_math.py:tiny"

@@ -11,11 +11,10 @@ from tokenizers import Tokenizer, models
 
 from dasd_jax import cli, convert
 from dasd_jax.learner import checkpoint
-from dasd_jax.model import params as param_table
-from dasd_jax.model import weights
-from dasd_jax.model.config import preset
+from dasd_jax.model import hf, param_table
+from dasd_jax.model.presets import preset
 from dasd_jax.run import setup
-from dasd_jax.text.tokenizer import load_tokenizer
+from dasd_jax.text.tokenizer_files import load_tokenizer
 
 TINY = preset("qwen3_tiny")
 
@@ -24,7 +23,7 @@ TINY = preset("qwen3_tiny")
 def folder(mesh, tmp_path):
     """A Hugging Face folder in bfloat16 with a tokenizer of three words."""
     path = tmp_path / "hf"
-    weights.save_hf(path, TINY, param_table.init(TINY, mesh, 3))
+    hf.save(path, TINY, param_table.init(TINY, mesh, 3))
     tokenizer = Tokenizer(models.WordLevel({"one": 0, "two": 1, "<end>": 2}, unk_token="one"))
     tokenizer.save(str(path / "tokenizer.json"))
     (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
@@ -47,7 +46,7 @@ def test_there_and_back_again_holds_the_same_bytes(folder, tmp_path):
 
 def test_a_converted_checkpoint_and_a_run_are_weights(folder, mesh, tmp_path):
     """The newest checkpoint of a run gives what it holds; in float32 nothing is rounded."""
-    config, params = weights.load_hf(folder, mesh)
+    config, params = hf.load(folder, mesh)
     state = params | {"final_norm": params["final_norm"] + 2**-20}
     checkpoint.write(tmp_path / "run" / "checkpoints" / "000007", config, {"params": state})
     (tmp_path / "run" / "config.json").write_text(json.dumps({"model": {"tokenizer": "", "weights": str(folder)}}))

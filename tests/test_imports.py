@@ -109,7 +109,9 @@ def test_the_verifier_starts_without_jax():
         for name in imports(path, top_level_only=True):
             assert name.split(".")[0] not in ("jax", "flax", "optax", "orbax", "grain", "reasoning_gym", "math_verify")
             if name.startswith("dasd_jax."):
-                module = PACKAGE.parent / Path(*name.split(".")[:-1]).with_suffix(".py")
-                if module.exists() and module not in seen:
-                    seen.add(module)
-                    todo.append(module)
+                # A name in a module, or a module in a folder.
+                for parts in (name.split("."), name.split(".")[:-1]):
+                    module = PACKAGE.parent / Path(*parts).with_suffix(".py")
+                    if module.exists() and module not in seen:
+                        seen.add(module)
+                        todo.append(module)

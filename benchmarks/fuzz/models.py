@@ -13,7 +13,7 @@ from dasd_jax.errors import UserError
 from dasd_jax.mesh import MeshConfig, make_mesh
 from dasd_jax.run import setup
 from dasd_jax.text.prompts import encode_prompt, left_pad, student_messages
-from dasd_jax.text.tokenizer import copy_tokenizer, load_tokenizer
+from dasd_jax.text.tokenizer_files import copy_tokenizer, load_tokenizer
 
 _ESCAPES = (
     "{{ ''.__class__.__mro__[1].__subclasses__() }}",

@@ -15,7 +15,7 @@ from benchmarks.fuzz.samples import ROWS
 from dasd_jax import prepare
 from dasd_jax.data.pipeline import PromptSet, PromptText
 from dasd_jax.data.sources import labels, load_problems, split_heldout
-from dasd_jax.text.tokenizer import load_tokenizer
+from dasd_jax.text.tokenizer_files import load_tokenizer
 
 
 def _read_problems(*specs: str) -> None:

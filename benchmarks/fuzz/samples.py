@@ -16,8 +16,7 @@ import tokenizers
 
 from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import MeshConfig, make_mesh
-from dasd_jax.model import params as param_table
-from dasd_jax.model import weights
+from dasd_jax.model import gguf_file, hf, param_table
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.text.tokenizer import CHATML_TEMPLATE
 
@@ -36,7 +35,7 @@ def write_samples(folder: Path) -> None:
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
         params = param_table.init(MODEL, mesh, 0)
-        weights.save_hf(folder / "hf", MODEL, params, "float32")
+        hf.save(folder / "hf", MODEL, params, "float32")
         state = checkpoint.new_state(params, OPTIMIZER)
         rest = {"opt_state": state.opt_state, "step": state.step, "batches_drawn": state.batches_drawn}
         checkpoint.write(folder / "checkpoint", MODEL, {"params": params, "rest": rest})
@@ -88,7 +87,7 @@ def _tensors() -> dict[str, np.ndarray]:
     shapes = {}
     for leaf in param_table.table(MODEL).values():
         for layer in range(leaf.shape[0]) if leaf.stacked else (0,):
-            shapes[weights._gguf_name(leaf.name.format(layer))] = leaf.stored_shape
+            shapes[gguf_file.gguf_name(leaf.name.format(layer))] = leaf.stored_shape
     return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import math
 
 from dasd_jax.model.config import ModelConfig
-from dasd_jax.model.params import table
+from dasd_jax.model.param_table import table
 
 
 @dataclasses.dataclass(frozen=True)

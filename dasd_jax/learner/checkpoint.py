@@ -28,7 +28,7 @@ from dasd_jax.batch import Params, TrainState
 from dasd_jax.errors import TrainingError, UserError
 from dasd_jax.learner import teachers
 from dasd_jax.mesh import on_mesh
-from dasd_jax.model import params as param_table
+from dasd_jax.model import param_table
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.weights import file_sha256
 from dasd_jax.objective.contract import View
@@ -244,9 +244,7 @@ def _restore_tree(folder: Path, target: Any) -> Any:
 def new_state(params: Params, optimizer: optax.GradientTransformation, views: Mapping[str, View]) -> TrainState:
     """The state before the first step; under jit the optimiser's arrays are made in place in their shardings."""
     counts = {name: jnp.zeros((), jnp.int32) for name in ("step", "batches_drawn")}
-    return TrainState(
-        params=params, opt_state=optimizer.init(params), teachers=teachers.start(params, views), **counts
-    )
+    return TrainState(params=params, opt_state=optimizer.init(params), teachers=teachers.start(params, views), **counts)
 
 
 def abstract_state(

@@ -45,19 +45,18 @@ def advance(
         step: i32[], rollout batches learned from, this one among them.
         updated: bool[], whether any update of the batch was made; without one the average stays.
     """
-    after = dict(teachers)
-    for key, view in _copied(views).items():
+
+    def after(key: str, view: View) -> Params:
+        old = teachers[key]
+        if view.weights == "frozen":
+            return old
         if view.weights == "ema":
-            due, target = (
-                updated,
-                jax.tree.map(lambda average, new: (1 - view.rate) * average + view.rate * new, teachers[key], params),
-            )
-        elif view.weights == "snapshot":
-            due, target = step % view.every == 0, params
+            moved, new = updated, jax.tree.map(lambda a, b: (1 - view.rate) * a + view.rate * b, old, params)
         else:
-            continue
-        after[key] = jax.tree.map(lambda old, new: jnp.where(due, new, old), teachers[key], target)  # noqa: B023
-    return after
+            moved, new = step % view.every == 0, params
+        return jax.tree.map(lambda a, b: jnp.where(moved, a, b), new, old)
+
+    return {key: after(key, view) for key, view in _copied(views).items()}
 
 
 def _copied(views: Mapping[str, View]) -> dict[str, View]:

@@ -15,7 +15,9 @@ from dasd_jax import vocab
 from dasd_jax.batch import Array, Params, PromptBatch, RolloutBatch
 from dasd_jax.mesh import per_shard, reshard
 from dasd_jax.model import transformer
+from dasd_jax.model.cache import KVCache, open_response, own_prompts, take_prompt
 from dasd_jax.model.config import ModelConfig
+from dasd_jax.model.layout import repeat_rows
 
 PURPOSES = {"train": 0, "eval": 1, "generate": 2}
 
@@ -50,7 +52,7 @@ class SamplerState:
     row: Array  # i32[slots], the row that is written there
     token: Array  # i32[slots], its last token: the prompt's last one at the start
     written: Array  # i32[slots], tokens of its response
-    cache: transformer.KVCache  # of the slots
+    cache: KVCache  # of the slots
     next_row: Array  # i32[], the first of the queue that waits
     steps: Array  # i32[], tokens decoded per slot
     response: Array  # i32[rows, R]
@@ -128,7 +130,7 @@ def rollout(
 class Queue:
     """What a shard has to write: B problems, each with its prompt cached but for the last token, and B*G keys."""
 
-    prompts: transformer.KVCache
+    prompts: KVCache
     last_token: Array  # i32[B], of each prompt
     keys: Array  # key[B*G]
 
@@ -145,10 +147,10 @@ def begin(config: ModelConfig, sampling: Sampling, queue: Queue) -> SamplerState
     rows, width = queue.keys.shape[0], sampling.max_new_tokens
     slots = sampling.slots_of(rows)
     if slots == rows:
-        cache = transformer.open_response(queue.prompts, sampling.rollouts, width)
-        row, token = jnp.arange(rows, dtype=jnp.int32), transformer.repeat_rows(queue.last_token, sampling.rollouts)
+        cache = open_response(queue.prompts, sampling.rollouts, width)
+        row, token = jnp.arange(rows, dtype=jnp.int32), repeat_rows(queue.last_token, sampling.rollouts)
     else:
-        cache = transformer.open_response(transformer.own_prompts(queue.prompts, slots), 1, width)
+        cache = open_response(own_prompts(queue.prompts, slots), 1, width)
         row = token = jnp.full((slots,), rows, jnp.int32)
     return SamplerState(
         row=row,
@@ -196,7 +198,7 @@ def _refill(sampling: Sampling, queue: Queue, state: SamplerState) -> SamplerSta
             row=state.row.at[slot].set(state.next_row),
             token=state.token.at[slot].set(queue.last_token[problem]),
             written=state.written.at[slot].set(0),
-            cache=transformer.take_prompt(state.cache, slot, queue.prompts.prompt, problem),
+            cache=take_prompt(state.cache, slot, queue.prompts.prompt, problem),
             next_row=state.next_row + 1,
         )
 

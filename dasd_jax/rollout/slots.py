@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from dasd_jax.cost.work import cache_bytes
 from dasd_jax.errors import UserError
 from dasd_jax.mesh import ROLLOUT, row_shards
-from dasd_jax.model import params as param_table
+from dasd_jax.model import param_table
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout.sampler import Sampling
 

@@ -4,18 +4,21 @@ With several processes all of it is equal in each of them, and so is what is dec
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dasd_jax.batch import Params, PromptBatch, RolloutBatch, TeacherBatch
+from dasd_jax.batch import Outcomes, Params, PromptBatch, RolloutBatch, TeacherBatch
 from dasd_jax.config import Config
+from dasd_jax.data import contexts
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.sources import Problem
 from dasd_jax.mesh import fetch, put_rows, replicate
 from dasd_jax.model.config import ModelConfig
+from dasd_jax.objective.contract import View
 from dasd_jax.rollout.repetition import repeated_frac
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
 from dasd_jax.run.display import Clock
@@ -27,28 +30,32 @@ from dasd_jax.verify.verifier import COUNTED, Verdict
 
 @dataclasses.dataclass(frozen=True)
 class Collected:
-    """Verified rollouts of B problems, as NumPy arrays; lists hold one entry a row."""
+    """What one step learns from: B problems and their responses, as NumPy arrays; lists hold one entry a row.
+
+    Responses are verified rollouts, or the problems' references where the method samples nothing: one a problem, with
+    outcomes that mean nothing and no texts or verdicts.
+    """
 
     prompts: PromptBatch
     rollouts: RolloutBatch
+    outcomes: Outcomes
     problems: list[Problem]
     texts: list[str]
     verdicts: list[Verdict]
-    correct: np.ndarray  # f32[rows], 0 or 1
-    reward: np.ndarray  # f32[rows], the same less the penalty for length
-    in_loss: np.ndarray  # bool[rows], False for rollouts that count in their group but not in the loss
     batches: int  # drawn from the data for it
     generated: int  # tokens sampled for it, those of groups that were replaced among them
     steps: np.ndarray  # i32[shards], steps of decoding that each shard of the rows took for them
 
-    def metrics(self, group: int, slots: int) -> dict[str, float]:
-        """What the log says of it, given the slots of a shard."""
+    def metrics(self, group: int, slots: int, seconds: Mapping[str, float]) -> dict[str, float]:
+        """What the log says of rollouts, given the slots of a shard and the seconds of the step's phases."""
+        if not self.verdicts:
+            return {}
         lengths = self.rollouts.response_mask.sum(axis=1)
         errors = np.array([verdict.error for verdict in self.verdicts])
         return {
-            "reward/mean": float(self.reward.mean()),
+            "reward/mean": float(self.outcomes.reward.mean()),
             "reward/score_mean": float(np.mean([verdict.score for verdict in self.verdicts])),
-            "reward/mixed_groups_frac": float(np.mean(mixed(self.reward, group))),
+            "reward/mixed_groups_frac": float(np.mean(mixed(self.outcomes.reward, group))),
             **{f"reward/{name}_frac": float(np.mean(errors == error)) for name, error in COUNTED.items()},
             "rollout/length_mean": float(lengths.mean()),
             "rollout/repeated_frac": repeated_frac(self.rollouts.response, self.rollouts.response_mask),
@@ -58,6 +65,7 @@ class Collected:
             "rollout/shard_imbalance": float(self.steps.max() / self.steps.mean()),
             "rollout/slots_used_frac": float(self.generated / (self.steps.sum() * slots)),
             "tokens/padding_frac": float(1 - self.rollouts.response_mask.mean()),
+            "tokens/generated_per_s": self.generated / seconds["time/rollout_s"],
         }
 
 
@@ -67,10 +75,8 @@ def mixed(reward: np.ndarray, group: int) -> np.ndarray:
     return groups.min(axis=1) < groups.max(axis=1)
 
 
-def rewards(
-    config: Config, verdicts: Sequence[Verdict], finished: np.ndarray, length: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The verifier's 0 or 1, 0 for what is truncated; and that less the penalty of what is nearly too long.
+def outcomes(config: Config, verdicts: Sequence[Verdict], finished: np.ndarray, length: np.ndarray) -> Outcomes:
+    """What verdicts are worth: 0 for what is truncated, and less for what is nearly too long.
 
     The penalty grows linearly from 0 to 1 over the last `objective.overlong_tokens` of the budget. Source: arXiv
     2503.14476, equation 13.
@@ -78,22 +84,20 @@ def rewards(
     Args:
         finished: bool[rows].
         length: i[rows], tokens.
-
-    Returns:
-        (correct, reward), f32[rows] each.
     """
-    correct = np.array([verdict.reward for verdict in verdicts], np.float32)
     objective, budget = config.objective, config.rollout.max_new_tokens
+    correct = np.array([verdict.reward for verdict in verdicts], np.float32)
     if objective.truncated != "score":
         correct = np.where(finished, correct, np.float32(0))
-    if not objective.overlong_tokens:
-        return correct, correct
-    over = (length - (budget - objective.overlong_tokens)) / objective.overlong_tokens
-    return correct, correct - np.clip(over, 0, 1).astype(np.float32)
+    reward = correct
+    if objective.overlong_tokens:
+        over = (length - (budget - objective.overlong_tokens)) / objective.overlong_tokens
+        reward = correct - np.clip(over, 0, 1).astype(np.float32)
+    return Outcomes(correct, reward, in_loss=finished | (objective.truncated != "drop_from_loss"))
 
 
 class Collector:
-    """Samples and verifies."""
+    """Draws problems, samples and verifies responses, and makes what the teachers read."""
 
     def __init__(
         self,
@@ -112,29 +116,73 @@ class Collector:
         self._seed = replicate(mesh, np.int32(config.run.seed))
 
     def collect(self, params: Params, batches_drawn: int, clock: Clock) -> Collected:
-        """Rollouts of one batch of problems; with `rollout.resample`, of more of them until every group is mixed.
+        """Responses to one batch of problems; with `rollout.resample`, to more of them until every group is mixed.
 
         Groups whose rewards are all equal teach the verifier's part nothing: they are replaced by mixed ones of up to
         `rollout.resample` further batches, and stay where those are too few. Source: arXiv 2503.14476, section 3.2.
         """
+        if not self._config.method.rollouts:
+            return self._references(batches_drawn)
         size, group = self._config.rollout.problems, self._config.rollout.rollouts
         with clock.phase("relayout"):
             params = jax.block_until_ready(relayout(self._model, params))
         rounds = [self._round(params, batches_drawn, clock)]
         while len(rounds) <= self._config.rollout.resample:
-            if sum(mixed(drawn.correct, group).sum() for drawn in rounds) >= size:
+            if sum(mixed(drawn.outcomes.correct, group).sum() for drawn in rounds) >= size:
                 break
             rounds.append(self._round(params, batches_drawn + len(rounds), clock))
         return rounds[0] if len(rounds) == 1 else _first_mixed(rounds, size, group)
 
-    def teacher_batch(self, collected: Collected) -> tuple[TeacherBatch, dict[str, float]]:
-        """The teacher's prompts, built now because a verified sibling may be what it is shown; scalars for the log."""
-        if not self._prompts.shows_siblings:
-            return self._prompts.teacher_batch(collected.prompts.example_id), {}
-        right = (collected.correct > 0) & collected.rollouts.finished
-        siblings = _siblings(collected.texts, right, self._config.rollout.rollouts)
-        batch, blank = self._prompts.teacher_rows(collected.prompts.example_id, siblings)
-        return batch, {"teacher/blank_frac": blank}
+    def teacher_batches(
+        self, collected: Collected, views: Mapping[str, View], arguments: Mapping[str, Any]
+    ) -> tuple[dict[str, TeacherBatch], dict[str, float]]:
+        """What each teacher reads, made now because verified rollouts may be what it is shown.
+
+        Args:
+            views: name → teacher.
+            arguments: of the makers of contexts: `alpha` of partial_solution.
+
+        Returns:
+            (name → TeacherBatch of NumPy arrays, scalars for the log). Among the scalars, for each view whose context
+            may be missing, is NAME/blank_frac: of the rollouts, the share whose teacher has none.
+        """
+        data, group = self._config.data, self._config.rollout.rollouts
+        written = contexts.Written(collected.texts, collected.outcomes.correct, collected.rollouts.finished)
+        batches, metrics = {}, {}
+        for name, view in views.items():
+            batch = batches[name] = self._prompts.teacher_batch(
+                collected.prompts.example_id, view.context, view.count, group=group, written=written, **arguments
+            )
+            kinds = contexts.kinds(data.sources, data.privileged, view.context)
+            if contexts.may_be_missing(kinds, view.context):
+                any_shown = batch.shown.any(axis=-1) if contexts.per_rollout(kinds) else batch.shown
+                metrics[f"{name}/blank_frac"] = float(1 - any_shown.mean())
+        return batches, metrics
+
+    def blank_teacher_batches(self, collected: Collected, views: Mapping[str, View]) -> dict[str, TeacherBatch]:
+        """The same with the student's prompts for all teachers, marked as shown: the views then have to agree."""
+        group, ids = self._config.rollout.rollouts, collected.prompts.example_id
+        blank = {
+            name: self._prompts.blank_teacher_batch(ids, view.context, view.count, group=group)
+            for name, view in views.items()
+        }
+        return {name: batch.replace(shown=np.ones_like(batch.shown)) for name, batch in blank.items()}
+
+    def _references(self, batches_drawn: int) -> Collected:
+        batch: PromptBatch = self.batches[batches_drawn]
+        response, mask = self._prompts.target_batch(batch.example_id)
+        nothing = np.zeros(len(response), np.float32)
+        return Collected(
+            prompts=batch,
+            rollouts=RolloutBatch(response, mask, sampled_logp=None, finished=mask.any(axis=1)),
+            outcomes=Outcomes(correct=nothing, reward=nothing, in_loss=mask.any(axis=1)),
+            problems=[self._prompts.problems[i] for i in batch.example_id],
+            texts=[],
+            verdicts=[],
+            batches=1,
+            generated=0,
+            steps=np.zeros(1, np.int32),
+        )
 
     def _round(self, params: Params, batches_drawn: int, clock: Clock) -> Collected:
         batch: PromptBatch = self.batches[batches_drawn]
@@ -143,21 +191,17 @@ class Collector:
             prompts = put_rows(self._mesh, batch)
             written, steps = fetch(rollout(self._model, self._sampling, params, prompts, self._seed, "train", step))
         with clock.phase("verify"):
-            problems = [self._prompts.problems[batch.example_id[i]] for i in written.prompt_index]
+            problems = [self._prompts.problems[i] for i in np.repeat(batch.example_id, self._sampling.rollouts)]
             texts = texts_of(self._tokenizer, written.response, written.response_mask)
             verdicts = self._journal.verify(batches_drawn, problems, texts)
             lengths = written.response_mask.sum(axis=1)
-            correct, reward = rewards(self._config, verdicts, written.finished, lengths)
-        in_loss = written.finished | (self._config.objective.truncated != "drop_from_loss")
         return Collected(
-            batch,
-            written,
-            problems,
-            texts,
-            verdicts,
-            correct,
-            reward,
-            in_loss,
+            prompts=batch,
+            rollouts=written,
+            outcomes=outcomes(self._config, verdicts, written.finished, lengths),
+            problems=problems,
+            texts=texts,
+            verdicts=verdicts,
             batches=1,
             generated=int(lengths.sum()),
             steps=steps,
@@ -166,9 +210,11 @@ class Collector:
 
 def _first_mixed(rounds: list[Collected], size: int, group: int) -> Collected:
     """The first `size` groups of several batches, mixed ones before the others."""
-    problems = jax.tree.map(lambda *parts: np.concatenate(parts), *(drawn.prompts for drawn in rounds))
-    rollouts = jax.tree.map(lambda *parts: np.concatenate(parts), *(drawn.rollouts for drawn in rounds))
-    is_mixed = np.concatenate([mixed(drawn.correct, group) for drawn in rounds])
+
+    def joined(name: str):
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *(getattr(drawn, name) for drawn in rounds))
+
+    is_mixed = np.concatenate([mixed(drawn.outcomes.correct, group) for drawn in rounds])
     groups = np.sort(np.argsort(~is_mixed, kind="stable")[:size])
     rows = (groups[:, None] * group + np.arange(group)).reshape(-1)
 
@@ -176,28 +222,14 @@ def _first_mixed(rounds: list[Collected], size: int, group: int) -> Collected:
         whole = [entry for drawn in rounds for entry in getattr(drawn, name)]
         return [whole[row] for row in rows]
 
-    rollouts = jax.tree.map(lambda x: x[rows], rollouts)
     return Collected(
-        prompts=jax.tree.map(lambda x: x[groups], problems),
-        rollouts=rollouts.replace(prompt_index=np.repeat(np.arange(size, dtype=np.int32), group)),
+        prompts=jax.tree.map(lambda x: x[groups], joined("prompts")),
+        rollouts=jax.tree.map(lambda x: x[rows], joined("rollouts")),
+        outcomes=jax.tree.map(lambda x: x[rows], joined("outcomes")),
         problems=chosen("problems"),
         texts=chosen("texts"),
         verdicts=chosen("verdicts"),
-        correct=np.array(chosen("correct")),
-        reward=np.array(chosen("reward")),
-        in_loss=np.array(chosen("in_loss")),
         batches=len(rounds),
         generated=sum(drawn.generated for drawn in rounds),
         steps=sum(drawn.steps for drawn in rounds),
     )
-
-
-def _siblings(texts: Sequence[str], right: np.ndarray, group: int) -> list[str]:
-    """For every row the first right response of its group but itself, without its thinking; "" where there is none."""
-    shown = []
-    for row in range(len(texts)):
-        start = row - row % group
-        others = (other for other in range(start, start + group) if other != row and right[other])
-        other = next(others, None)
-        shown.append("" if other is None else texts[other].rpartition("</think>")[2].strip())
-    return shown

@@ -9,20 +9,20 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from dasd_jax.batch import Params, PromptBatch, RolloutBatch, TeacherBatch
+from dasd_jax.batch import Outcomes, Params, PromptBatch, RolloutBatch, TeacherBatch
 from dasd_jax.config import Config
 from dasd_jax.cost.work import Batch, cache_bytes, forward_flops
+from dasd_jax.data import contexts
 from dasd_jax.learner import checkpoint
 from dasd_jax.learner.optim import make_optimizer
-from dasd_jax.learner.step import score_step, supervised_experience, train_step
+from dasd_jax.learner.step import StepConfig, score_step, train_step
 from dasd_jax.mesh import ROLLOUT, TRAIN, named, on_mesh, row_shards
-from dasd_jax.model import params as param_table
+from dasd_jax.model import param_table
 from dasd_jax.model.config import ModelConfig
-from dasd_jax.objective.credit import NEEDS_TEACHER
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
 from dasd_jax.rollout.slots import bytes_a_device
 from dasd_jax.run import evaluation, setup
-from dasd_jax.text.tokenizer import load_tokenizer
+from dasd_jax.text.tokenizer_files import load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +64,12 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
     """
     setup.check_rows(config, mesh)
     group, parts = config.rollout, config.optim.minibatches * config.optim.microbatches
-    optimizer = make_optimizer(config.optim, config.run.steps * config.optim.minibatches)
+    optimizer, method = make_optimizer(config.optim, config.run.steps * config.optim.minibatches), config.method
+    steps = setup.step_config(config, model, mesh)
     params = param_table.abstract(model, mesh)
-    state = checkpoint.abstract_state(params, mesh, optimizer)
+    state = checkpoint.abstract_state(params, mesh, optimizer, steps.views)
     resident = bytes_a_device(state)
-    moments = resident - bytes_a_device(params)
+    others = resident - bytes_a_device(params)
     decoding = param_table.abstract(model, mesh, ROLLOUT, model.compute_dtype)
     gathered = bytes_a_device(decoding)
     tables = bytes_a_device([decoding[name] for name in ("embed", "unembed") if name in decoding])
@@ -81,7 +82,7 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
     yield Program(
         name="re-layout",
         lower=lambda: relayout.lower(model, params),
-        beside=moments,
+        beside=others,
         flops=0,
         traffic=bytes_a_device(params) + gathered,
     )
@@ -89,7 +90,7 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
     answered = evaluation.problems_at_a_time(group.problems * group.rollouts, config.run.eval_samples, mesh)
     tokenizer = load_tokenizer("byte")  # which ids end a response is no matter of shapes
     samplings = [("evaluation", "eval", setup.eval_sampling(config, tokenizer), answered)]
-    if config.objective.method != "sft":
+    if method.rollouts:
         samplings.insert(0, ("rollout", "train", setup.training_sampling(config, tokenizer), group.problems))
     for name, purpose, sampling, problems in samplings:
         sampling = setup.with_slots(config, sampling, model, mesh, problems=problems, resident=resident, memory=memory)
@@ -97,44 +98,37 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
         program = _rollout(config, model, mesh, sampling, purpose, problems, whole, gathered)
         yield dataclasses.replace(program, name=name, beside=resident)
 
-    steps = setup.step_config(config, model, mesh)
-    prompts = _prompts(config, mesh, group.problems)
-    batch = Batch(group.problems, group.prompt_length, group.rollouts, group.max_new_tokens)
+    prompts, shown, rollouts, outcomes = _scored(config, mesh, steps)
+    batch = Batch(group.problems, group.prompt_length, steps.shape.rollouts, group.max_new_tokens)
     flops = forward_flops(model, batch)
-    if config.objective.method == "sft":
-        batch = dataclasses.replace(batch, rollouts=1)
-        flops, teacher_flops = forward_flops(model, batch), 0
-        target = _rows(mesh, (group.problems, group.max_new_tokens), jnp.int32)
-        mask = _rows(mesh, target.shape, jnp.bool_)
-        experience = jax.eval_shape(supervised_experience, prompts, target, mask)
-        views = 1
-    else:
-        views = 1 + (config.objective.method in NEEDS_TEACHER)
-        shown = dataclasses.replace(batch, prompt=group.teacher_prompt_length)
-        teacher_flops = forward_flops(model, shown) if views == 2 else 0
-        scored = (prompts, *_scored(config, mesh))
+    teacher_flops = forward_flops(model, dataclasses.replace(batch, prompt=group.teacher_prompt_length))
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=named(mesh))
+    knobs = dict.fromkeys(["step", "teacher_weight", *method.memory([], config.hp)], scalar)
+    arguments = (state.teachers, prompts, shown, rollouts, outcomes, knobs)
+    if method.rollouts:
+        read = sum(steps.views[name].count for name in method.scored)
         yield Program(
             name="score",
-            lower=lambda: score_step.lower(steps, params, *scored),
-            beside=moments,
-            flops=flops + teacher_flops,
-            traffic=parts * views * 2 * gathered,
+            lower=lambda: score_step.lower(steps, params, *arguments),
+            beside=others - bytes_a_device(state.teachers),
+            flops=flops + read * teacher_flops,
+            traffic=parts * (1 + read) * 2 * gathered,
             parts=parts,
-            fsdp_minimum=fsdp_minimum(views, 1),
+            fsdp_minimum=fsdp_minimum(1 + read, 1),
         )
-        experience = jax.eval_shape(partial(score_step, steps), params, *scored)[0]
-    experience = _placed(mesh, experience)
-    views = 2 if config.objective.form == "full" else 1
-    # Layers are gathered forward and again for the backward pass, reduced and scattered once; the full form's teacher
-    # gathers them too. What stands outside of the layers is gathered once and its gradient scattered once.
-    passes = 2 + views
+    experience = _placed(mesh, jax.eval_shape(partial(score_step, steps), params, *arguments)[0])
+    divergence = method.divergence(config.hp)
+    read = len(divergence.views) if divergence else 0
+    # Layers are gathered forward and again for the backward pass, reduced and scattered once; a divergence's teachers
+    # gather them too. What stands outside of the layers is gathered once and its gradient scattered once.
+    passes = 3 + read
     rows = batch.problems * batch.rollouts // row_shards(mesh)
     residuals = model.num_layers * rows * batch.response * model.width * jnp.dtype(model.compute_dtype).itemsize
     yield Program(
         name="update",
         lower=lambda: train_step.lower(steps, optimizer, state, experience),
         beside=0,
-        flops=3 * flops + (teacher_flops if views == 2 else 0),
+        flops=3 * flops + read * teacher_flops,
         traffic=parts * passes * 2 * gathered + 2 * residuals + config.optim.minibatches * 2 * resident,
         parts=parts,
         fsdp_minimum=fsdp_minimum(passes, 2),
@@ -184,24 +178,28 @@ def _prompts(config: Config, mesh: Mesh, problems: int) -> PromptBatch:
     )
 
 
-def _scored(config: Config, mesh: Mesh) -> tuple:
-    """The arguments of `score_step` behind the prompts: teacher's prompts, rollouts, what they earned, weight."""
-    group = config.rollout
-    problems, rows = (group.problems,), group.problems * group.rollouts
-    if config.data.privileged == "sibling":
-        problems = (group.problems, group.rollouts)
-    shown = (*problems, group.teacher_prompt_length)
-    teacher = TeacherBatch(_rows(mesh, shown, jnp.int32), _rows(mesh, shown, jnp.bool_))
+def _scored(config: Config, mesh: Mesh, steps: StepConfig) -> tuple:
+    """The batches that `score_step` is given: prompts, teachers' prompts by view, rollouts, their outcomes."""
+    group, rows = config.rollout, config.rollout.problems * steps.shape.rollouts
+    shown = {}
+    for name, view in steps.views.items():
+        kinds = contexts.kinds(config.data.sources, config.data.privileged, view.context)
+        prompts = (
+            (group.problems, steps.shape.rollouts, view.count) if contexts.per_rollout(kinds) else (group.problems,)
+        )
+        ids = (*prompts, group.teacher_prompt_length)
+        shown[name] = TeacherBatch(
+            teacher_prompt=_rows(mesh, ids, jnp.int32),
+            teacher_prompt_mask=_rows(mesh, ids, jnp.bool_),
+            shown=_rows(mesh, prompts, jnp.bool_),
+            weight=_rows(mesh, prompts, jnp.float32),
+        )
     written, row = partial(_rows, mesh, (rows, group.max_new_tokens)), partial(_rows, mesh, (rows,))
     rollouts = RolloutBatch(
         response=written(jnp.int32),
         response_mask=written(jnp.bool_),
-        sampled_logp=written(jnp.float32),
-        sampled_entropy=written(jnp.float32),
-        prompt_index=row(jnp.int32),
-        rollout_index=row(jnp.int32),
+        sampled_logp=written(jnp.float32) if config.method.rollouts else None,
         finished=row(jnp.bool_),
-        stop_id=row(jnp.int32),
     )
-    weight = jax.ShapeDtypeStruct((), jnp.float32, sharding=named(mesh))
-    return teacher, rollouts, row(jnp.float32), row(jnp.bool_), weight
+    outcomes = Outcomes(correct=row(jnp.float32), reward=row(jnp.float32), in_loss=row(jnp.bool_))
+    return _prompts(config, mesh, group.problems), shown, rollouts, outcomes

@@ -16,13 +16,15 @@ from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.learner.step import StepConfig
 from dasd_jax.mesh import row_shards
-from dasd_jax.model import attention, weights
-from dasd_jax.model import params as param_table
-from dasd_jax.model.config import ModelConfig, preset
-from dasd_jax.objective.credit import NEEDS_TEACHER
+from dasd_jax.model import attention, param_table, weights
+from dasd_jax.model.config import ModelConfig
+from dasd_jax.model.presets import preset
+from dasd_jax.objective.contract import Shape
+from dasd_jax.objective.surrogate import ClipRange
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import slots_that_fit
-from dasd_jax.text.tokenizer import Tokenizer, load_tokenizer
+from dasd_jax.text.tokenizer import Tokenizer
+from dasd_jax.text.tokenizer_files import load_tokenizer
 
 # Padding of a vocabulary to a round number is common; more than this is another model's tokenizer.
 _MAX_UNUSED_IDS = 1024
@@ -157,14 +159,13 @@ def open_prompts(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, Promp
     """
     train, heldout, counts = open_problems(config)
     text = prompt_text(config, train)
-    method, width = config.objective.method, config.rollout.prompt_length
     train_set = PromptSet(
         train[config.data.shots :],
         tokenizer,
         text,
-        student_width=width,
-        teacher_width=config.rollout.teacher_prompt_length if method in NEEDS_TEACHER else 0,
-        target_width=config.rollout.max_new_tokens if method == "sft" else 0,
+        student_width=config.rollout.prompt_length,
+        teacher_width=config.rollout.teacher_prompt_length,
+        target_width=0 if config.method.rollouts else config.rollout.max_new_tokens,
     )
     heldout_set = _evaluation_set(config, heldout, tokenizer, text)
     counts = {**counts, "training": len(train_set), "to evaluate": len(heldout_set)}
@@ -297,13 +298,16 @@ def device_memory() -> int | None:
 
 def step_config(config: Config, model: ModelConfig, mesh: Mesh) -> StepConfig:
     """What the steps are compiled for."""
+    group = config.rollout
     return StepConfig(
         model=model,
-        objective=config.objective,
-        temperature=config.rollout.temperature,
-        rollouts=config.rollout.rollouts,
-        minibatches=config.optim.minibatches,
+        method=config.method,
+        hp=config.hp,
+        shape=Shape(group.rollouts if config.method.rollouts else 1, config.optim.minibatches, group.max_new_tokens),
+        clip=ClipRange(config.objective.clip_low, config.objective.clip_high),
+        temperature=group.temperature,
         microbatches=config.optim.microbatches,
+        token_chunk=config.objective.token_chunk,
         row_shards=row_shards(mesh),
     )
 

@@ -1,4 +1,4 @@
-"""The verdicts of a run, written down by process 0 with the batch that they are of."""
+"""A run's record of its verdicts, one line per batch, written by process 0."""
 
 import contextlib
 import dataclasses
@@ -14,27 +14,27 @@ from dasd_jax.verify.verifier import Verdict, Verifier
 
 
 def verify(verifier: Verifier, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
-    """The verdict on every response, equal in every process: each is given by one of them, and all are gathered."""
+    """Verdicts on all responses, equal in every process: each process verifies a share, and all are gathered."""
     mine = hosts.share(len(texts))
     verdicts = [dataclasses.astuple(verdict) for verdict in verifier.verify(problems[mine], texts[mine])]
     return [Verdict(*verdict) for part in hosts.gather(verdicts) for verdict in part]
 
 
 class Journal:
-    """A verifier that remembers: a resumed run that writes the same responses again gets the verdicts it had.
+    """A verifier with a record: a resumed run that produces the same responses again gets the same verdicts.
 
-    Deadlines and memory caps cut where a machine puts them, so that a verdict made twice may be two. The file is only
-    appended to, one object a batch; a line counts for its batch and for exactly the responses it was written for,
-    and where a run goes on otherwise than before, the line that is written later.
+    Deadlines and memory limits take effect at slightly different points each time, so that a second verification may
+    differ. The file is append-only, one JSON object per batch. A line is valid for its batch number and exactly the
+    responses that it was written for; of several such lines the last counts.
     """
 
     def __init__(self, path: Path, verifier: Verifier):
-        """Reads nothing yet and writes nothing before the first verdicts."""
+        """Neither reads nor writes the file before the first call of `verify`."""
         self._path, self._verifier = path, verifier
         self._known: dict[tuple[int, str], list] | None = None
 
     def verify(self, batch: int, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
-        """Verdicts on `texts[i]` as a response to `problems[i]`, all of the batch with this number."""
+        """Verdicts on `texts[i]` as a response to `problems[i]`, for the batch with this number."""
         digest = _digest(problems, texts)
         known = hosts.from_main(lambda: self._recall(batch, digest))
         if known is not None and len(known) == len(texts):
@@ -53,7 +53,7 @@ class Journal:
         return self._known.get((batch, digest))
 
     def _read(self) -> dict[tuple[int, str], list]:
-        """What the whole lines of the file say; what a kill has left of a last one is cut off."""
+        """Verdicts by batch number and digest; a partial last line, left by a killed process, is truncated."""
         if not self._path.exists():
             return {}
         content = self._path.read_bytes()
@@ -63,7 +63,7 @@ class Journal:
                 file.truncate(len(whole))
         known = {}
         for text in whole.splitlines():
-            with contextlib.suppress(ValueError, LookupError, TypeError):  # damaged: its batch is verified again
+            with contextlib.suppress(ValueError, LookupError, TypeError):  # a damaged line: its batch is verified again
                 line = formats.parse_object(text, "line")
                 verdicts = [dataclasses.astuple(_verdict(*fields)) for fields in line["verdicts"]]
                 known[int(line["batch"]), str(line["responses"])] = verdicts
@@ -71,10 +71,10 @@ class Journal:
 
 
 def _verdict(reward: float, score: float, answer: str | None, error: str) -> Verdict:
-    """A verdict, if its fields can be one's.
+    """A verdict from its fields.
 
     Raises:
-        ValueError: they cannot.
+        ValueError: a field has the wrong type or is not finite.
     """
     numbers = all(type(number) is float and math.isfinite(number) for number in (reward, score))
     if not numbers or not isinstance(answer, str | None) or not isinstance(error, str):

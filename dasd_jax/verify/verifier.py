@@ -1,7 +1,7 @@
-"""Rewards: extract the answer from a response, have it scored by a worker with a hard deadline and a memory cap.
+"""Rewards: answers are extracted from responses and scored by worker processes with a deadline and a memory limit.
 
-Scorers run symbolic algebra on what a model wrote, so any answer may loop, eat memory or kill its process. They run in
-`dasd_jax.verify.worker` alone: this process imports none, and reads of a response only what the passes below read.
+Scorers run symbolic algebra on text that a model wrote, so any answer may loop, exhaust memory or kill its process.
+They run only in `dasd_jax.verify.worker`; this process imports none of them and only extracts answers.
 """
 
 import contextlib
@@ -9,7 +9,6 @@ import dataclasses
 import json
 import math
 import os
-import re
 import selectors
 import signal
 import subprocess
@@ -19,94 +18,55 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-from dasd_jax.data.boxes import boxes
 from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
+from dasd_jax.verify.extract import extract_answer
 
-REWARD_THRESHOLD = 0.99  # task scorers give partial credit, which is not a correct answer
-MAX_ANSWER_CHARS = 1000
-MAX_RESPONSE_CHARS = 1_000_000  # of a longer response the end is read
-# Seconds of the clock an answer may take for each second of CPU: beside the other workers, and then once more alone.
+REWARD_THRESHOLD = 0.99  # task scorers give partial credit, which does not count as correct
+# Wall-clock seconds that an answer may take per second of its CPU deadline: at first, and when it is retried alone.
 CLOCK, CLOCK_ALONE = 8.0, 32.0
-_START_S = 120.0  # imports of a starting worker on a busy host
+_START_S = 120.0  # for a worker to start, mostly imports, on a busy host
 _MAX_FAILED_STARTS = 3
-# Tried once more, and what each of them is when it comes again.
-_AGAIN = {"late": "timeout", "lost": "crash"}
-_GRACE_S = 0.3  # a keeper ends a late answer itself, in milliseconds; after this it is itself at fault
+# Errors after which an answer is retried, and the error of the verdict if they occur again.
+_RETRIED = {"late": "timeout", "lost": "crash"}
+_GRACE_S = 0.3  # for a keeper to report a late answer, which takes milliseconds; after that it is killed itself
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What the verifier found in one response."""
+    """The verifier's judgement of one response."""
 
-    reward: float  # 1.0 when score >= REWARD_THRESHOLD, else 0.0
-    score: float  # raw score of the scorer in [0, 1]
-    answer: str | None  # as extracted; None on a parse failure
-    # "" | "parse": no answer found | "unreadable" | "timeout" | "memory": above the cap | "crash": scorer raised or
-    # its process died
+    reward: float  # 1.0 if score >= REWARD_THRESHOLD, else 0.0
+    score: float  # of the scorer, in [0, 1]
+    answer: str | None  # as extracted; None if there is none
+    # "" | "parse": no answer found | "unreadable": the answer is not mathematics | "timeout" | "memory": above the
+    # limit | "crash": the scorer raised or its process died
     error: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Slowest:
-    """What the most expensive tries of a pool have cost."""
+    """The most expensive attempts of a pool so far."""
 
-    cpu_s: float = 0.0  # seconds of CPU of one answer
-    over_clock_s: float = -math.inf  # seconds from the end of an answer's clock to its verdict; negative: before it
+    cpu_s: float = 0.0  # CPU seconds of one answer
+    over_clock_s: float = -math.inf  # seconds from an answer's wall-clock limit to its verdict; negative: in time
 
 
-# What the log counts, by the error of a verdict.
+# Errors of verdicts that are logged as fractions, by the name of the metric.
 COUNTED = {"parse_failure": "parse", "unreadable": "unreadable", "timeout": "timeout"}
-
-_MARKER = re.compile(r"\banswer(?:\*\*)?(?:\s*:|\s+is\b:?)|^####\s", re.IGNORECASE | re.MULTILINE)
-_DECORATION = re.compile(r"(?:\s|\$|\*\*)*")
-
-
-def extract_answer(text: str) -> str | None:
-    r"""The last balanced, non-empty `\boxed{...}` or `\fbox{...}`; without any box the line after the last marker.
-
-    Markers are "Answer:", "answer is", and "####" at the start of a line.
-
-    Text before a `</think>` is ignored; surrounding `$`, `**` and white space are stripped, and a line's final period.
-    It costs a few passes over at most MAX_RESPONSE_CHARS, whatever they hold.
-
-    Returns:
-      The answer, or None when there is none or it is longer than MAX_ANSWER_CHARS.
-    """
-    text = text[-MAX_RESPONSE_CHARS:].rpartition("</think>")[2]
-    answer = None
-    for box in boxes(text):
-        answer = _undecorated(box)
-        if answer:
-            break
-    if answer is None:
-        *_, line = "", *_MARKER.split(text)[1:]
-        answer = _undecorated(_undecorated(line.lstrip(" \t\n*$").partition("\n")[0]).removesuffix("."))
-    return answer if 0 < len(answer) <= MAX_ANSWER_CHARS else None
-
-
-def _undecorated(text: str) -> str:
-    text = text[_DECORATION.match(text).end() :]
-    # From the end it is read backwards: a search for decoration before the end would try every run of white space.
-    backwards = text[::-1]
-    return backwards[_DECORATION.match(backwards).end() :][::-1]
 
 
 class Verifier:
-    """A pool of workers, as a context manager.
-
-    Construction starts them and does not wait for them.
+    """A pool of worker processes, as a context manager. Construction starts them without waiting for them.
 
     Args:
       num_workers: at least 1.
-      deadline_s: seconds of CPU one answer may take. A verdict therefore does not depend on what else the host does:
-        an answer that meets CLOCK times as many seconds of the clock before is tried once more, alone.
-      memory_mb: address space of one worker in MiB; imports and first use take about 210.
+      deadline_s: CPU seconds that one answer may take, so that a verdict does not depend on the load of the host. An
+        answer that takes CLOCK times as many wall-clock seconds is retried alone, up to CLOCK_ALONE times as many.
+      memory_mb: address space of one worker in MiB; imports and first use need about 210.
 
     Attributes:
-      slowest: what the most expensive tries so far have cost.
-
-    Invariant: between two calls of `verify` no worker has a job that anyone waits for.
+      slowest: the most expensive attempts so far.
     """
 
     def __init__(self, num_workers: int, deadline_s: float, memory_mb: int):
@@ -124,7 +84,7 @@ class Verifier:
         self.close()
 
     def close(self) -> None:
-        """Ends every worker; they hold nothing that is worth a farewell."""
+        """Kills all workers, which have nothing to save."""
         while self._workers:
             self._end(self._workers.pop())
         self._selector.close()
@@ -133,7 +93,7 @@ class Verifier:
         """Scores `texts[i]` as a response to `problems[i]`; equal (problem, answer) pairs are scored once.
 
         Raises:
-          UserError: the workers cannot start, which is nearly always too small a `memory_mb`.
+          UserError: the workers cannot start, usually because `memory_mb` is too small.
         """
         pairs = [(problem, extract_answer(text)) for problem, text in zip(problems, texts, strict=True)]
         outcomes = self._score([pair for pair in dict.fromkeys(pairs) if pair[1] is not None])
@@ -147,15 +107,15 @@ class Verifier:
         """(score, error) of every pair."""
         outcomes = self._try(pairs, CLOCK * self._deadline_s)
         for pair in pairs:
-            if outcomes[pair][1] in _AGAIN:
+            if outcomes[pair][1] in _RETRIED:
                 score, error = self._try([pair], CLOCK_ALONE * self._deadline_s)[pair]
-                outcomes[pair] = score, _AGAIN.get(error, error)
+                outcomes[pair] = score, _RETRIED.get(error, error)
         return outcomes
 
     def _try(self, pairs: list[tuple[Problem, str]], clock_s: float) -> dict[tuple[Problem, str], tuple[float, str]]:
-        """(score, error) of every pair, where an error may also be one of _AGAIN."""
+        """(score, error) of every pair after one attempt; the error may also be one of _RETRIED."""
         for worker in [worker for worker in self._workers if worker.pair]:
-            self._replace(worker)  # left by a call that was interrupted: its reply would answer the wrong pair
+            self._replace(worker)  # of a call that was interrupted: its reply would be taken for another pair's
         waiting = deque(pairs)
         outcomes = {}
         while len(outcomes) < len(pairs):
@@ -163,12 +123,12 @@ class Verifier:
                 try:
                     worker.ask(waiting[0], clock_s)
                     waiting.popleft()
-                except BrokenPipeError:  # it died between two answers: no answer is to blame
+                except BrokenPipeError:  # it died between two answers, so no answer caused it
                     self._replace(worker)
             first_deadline = min(worker.deadline for worker in self._workers if worker.busy)
             for key, _ in self._selector.select(max(0.0, first_deadline - time.monotonic())):
                 worker = key.data
-                # A reply is one write below PIPE_BUF, hence whole, and a worker has one request at a time.
+                # A reply is one write of less than PIPE_BUF, hence atomic, and a worker has one request at a time.
                 line = os.read(key.fd, 65536)
                 if worker.pair:
                     outcomes[worker.pair] = self._settled(worker, json.loads(line) if line else (0.0, "lost", 0.0))
@@ -176,7 +136,7 @@ class Verifier:
                     worker.ready, worker.pair, self._failed_starts = True, None, 0
                 else:
                     self._replace(worker)
-            # Only after reading: a reply that lies in the pipe came in time, even if this process was asleep.
+            # After reading: a reply that is in the pipe came in time, even if this process was suspended.
             for worker in [worker for worker in self._workers if worker.busy and time.monotonic() > worker.deadline]:
                 if worker.pair:
                     outcomes[worker.pair] = self._settled(worker, (0.0, "late", 0.0))
@@ -190,7 +150,7 @@ class Verifier:
         return score, error
 
     def _start(self) -> "_Worker":
-        # One thread: on a host with 200 cores the stacks of BLAS threads alone would exceed the memory cap.
+        # One thread: on a host with 200 cores the stacks of BLAS threads alone would exceed the memory limit.
         package_root = str(Path(__file__).parents[2])
         python_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": python_path}
@@ -201,8 +161,8 @@ class Verifier:
             stderr=None if os.environ.get("DASD_DEBUG") else subprocess.DEVNULL,
             bufsize=0,
             env=env,
-            # Ctrl-C and a supervisor's SIGTERM are for the trainer, which may still need us; and a group of their own
-            # lets a keeper and its child be ended together.
+            # Ctrl-C and a supervisor's SIGTERM are for the trainer, which may still need the workers; and a process
+            # group of their own lets a keeper and its child be killed together.
             start_new_session=True,
         )
         worker = _Worker(process, deadline=time.monotonic() + _START_S)
@@ -222,7 +182,7 @@ class Verifier:
         if self._failed_starts >= _MAX_FAILED_STARTS:
             raise UserError(
                 f"rollout.verifier_memory_mb: {self._memory_mb}: {self._failed_starts} workers in a row did not start, "
-                "expected room for their imports (about 210); DASD_DEBUG=1 shows what they say"
+                "expected room for their imports (about 210); DASD_DEBUG=1 shows their stderr"
             )
         self._end(worker)
         self._workers[self._workers.index(worker)] = self._start()
@@ -233,7 +193,7 @@ class _Worker:
     """A keeper and its child: starting, idle, or busy with one pair."""
 
     process: subprocess.Popen
-    deadline: float  # time.monotonic() at which its start is late, or it has not said what became of an answer
+    deadline: float  # time.monotonic() by which it has to have started or replied
     ready: bool = False
     pair: tuple[Problem, str] | None = None
 
@@ -243,7 +203,7 @@ class _Worker:
 
     def ask(self, pair: tuple[Problem, str], clock_s: float) -> None:
         problem, answer = pair
-        # The name of an entry and not the entry: the worker makes it again, so nothing is pickled.
+        # The source and index of an entry, not the entry: the worker generates it again, so that nothing is pickled.
         request = [clock_s, problem.scorer, problem.source, problem.index, problem.answer, answer]
         self.process.stdin.write(json.dumps(request).encode() + b"\n")
         self.pair, self.deadline = pair, time.monotonic() + clock_s + _GRACE_S

@@ -1,10 +1,10 @@
-"""What runs beside the trainer: python -m dasd_jax.verify.worker, a keeper, and the child that scores for it.
+"""A worker process of the verifier, python -m dasd_jax.verify.worker: a keeper, and the child that scores for it.
 
-A keeper has every scorer imported, forks a child and hands it one answer at a time. The child may loop, eat memory or
-die; the keeper lives on, says what became of the answer and forks the next child in milliseconds.
+The keeper imports all scorers once, forks a child and passes it one answer at a time. The child may loop, exhaust
+memory or die; the keeper survives, reports the outcome and forks the next child within milliseconds.
 
 Line in:  [clock_s, scorer, source, index, reference, answer]
-Line out: [score, error, cpu_s]; one empty list before the first, when the keeper is ready.
+Line out: [score, error, cpu_s]; an empty list before the first, when the keeper is ready.
 """
 
 import ast
@@ -26,7 +26,7 @@ from typing import Any
 from dasd_jax.data.sources import gym_dataset
 from dasd_jax.verify.grading import grade
 
-_OUT_OF_MEMORY = 3  # exit status of a child that met its cap
+_OUT_OF_MEMORY = 3  # exit status of a child that reached its memory limit
 _PAGE = resource.getpagesize()
 
 
@@ -37,14 +37,14 @@ def main(memory_mb: int, deadline_s: float) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     requests, replies = os.fdopen(os.dup(0)), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)  # scorers read
-    os.dup2(2, 1)  # scorers print
+    os.dup2(null, 0)  # scorers may read from stdin
+    os.dup2(2, 1)  # scorers may print
     sys.dont_write_bytecode = True
     import reasoning_gym  # noqa: F401
 
     close_evaluators()
-    grade(r"\sqrt{4}/x", "2/x")  # the first use builds tables, which is not an answer's time
-    gc.freeze()  # collections in a child would copy every page of what it shares with its keeper
+    grade(r"\sqrt{4}/x", "2/x")  # the first use builds tables, which should not count as an answer's time
+    gc.freeze()  # garbage collection in a child would copy every page that it shares with the keeper
     os.write(replies, b"[]\n")
     keeper = Keeper(memory_mb, deadline_s, (requests.fileno(), replies))
     try:
@@ -56,18 +56,18 @@ def main(memory_mb: int, deadline_s: float) -> None:
 
 
 class Keeper:
-    """Has answers scored by a child that it replaces whenever one ends, is late, or has grown."""
+    """Has answers scored by a child process, which is replaced when it ends, is late or has grown."""
 
     def __init__(self, memory_mb: int, deadline_s: float, private: tuple[int, ...]):
-        """Forks nothing yet; `private` are the file descriptors that a child does not get."""
+        """Does not fork yet; `private` are the file descriptors that a child closes."""
         self._most_bytes, self._deadline_s, self._private = memory_mb << 19, deadline_s, private
         self._pid = 0
 
     def score(self, clock_s: float, job: list) -> tuple[float, str, float]:
-        """(score, error, seconds of CPU); beside a Verdict's errors there is "late": the clock ran out before the CPU.
+        """(score, error, CPU seconds); the error is one of a `Verdict` or "late": out of wall-clock before CPU time.
 
-        What ends the child is tried once more in a fresh one: an earlier answer may have filled its memory, and the
-        host's memory may have been short.
+        An answer that ends the child is retried once in a fresh one: an earlier answer may have filled its memory, or
+        the host may have been short of memory.
         """
         until = time.monotonic() + clock_s
         request = json.dumps([clock_s, *job]).encode() + b"\n"
@@ -79,7 +79,7 @@ class Keeper:
             if not select.select([self._replies], [], [], max(0.0, until - time.monotonic()))[0]:
                 os.kill(self._pid, signal.SIGKILL)
                 return 0.0, "late", self._reap()[1]
-            # A reply is one write below PIPE_BUF, hence whole.
+            # A reply is one write of less than PIPE_BUF, hence atomic.
             line = os.read(self._replies, select.PIPE_BUF)
             if line:
                 score, error, spent = json.loads(line)
@@ -93,7 +93,7 @@ class Keeper:
         return 0.0, "memory" if status == _OUT_OF_MEMORY else "crash", used
 
     def end_child(self) -> None:
-        """Ends the child, if there is one; it holds nothing that is worth a farewell."""
+        """Kills the child, if there is one; it has nothing to save."""
         if self._pid:
             os.kill(self._pid, signal.SIGKILL)
             self._reap()
@@ -101,8 +101,8 @@ class Keeper:
     def _fork(self, job: list) -> None:
         scorer, source, *_ = job
         if scorer == "task":
-            with contextlib.suppress(Exception):  # the child raises it again, where it is a verdict
-                gym_dataset(source)  # made once for all children, in nobody's time
+            with contextlib.suppress(Exception):  # the child raises it again, as a verdict
+                gym_dataset(source)  # cached for all children, not counted as an answer's time
         child_requests, self._requests = os.pipe()
         self._replies, child_replies = os.pipe()
         self._spent = 0.0
@@ -116,10 +116,10 @@ class Keeper:
                 os.close(private)
             _serve(child_requests, child_replies, self._deadline_s)
         finally:
-            os._exit(1)  # never back into the keeper's frames
+            os._exit(1)  # never return into the keeper's code
 
     def _reap(self) -> tuple[int, float]:
-        """(exit status, negative for a signal; seconds of CPU since the last reply) of the child, which is over."""
+        """(exit status, negative for a signal; CPU seconds since the last reply) of the child, which has ended."""
         _, status, usage = os.wait4(self._pid, 0)
         self._pid = 0
         os.close(self._requests)
@@ -136,19 +136,19 @@ def _mapped_bytes(pid: int) -> int:
 
 
 def _serve(requests: int, replies: int, deadline_s: float) -> None:
-    """Scores until its requests end; a reply is [score, error, CPU seconds of this process so far]."""
+    """Scores until its requests end; replies are [score, error, CPU seconds of this process so far]."""
     lines = os.fdopen(requests)
     sys.addaudithook(_refuse_side_effects)
     for line in lines:
         clock_s, *job = json.loads(line)
         # The default actions end the process inside any computation. The first counts CPU, so that a verdict does not
-        # depend on what else the host does; the second is for a child without keeper.
+        # depend on the load of the host; the second is for a child whose keeper has died.
         signal.setitimer(signal.ITIMER_PROF, deadline_s)
         signal.alarm(math.ceil(clock_s) + 1)
         try:
             score, error = _score(*job)
             if math.isnan(score):
-                raise ValueError("the scorer says nan")
+                raise ValueError("the scorer returned nan")
             score = min(max(score, 0.0), 1.0)
         except MemoryError:
             os._exit(_OUT_OF_MEMORY)
@@ -166,12 +166,12 @@ def _score(scorer: str, source: str, index: int, reference: str, answer: str) ->
     dataset = gym_dataset(source)
     entry = dataset[index]
     if str(entry["answer"]) != reference:
-        raise RuntimeError(f"{source!r} drew another problem {index} in this process")
+        raise RuntimeError(f"{source!r} generated a different problem {index} in this process")
     return float(dataset.score_answer(answer, entry)), ""
 
 
 def _refuse_side_effects(event: str, args: tuple) -> None:
-    """Audit hook, behind `close_evaluators`: whatever a scorer does with an answer, nothing leaves its process."""
+    """Audit hook, a second barrier after `close_evaluators`: scorers have no effects outside their process."""
     if event == "open":
         path, _, flags = args
         writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
@@ -184,7 +184,7 @@ def _refuse_side_effects(event: str, args: tuple) -> None:
 
 _OUTSIDE = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "time.sleep", "builtins.input")
 
-# The scorers of reasoning-gym that evaluate an answer, to read a list or a matrix from it.
+# Scorers of reasoning-gym that call eval on an answer, to parse a list or a matrix.
 LITERAL_SCORERS = (
     "reasoning_gym.algorithmic.binary_matrix",
     "reasoning_gym.algorithmic.spiral_matrix",
@@ -194,7 +194,7 @@ LITERAL_SCORERS = (
 
 
 def close_evaluators() -> None:
-    """Exchanges what evaluates an answer as Python: those scorers read a literal, sympy's parser reads mathematics."""
+    """Replaces `eval` where answers reach it: those scorers parse literals only, sympy's parser mathematics only."""
     for name in LITERAL_SCORERS:
         importlib.import_module(name).eval = ast.literal_eval
     importlib.import_module("sympy.parsing.sympy_parser").eval = evaluate_mathematics
@@ -208,11 +208,11 @@ _OPERATORS = {
 
 
 def evaluate_mathematics(code: str, names: Mapping[str, Any], local_names: Mapping[str, Any]) -> Any:
-    """The value of what sympy's parser makes of a text, such as `Integer (2 )*Symbol ('x' )+sin (pi )`.
+    """The value of code that sympy's parser generates from a text, such as `Integer (2 )*Symbol ('x' )+sin (pi )`.
 
     Raises:
-        ValueError: anything but operators, literals, sympy's objects and calls of its classes; hence no builtin, no
-            attribute and no lambda.
+        ValueError: it contains anything but operators, literals, sympy objects and calls of sympy classes; so
+            builtins, attributes and lambdas are refused.
     """
     from sympy import Basic, cbrt, root, sqrt
 
@@ -239,7 +239,7 @@ def evaluate_mathematics(code: str, names: Mapping[str, Any], local_names: Mappi
                 return tuple(map(value, parts))
             case ast.List(parts):
                 return list(map(value, parts))
-        raise ValueError(f"{ast.unparse(node)[:100]} is no mathematics")
+        raise ValueError(f"{ast.unparse(node)[:100]} is not mathematics")
 
     return value(ast.parse(code.strip(), mode="eval").body)
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 from dasd_jax.cost.work import Batch, cache_bytes, forward_flops
-from dasd_jax.model.config import preset
+from dasd_jax.model.presets import preset
 
 # L 2, D 64, N 8, K 4, H 16, F 128, V 320. A layer: q and o 64·128 each, k and v 64·64 each, three products 64·128.
 TINY = preset("qwen3_tiny")

@@ -8,7 +8,7 @@ import pytest
 from dasd_jax.data.pipeline import PromptSet, PromptText
 from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
-from dasd_jax.text.tokenizer import load_tokenizer
+from dasd_jax.text.tokenizer_files import load_tokenizer
 
 BYTES = load_tokenizer("byte")
 TEXT = PromptText(instruction="answer_line", privileged="answer", enable_thinking=None, shots=())

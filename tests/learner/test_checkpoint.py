@@ -12,8 +12,8 @@ import pytest
 
 from dasd_jax.errors import TrainingError, UserError
 from dasd_jax.learner import checkpoint
-from dasd_jax.model import params as param_table
-from dasd_jax.model.config import preset
+from dasd_jax.model import param_table
+from dasd_jax.model.presets import preset
 
 MODEL = preset("qwen3_tiny")
 OPTIMIZER = optax.adam(1e-3)

@@ -14,9 +14,8 @@ from dasd_jax.config import ObjectiveGroup
 from dasd_jax.learner.checkpoint import new_state
 from dasd_jax.learner.step import StepConfig, minibatch_loss, score_step, supervised_experience, train_step
 from dasd_jax.mesh import put_rows
-from dasd_jax.model import params as param_table
-from dasd_jax.model import transformer
-from dasd_jax.model.config import preset
+from dasd_jax.model import param_table, transformer
+from dasd_jax.model.presets import preset
 
 MODEL = dataclasses.replace(preset("qwen3_tiny"), remat="none")
 B, G, P, Q, R = 4, 2, 6, 9, 5

@@ -21,7 +21,7 @@ HEADS, KV_HEADS, WIDTH, NEW, PROMPT = 4, 2, 16, 11, 6
 
 @pytest.fixture(autouse=True)
 def on_this_device(monkeypatch):
-    monkeypatch.setattr(attention, "_QUERIES", 4)
+    monkeypatch.setattr(attention, "_QUERY_BLOCK", 4)
     monkeypatch.setattr(attention, "_cudnn", partial(attention._cudnn, implementation="xla"))
     monkeypatch.setattr(splash, "make_splash_mha", partial(splash.make_splash_mha, interpret=True))
 
@@ -115,7 +115,7 @@ def test_gradients_equal_those_of_one_block_of_xla(kind, behind_prompts, mesh, m
         return jax.jit(jax.grad(of))(floats)
 
     fused, blocked = gradients(kind), gradients("xla")
-    monkeypatch.setattr(attention, "_QUERIES", 512)
+    monkeypatch.setattr(attention, "_QUERY_BLOCK", 512)
     whole = gradients("xla")
     assert all(np.abs(leaf).max() > 0.01 for leaf in jax.tree.leaves(whole))
     for other in (fused, blocked):

@@ -12,8 +12,8 @@ from jax.sharding import AbstractMesh, AxisType
 
 from dasd_jax.errors import UserError
 from dasd_jax.mesh import AXES, ROLLOUT, TRAIN
-from dasd_jax.model import params as param_table
-from dasd_jax.model.config import PRESETS, preset
+from dasd_jax.model import param_table
+from dasd_jax.model.presets import PRESETS, preset
 
 FOLDER = Path(__file__).parent / "layouts"
 MESHES = ((1, 8, 1), (1, 16, 1), (1, 32, 1), (1, 32, 2), (2, 4, 2))
@@ -22,7 +22,7 @@ MESHES = ((1, 8, 1), (1, 16, 1), (1, 32, 1), (1, 32, 2), (2, 4, 2))
 def layout(name: str) -> str:
     """One preset on every mesh: leaf, shape, and for training and for decoding the spec and a device's part."""
     lines = [
-        f"{name}, {preset(name).num_params:,} parameters",
+        f"{name}, {param_table.num_params(preset(name)):,} parameters",
         f"  {'leaf':18} {'shape':18} {'training':28} {'of a device':22}  {'decoding':28} of a device",
     ]
     for shape in MESHES:

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dasd_jax.model import transformer, weights
+from dasd_jax.model import hf, transformer, weights
 from dasd_jax.text.prompts import left_pad
-from dasd_jax.text.tokenizer import load_tokenizer
+from dasd_jax.text.tokenizer_files import load_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -100,7 +100,7 @@ def test_random_models_of_every_family_have_the_same_logits_in_and_out(family, m
         print(f"{family}: max |Δ| {difference:.2e} at scale {scale:.1f}")
         assert difference < 2e-5 * scale
 
-    weights.save_hf(tmp_path / "ours", config, params, "float32")
+    hf.save(tmp_path / "ours", config, params, "float32")
     again = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", dtype=torch.float32, attn_implementation="eager"
     ).eval()

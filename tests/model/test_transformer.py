@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from dasd_jax.mesh import per_shard, put_rows
-from dasd_jax.model import attention, transformer
-from dasd_jax.model import params as param_table
-from dasd_jax.model.config import Llama3Scaling, YarnScaling, preset
+from dasd_jax.model import attention_cached, param_table, transformer
+from dasd_jax.model.cache import open_response, own_prompts, take_prompt
+from dasd_jax.model.config import Llama3Scaling, YarnScaling
+from dasd_jax.model.layout import repeat_rows
+from dasd_jax.model.presets import preset
 
 QWEN3 = preset("qwen3_tiny")
 FAMILIES = {
@@ -180,8 +182,8 @@ def test_cached_equals_uncached(family, mesh):
     response, response_mask = ragged(4, 5, [5, 2, 4, 1], seed=1, left=False)
 
     hidden, cache = run(config, params, prompt, prompt_mask)
-    steps = [transformer.repeat_rows(hidden[:, -1:], 2)[:, 0]]
-    cache = transformer.open_response(cache, 2, 5)
+    steps = [repeat_rows(hidden[:, -1:], 2)[:, 0]]
+    cache = open_response(cache, 2, 5)
     weights = jax.jit(transformer.for_decoding, static_argnums=0)(config, params)
     for r in range(4):
         hidden, cache = decode(config, weights, jnp.asarray(response[:, r]), jnp.ones(4, bool), cache)
@@ -210,12 +212,12 @@ def test_a_row_that_waits_or_starts_anew_changes_nothing_for_the_others(family, 
     def in_a_shard(function):
         return jax.jit(lambda *args: per_shard(function, (None,) * len(args), None)(*args))
 
-    take_prompt, decode = map(in_a_shard, (transformer.take_prompt, partial(transformer.decode, config)))
+    take, decode = map(in_a_shard, (take_prompt, partial(transformer.decode, config)))
 
     @in_a_shard
     def begin(params, tokens, mask):
         _, prompts = run(config, params, tokens, mask)
-        return prompts, transformer.open_response(transformer.own_prompts(prompts, 2), 1, 6)
+        return prompts, open_response(own_prompts(prompts, 2), 1, 6)
 
     prompts, blank = begin(weights, prompt, prompt_mask)
 
@@ -225,7 +227,7 @@ def test_a_row_that_waits_or_starts_anew_changes_nothing_for_the_others(family, 
         for step in plan:
             for row, problem in enumerate(step):
                 if problem >= 0 and (at[row] is None or at[row][0] != problem):
-                    cache, at[row] = take_prompt(cache, row, prompts.prompt, problem), [problem, 0]
+                    cache, at[row] = take(cache, row, prompts.prompt, problem), [problem, 0]
             token = jnp.array([response[tuple(place)] if place else 0 for place in at])
             hidden, cache = decode(weights, token, jnp.array(step) >= 0, cache)
             for row, problem in enumerate(step):
@@ -250,9 +252,9 @@ def test_blocks_of_the_cache_change_nothing(mesh, monkeypatch):
     response, _ = ragged(2, 18, [18, 18], seed=1, left=False)
     found = {}
     for block in (128, 4):
-        monkeypatch.setattr(attention, "_BLOCK", block)
+        monkeypatch.setattr(attention_cached, "_KEY_BLOCK", block)
         _, cache = run(config, params, prompt, prompt_mask)
-        cache = transformer.open_response(cache, 1, 18)
+        cache = open_response(cache, 1, 18)
         step = jax.jit(transformer.decode, static_argnums=0)
         hidden = []
         for r in range(18):
@@ -274,7 +276,7 @@ def test_layers_apart_equal_layers_in_a_stack(family, mesh):
         config = dataclasses.replace(stacked, unroll=unroll)
         weights = jax.jit(transformer.for_decoding, static_argnums=0)(config, params)
         _, cache = run(config, weights, prompt, prompt_mask)
-        cache = transformer.open_response(cache, 1, 2)
+        cache = open_response(cache, 1, 2)
         for _ in range(2):
             hidden, cache = decode(config, weights, token, jnp.ones(2, bool), cache)
         found.append(hidden)

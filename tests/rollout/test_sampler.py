@@ -11,9 +11,8 @@ import pytest
 from dasd_jax import vocab
 from dasd_jax.batch import PromptBatch
 from dasd_jax.mesh import put_rows, replicate
-from dasd_jax.model import params as param_table
-from dasd_jax.model import transformer
-from dasd_jax.model.config import preset
+from dasd_jax.model import param_table, transformer
+from dasd_jax.model.presets import preset
 from dasd_jax.rollout.sampler import Sampling, draw, relayout, rollout, row_keys
 
 MODEL = preset("qwen3_tiny")

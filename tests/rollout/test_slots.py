@@ -8,7 +8,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from dasd_jax.errors import UserError
 from dasd_jax.mesh import AXES
-from dasd_jax.model.config import preset
+from dasd_jax.model.presets import preset
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import bytes_a_device, rollout_bytes, slots_that_fit
 

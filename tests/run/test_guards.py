@@ -69,7 +69,9 @@ def test_a_crossed_level_warns_once_and_again_after_the_number_has_come_back(fie
 def test_beyond_the_stop_level_a_run_stops_or_the_teachers_weight_halves(field, name, _bad, worse):
     lines = history({}, {name: worse}, {name: worse})
     found = judge(lines, configured())
-    assert found.stop.startswith("steps 2-3: ") and name in found.stop and f"beyond guards.{field}_stop = " in found.stop
+    assert (
+        found.stop.startswith("steps 2-3: ") and name in found.stop and f"beyond guards.{field}_stop = " in found.stop
+    )
     assert found.teacher_weight == 1.0
 
     found = judge(lines, configured(on_collapse="anneal"))

@@ -7,7 +7,7 @@ from dasd_jax import cli, config
 from dasd_jax.cost.work import Batch, forward_flops
 from dasd_jax.errors import UserError
 from dasd_jax.mesh import MeshConfig, make_mesh
-from dasd_jax.model.config import preset
+from dasd_jax.model.presets import preset
 from dasd_jax.run import setup
 from dasd_jax.run.programs import programs
 

@@ -7,7 +7,7 @@ import pytest
 from dasd_jax import cli, config
 from dasd_jax.errors import UserError
 from dasd_jax.run import setup
-from dasd_jax.text.tokenizer import load_tokenizer
+from dasd_jax.text.tokenizer_files import load_tokenizer
 
 BYTES = load_tokenizer("byte")
 

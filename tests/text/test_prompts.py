@@ -15,7 +15,8 @@ from dasd_jax.text.prompts import (
     student_messages,
     teacher_messages,
 )
-from dasd_jax.text.tokenizer import CHATML_TEMPLATE, PLAIN_TEMPLATE, load_tokenizer
+from dasd_jax.text.tokenizer import CHATML_TEMPLATE, PLAIN_TEMPLATE
+from dasd_jax.text.tokenizer_files import load_tokenizer
 
 QUESTION = "What is \\frac{1}{2} + {x} for x = 3?"
 CONTEXT = "the sum {0} is \\boxed{3.5} %s"

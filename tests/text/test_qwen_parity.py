@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dasd_jax.text.prompts import render_chat
-from dasd_jax.text.tokenizer import load_tokenizer
+from dasd_jax.text.tokenizer_files import load_tokenizer
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from dasd_jax.verify import worker
 from dasd_jax.verify.worker import LITERAL_SCORERS, evaluate_mathematics
 
 VERIFY = Path(__file__).parents[2] / "dasd_jax" / "verify"
-ROOM = [VERIFY / f"{name}.py" for name in ("verifier", "worker", "grading")]
+ROOM = [VERIFY / f"{name}.py" for name in ("verifier", "worker", "extract", "grading", "notation")]
 
 # A keeper whose scorer does what its answer says; memory that parent and children share counts the tries.
 PROGRAM = """
@@ -177,5 +177,5 @@ def test_nothing_else_is_evaluated(text):
     names: dict = {}
     exec("from sympy import *", names)
     names |= {"x": names["Symbol"]("x"), "getattr": getattr, "print": print, "eval": eval}
-    with pytest.raises(ValueError, match="is no mathematics"):
+    with pytest.raises(ValueError, match="is not mathematics"):
         evaluate_mathematics(text, names, {})

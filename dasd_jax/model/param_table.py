@@ -1,6 +1,6 @@
-"""One table of the parameters: shape, logical axes, initialiser and checkpoint name in a row.
+"""The table of parameters: one row for each, with shape, logical axes, initialiser and checkpoint name.
 
-Initialisation, shardings, restore and conversion derive from it; a parameter that it does not know is an error.
+Initialisation, shardings, restoring and conversion all derive from it; a parameter that is not in it is an error.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ class Leaf:
     """One parameter.
 
     Attributes:
-        shape: inputs before outputs; those of a layer are stacked on a leading axis of L.
-        axes: the logical axis of each dimension, None where it is never split.
+        shape: input dimensions before output dimensions; per-layer parameters are stacked on a leading axis of L.
+        axes: the logical axis of each dimension, None if it is never split.
         std: standard deviation of the normal initialiser; 0 means ones for norms and zeros for biases.
-        name: its name in a Hugging Face checkpoint, `{}` standing for the layer.
-        inputs: how many of a layer's dimensions are inputs of a product; 0 for what is not one.
+        name: its name in a Hugging Face checkpoint, with `{}` for the index of the layer.
+        inputs: how many dimensions of `layer_shape` are inputs of a matrix product; 0 if it is not a weight matrix.
     """
 
     shape: tuple[int, ...]
@@ -36,17 +36,22 @@ class Leaf:
 
     @property
     def stacked(self) -> bool:
-        """One tensor a layer in the checkpoint, one stack of them here."""
+        """Whether it is one tensor per layer in a checkpoint and one stack of them here."""
         return "{}" in self.name
 
     @property
+    def tensor_names(self) -> list[str]:
+        """Its names in a checkpoint, one per layer if it is stacked."""
+        return [self.name.format(i) for i in range(self.shape[0])] if self.stacked else [self.name]
+
+    @property
     def layer_shape(self) -> tuple[int, ...]:
-        """The shape of one of its tensors here."""
+        """The shape without the axis of layers."""
         return self.shape[1:] if self.stacked else self.shape
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """The shape of the same tensor in a checkpoint: products are matrices [outputs, inputs], the rest is flat."""
+        """The shape of one of its tensors in a checkpoint: [outputs, inputs] for weight matrices, biases flat."""
         shape = self.layer_shape
         if self.inputs:
             return (math.prod(shape[self.inputs :]), math.prod(shape[: self.inputs]))
@@ -56,7 +61,7 @@ class Leaf:
 def table(config: ModelConfig) -> dict[str, Leaf]:
     """Every parameter of the model, keyed by its path in the tree ("layers/q")."""
     c, std = config, 0.02
-    out_std = std / (2 * c.num_layers) ** 0.5  # the residual stream sums 2 L outputs
+    out_std = std / (2 * c.num_layers) ** 0.5  # the residual stream is a sum of 2 L outputs
     attn, mlp = "model.layers.{}.self_attn.", "model.layers.{}.mlp."
 
     rows = {
@@ -88,6 +93,11 @@ def table(config: ModelConfig) -> dict[str, Leaf]:
     return rows
 
 
+def num_params(config: ModelConfig) -> int:
+    """How many numbers the parameters of the model hold."""
+    return sum(math.prod(leaf.shape) for leaf in table(config).values())
+
+
 def tree(leaves: dict[str, object]) -> Params:
     """{"layers/q": x} → {"layers": {"q": x}}."""
     return traverse_util.unflatten_dict(leaves, sep="/")
@@ -97,7 +107,7 @@ def shardings(config: ModelConfig, mesh: Mesh, rules: dict = TRAIN) -> Params:
     """The sharding of every parameter.
 
     Raises:
-        UserError: an axis of the mesh does not divide a dimension that it splits.
+        UserError: a mesh axis does not divide a dimension that it splits.
     """
     for path, leaf in table(config).items():
         for size, axis in zip(leaf.shape, leaf.axes, strict=True):
@@ -106,10 +116,10 @@ def shardings(config: ModelConfig, mesh: Mesh, rules: dict = TRAIN) -> Params:
 
 
 def abstract(config: ModelConfig, mesh: Mesh, rules: dict = TRAIN, dtype: str = "float32") -> Params:
-    """Shape, dtype and sharding of every parameter, in the place of arrays.
+    """The parameter tree with shape, dtype and sharding in place of arrays.
 
     Raises:
-        UserError: an axis of the mesh does not divide a dimension that it splits.
+        UserError: a mesh axis does not divide a dimension that it splits.
     """
     shapes = tree({path: leaf.shape for path, leaf in table(config).items()})
     return jax.tree.map(
@@ -121,7 +131,7 @@ def abstract(config: ModelConfig, mesh: Mesh, rules: dict = TRAIN, dtype: str = 
 
 
 def init(config: ModelConfig, mesh: Mesh, seed: int) -> Params:
-    """Random float32 parameters, each made in place in its own sharding; equal on every mesh."""
+    """Random float32 parameters, created in their shardings; the values do not depend on the mesh."""
 
     def make() -> Params:
         leaves = {}
@@ -137,7 +147,7 @@ def init(config: ModelConfig, mesh: Mesh, seed: int) -> Params:
 
 
 def relayout(config: ModelConfig, params: Params, rules: dict) -> Params:
-    """The whole tree cast to the compute dtype and laid out by `rules`, inside a jitted program."""
+    """The parameters cast to the compute dtype and resharded by `rules`, inside a jitted program."""
     flat = traverse_util.flatten_dict(params, sep="/")
     rows = table(config)
     return tree(

@@ -11,9 +11,9 @@ from flax import traverse_util
 from safetensors.numpy import save_file
 
 from dasd_jax.errors import UserError
-from dasd_jax.model import params as param_table
-from dasd_jax.model import weights
-from dasd_jax.model.config import Llama3Scaling, YarnScaling, preset
+from dasd_jax.model import hf, param_table, weights
+from dasd_jax.model.config import Llama3Scaling, YarnScaling
+from dasd_jax.model.presets import preset
 
 TINY = preset("qwen3_tiny")
 FAMILIES = {
@@ -118,13 +118,13 @@ def test_a_hugging_face_folder_is_read_into_any_mesh(family, mesh, mesh8, tmp_pa
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_written_is_read_back_bit_for_bit_in_files_of_bounded_size(family, mesh8, tmp_path, monkeypatch):
     """A folder in bfloat16, read and written again from eight devices, holds the same bytes under the same names."""
-    monkeypatch.setattr(weights, "MAX_SHARD_BYTES", 60_000)
+    monkeypatch.setattr(hf, "MAX_SHARD_BYTES", 60_000)
     config = FAMILIES[family]
     first, second = tmp_path / "first", tmp_path / "second"
-    weights.save_hf(first, config, param_table.init(config, mesh8, 0))
-    read_config, params = weights.load_hf(first, mesh8)
+    hf.save(first, config, param_table.init(config, mesh8, 0))
+    read_config, params = hf.load(first, mesh8)
     assert read_config == config
-    weights.save_hf(second, read_config, params)
+    hf.save(second, read_config, params)
     names = sorted(path.name for path in first.iterdir())
     assert len(names) >= 5 and names == sorted(path.name for path in second.iterdir())
     for name in names:
@@ -148,23 +148,23 @@ def test_what_does_not_belong_is_named(mesh, tmp_path):
 
     refused("is a GemmaForCausalLM: expected one of Llama", architectures=["GemmaForCausalLM"])
     refused("lacks model.layers.2.input_layernorm.weight", num_hidden_layers=3)
-    refused("holds model.layers.0.self_attn.k_norm.weight", architectures=["LlamaForCausalLM"])
+    refused("contains model.layers.0.self_attn.k_norm.weight", architectures=["LlamaForCausalLM"])
     refused("model.layers.0.mlp.gate_proj.weight has shape", intermediate_size=64)
-    refused("by 'dynamic'", rope_scaling={"rope_type": "dynamic"})
-    refused("activates with 'gelu'", hidden_act="gelu")
+    refused("rope_type 'dynamic'", rope_scaling={"rope_type": "dynamic"})
+    refused("hidden_act 'gelu'", hidden_act="gelu")
     kinds = ["sliding_attention", "full_attention"]
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
-    refused("layers that slide and stretches", layer_types=kinds, sliding_window=8, rope_scaling=yarn)
+    refused("both sliding-window layers and RoPE scaling", layer_types=kinds, sliding_window=8, rope_scaling=yarn)
     refused("num_layers: 1000000000: expected at most 1024", num_hidden_layers=10**9)
     refused("num_kv_heads: 3: expected a divisor", num_key_value_heads=3)
     refused("rope_base: nan: expected a positive number", rope_theta=float("nan"))
-    refused("width: '64': expected a number", hidden_size="64")
+    refused("width: '64': expected an integer", hidden_size="64")
     shard = folder / "model-00002-of-00002.safetensors"
     more = folder / "more.safetensors"
     more.write_bytes(shard.read_bytes())
-    refused("more.safetensors and another file both hold")
+    refused("more.safetensors and another file both contain")
     save_file({"model.norm.weight": np.zeros(64, np.int32)}, more)
-    refused("model.norm.weight is of I32: expected BF16, F16, F32")
+    refused("model.norm.weight is I32: expected BF16, F16, F32")
     more.unlink()
     shard.write_bytes(shard.read_bytes()[:-100])
     refused("is damaged")

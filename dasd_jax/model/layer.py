@@ -1,0 +1,111 @@
+"""One decoder layer, shared by all passes: normalisation, projections, feed-forward, and the layout of its weights."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from dasd_jax.batch import Array, Params
+from dasd_jax.mesh import TRAIN, gather, spec
+from dasd_jax.model.config import ModelConfig
+from dasd_jax.model.rope import rotate
+from dasd_jax.vocab import EXACT
+
+
+def apply_layer(
+    config: ModelConfig, weights: Params, x: Array, rope: tuple[Array, Array], attention: Callable
+) -> tuple[Array, object]:
+    """The residual stream [rows, S, D] after one layer, and the second result of `attention`.
+
+    Args:
+        weights: one layer's, from `table` or from `join_weights`.
+        rope: from `rope_table`.
+        attention: (query [rows, S, N, H], key and value [rows, S, K, H]) → ([rows, S, N, H], anything).
+    """
+    weights = gather_weights(config, weights)
+    query, key, value = _qkv(config, weights, x, rope)
+    seen, new = attention(query, key, value)
+    flat = (*seen.shape[:2], config.num_heads * config.head_dim)
+    mixed = _project(jax.lax.reshape(seen, flat, out_sharding=spec("rows", None, "heads")), weights["o"])
+    x = x + (rms_norm(config, mixed, weights["attn_norm"]) if config.post_norm else mixed)
+    return x + _mlp(config, weights, x), new
+
+
+def rms_norm(config: ModelConfig, x: Array, scale: Array, axes=-1) -> Array:
+    """RMS normalisation over `axes` in float32, times `scale`, in the dtype of x."""
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=axes, keepdims=True) + config.norm_eps)
+    return wide.astype(x.dtype) * scale.astype(x.dtype)
+
+
+def _qkv(config: ModelConfig, weights: Params, x: Array, rope: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+    if not config.post_norm:
+        x = rms_norm(config, x, weights["attn_norm"])
+    heads = jnp.einsum("rsd,dkmh->rskmh", x, weights["qkv"], precision=EXACT)
+    if config.qkv_bias:
+        heads = heads + weights["qkv_bias"]
+    query, key, value = heads[..., :-2, :], heads[..., -2, :], heads[..., -1, :]
+    shape = (*x.shape[:2], config.num_heads, config.head_dim)
+    query = jax.lax.reshape(query, shape, out_sharding=spec("rows", None, "heads", None))
+    if config.qk_norm != "none":
+        axes = (-2, -1) if config.qk_norm == "all" else -1
+        query, key = (
+            rms_norm(config, part, weights[f"{name}_norm"], axes) for name, part in (("q", query), ("k", key))
+        )
+    return rotate(query, *rope), rotate(key, *rope), value
+
+
+def _mlp(config: ModelConfig, weights: Params, x: Array) -> Array:
+    if not config.post_norm:
+        x = rms_norm(config, x, weights["mlp_norm"])
+    gate_up = jnp.einsum("rsd,duf->rsuf", x, weights["gate_up"], precision=EXACT)
+    gated = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
+    out = _project(gated, weights["down"])
+    return rms_norm(config, out, weights["mlp_norm"]) if config.post_norm else out
+
+
+def _project(x: Array, weight: Array) -> Array:
+    """A product with output width D, summed over the devices of the tensor axis."""
+    return jnp.einsum("rsf,fd->rsd", x, weight, precision=EXACT, out_sharding=spec("rows", None, None))
+
+
+def gather_weights(config: ModelConfig, weights: Params) -> Params:
+    """One layer's weights ready for `apply_layer`: in the compute dtype, gathered over the model width, joined."""
+    if "qkv" in weights:
+        return weights
+    # Joined before the gather: the backward pass then reduce-scatters the products' gradients with nothing in between.
+    joined = join_weights(
+        config, {name: weight.astype(config.compute_dtype) for name, weight in weights.items()}, TRAIN
+    )
+    layout = {
+        "qkv": ("embed", "heads", None, None),
+        "gate_up": ("embed", None, "ff"),
+        "o": ("heads", "embed"),
+        "down": ("ff", "embed"),
+    }
+    return joined | {name: gather(joined[name], *axes) for name, axes in layout.items()}
+
+
+def join_weights(config: ModelConfig, weights: Params, rules: dict) -> Params:
+    """Weights with the same input joined into one matrix, laid out by `rules`; of one layer or of a stack of layers.
+
+    "qkv" [..., D, K, N/K + 2, H]: for each key head its queries, the key and the value, so that a split over heads
+    splits all three alike. "gate_up" [..., D, 2, F]. "o" [..., N*H, D].
+    """
+    rest = {name: x for name, x in weights.items() if name[0] not in "qkv" or name.endswith("norm")}
+    lead = (None,) * (weights["o"].ndim - 3)
+    joined = {"qkv": _by_kv_head(config, (*lead, "embed"), rules, *(weights[name] for name in "qkv"))}
+    if config.qkv_bias:
+        joined["qkv_bias"] = _by_kv_head(config, lead, rules, *(weights[f"{name}_bias"] for name in "qkv"))
+    joined["gate_up"] = jnp.stack([rest.pop("gate"), rest.pop("up")], axis=-2)
+    shape = (*rest["o"].shape[:-3], config.num_heads * config.head_dim, config.width)
+    joined["o"] = jax.lax.reshape(rest.pop("o"), shape, out_sharding=spec(*lead, "heads", "embed", rules=rules))
+    return rest | joined
+
+
+def _by_kv_head(config: ModelConfig, lead: tuple, rules: dict, query: Array, key: Array, value: Array) -> Array:
+    """Query [..., N, H], key and value [..., K, H] → [..., K, N/K + 2, H]; `lead` names the leading axes."""
+    heads = (config.num_kv_heads, config.num_heads // config.num_kv_heads, config.head_dim)
+    out_sharding = spec(*lead, "heads", None, None, rules=rules)
+    query = jax.lax.reshape(query, (*query.shape[:-2], *heads), out_sharding=out_sharding)
+    return jnp.concatenate([query, key[..., None, :], value[..., None, :]], axis=-2)

@@ -1,0 +1,51 @@
+"""What has to hold before parameters are changed."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from dasd_jax.config import Config
+from dasd_jax.errors import TrainingError
+
+
+def sampler_agrees(config: Config, step: int, metrics: dict[str, float]) -> None:
+    """Refuses an update from rollouts whose log-probabilities the score pass does not confirm.
+
+    Never on the largest gap: one token in thousands may sit on a rounding edge.
+
+    Raises:
+        TrainingError: the mean or the 99.9th percentile of the gap is too large.
+    """
+    for name in ("logp_gap_mean", "logp_gap_p999"):
+        gap, limit = metrics.get(f"policy/{name}", 0.0), getattr(config.guards, f"{name}_max")
+        if not gap <= limit:
+            raise TrainingError(
+                f"step {step}: policy/{name} is {gap:.4g} nats > guards.{name}_max = {limit}: "
+                "sampler and score pass disagree, nothing was updated. "
+                "Set model.compute_dtype to float32 in a new --workdir"
+            )
+
+
+def views_agree(config: Config, step: int, response_mask: np.ndarray, blank_gaps: Callable[[], dict]) -> None:
+    """Refuses to train where a teacher without privileged context is not the student.
+
+    A template or a position that differs between the views would show at the first token of the response, and train.
+
+    Args:
+        response_mask: bool[rows, R].
+        blank_gaps: scores the rollouts with the student's prompts in the teachers' places and gives, by view, teacher
+            minus student, f32[rows, R] in nats.
+
+    Raises:
+        TrainingError: at the first token they differ by more than guards.logp_gap_mean_max in the mean.
+    """
+    if not config.method.scored:
+        return
+    for name, gap in blank_gaps().items():
+        size, limit = np.abs(gap[:, 0])[response_mask[:, 0]].mean(), config.guards.logp_gap_mean_max
+        if not size <= limit:
+            raise TrainingError(
+                f"step {step}: without privileged context the {name} is {size:.4g} nats from the student at the first "
+                f"token > guards.logp_gap_mean_max = {limit}: the two views differ in more than the context, nothing "
+                "was updated. Set model.compute_dtype to float32 in a new --workdir"
+            )

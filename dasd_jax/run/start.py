@@ -1,0 +1,176 @@
+"""The parts of one training run, opened or resumed; whatever a person has to mend is found here, before a step."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+
+from dasd_jax import files, hosts
+from dasd_jax.batch import Array, TrainState
+from dasd_jax.config import Config
+from dasd_jax.data.pipeline import PromptSet
+from dasd_jax.learner import checkpoint
+from dasd_jax.learner.optim import make_optimizer, make_schedule
+from dasd_jax.learner.step import StepConfig
+from dasd_jax.mesh import replicate, row_shards
+from dasd_jax.model.config import ModelConfig
+from dasd_jax.model.param_table import num_params
+from dasd_jax.rollout.sampler import Sampling
+from dasd_jax.rollout.slots import bytes_a_device
+from dasd_jax.run import guards, setup, workdir
+from dasd_jax.run.collect import Collector
+from dasd_jax.run.display import Compilations, Display
+from dasd_jax.run.runlog import RunLog
+from dasd_jax.run.stopping import StopRequest
+from dasd_jax.text.tokenizer import Tokenizer
+from dasd_jax.verify.journal import Journal
+from dasd_jax.verify.verifier import Verifier
+
+
+@dataclasses.dataclass
+class Run:
+    """The parts; the loop in train.py moves them."""
+
+    config: Config
+    workdir: Path
+    mesh: jax.sharding.Mesh
+    verifier: Verifier
+    stop: StopRequest
+    tokenizer: Tokenizer
+    prompts: PromptSet
+    heldout: PromptSet
+    model: ModelConfig
+    state: TrainState
+    steps: StepConfig
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    collector: Collector
+    checkpoints: checkpoint.Writer
+    log: RunLog
+    display: Display
+    compilations: Compilations
+    slots: int  # rows that a device decodes at a time
+    saved: int  # the step that the newest checkpoint is of
+    teacher_weight: float  # the share of the teacher's part in the next step
+    views_checked: bool = False
+    started: float = dataclasses.field(default_factory=time.monotonic)  # of this process
+    checkpoint_s: float = 0.0  # that the loop has waited for checkpoints since the last line of the log
+
+    @property
+    def step(self) -> int:
+        """The last finished one."""
+        return int(self.state.step)
+
+    def with_slots(self, sampling: Sampling, problems: int) -> Sampling:
+        """The same with as many slots as fit beside the training state."""
+        return _with_slots(self.config, sampling, self.model, self.state, problems, self.mesh)
+
+    def knobs(self, step: int) -> dict[str, float]:
+        """The scalars that the method is handed in a step."""
+        config = self.config
+        remembered = config.method.memory(self.log.lines, config.hp)
+        return {"step": float(step), "teacher_weight": self.teacher_weight, **remembered}
+
+    def on_devices(self, knobs: dict[str, float]) -> dict[str, Array]:
+        """The same as arrays: they may change from step to step without another compilation."""
+        return replicate(self.mesh, {name: np.float32(value) for name, value in knobs.items()})
+
+
+def start(config: Config, folder: Path, mesh: jax.sharding.Mesh, verifier: Verifier, stop: StopRequest) -> Run:
+    """Opens data and model, then the workdir, and says what the run is.
+
+    Raises:
+        UserError: anything in the config, the data, the weights or the workdir that a person has to mend.
+    """
+    setup.check_rows(config, mesh)
+    tokenizer = setup.open_tokenizer(config.model)
+    prompts, heldout, counts = setup.open_prompts(config, tokenizer)
+    hosts.check_same(lambda: {"data.sources": [prompts.digest(), heldout.digest()]})
+    compilations = Compilations()
+    planned = config.run.steps * config.optim.minibatches
+    optimizer = make_optimizer(config.optim, planned)
+    views = config.method.views(config.hp)
+
+    found = hosts.from_main(lambda: str(checkpoint.latest(folder, set_aside=True) or ""))
+    resumed = Path(found) if found else None
+    if resumed:
+        workdir.check_shared(resumed / "manifest.json")
+        model, state = checkpoint.restore(resumed, mesh, optimizer, views)
+        model = setup.configured(config, model)
+    else:
+        model, params = setup.open_model(config, mesh)
+        state = jax.jit(lambda p: checkpoint.new_state(p, optimizer, views), donate_argnums=0)(params)
+    setup.check_vocabulary(tokenizer, model)
+    sampling = setup.training_sampling(config, tokenizer)
+    sampling = _with_slots(config, sampling, model, state, config.rollout.problems, mesh)
+    journal = Journal(folder / "verdicts.jsonl", verifier)
+    rows = config.rollout.problems * config.rollout.rollouts // row_shards(mesh)
+
+    if hosts.is_main():
+        files.write_json(folder / "config.json", config.to_dict())
+    hosts.barrier()
+    workdir.check_shared(folder / "config.json")
+    begins_again = not resumed and (folder / "metrics.jsonl").exists()
+    log = RunLog(folder, int(state.step) if resumed else -1)
+    run = Run(
+        config=config,
+        workdir=folder,
+        mesh=mesh,
+        verifier=verifier,
+        stop=stop,
+        tokenizer=tokenizer,
+        prompts=prompts,
+        heldout=heldout,
+        model=model,
+        state=state,
+        steps=setup.step_config(config, model, mesh),
+        optimizer=optimizer,
+        schedule=make_schedule(config.optim, planned),
+        collector=Collector(config, mesh, model, tokenizer, sampling, prompts, journal),
+        checkpoints=checkpoint.Writer(
+            folder, model, keep=config.run.keep_checkpoints, keep_every=config.run.keep_every
+        ),
+        log=log,
+        display=Display(config.run.steps, int(state.step)),
+        compilations=compilations,
+        slots=sampling.slots_of(rows),
+        saved=int(state.step),
+        teacher_weight=guards.judge(log.lines, config).teacher_weight,
+    )
+    _introduce(run, counts, rows)
+    if resumed:
+        run.display.say(f"resumed from {resumed}")
+    elif begins_again:
+        run.display.say("no checkpoint was finished: the run begins again")
+    return run
+
+
+def _introduce(run: Run, counts: dict[str, int], rows: int) -> None:
+    config, say = run.config, run.display.say
+    say(
+        f"{num_params(run.model) / 1e6:.1f} M parameters on {run.mesh.size} {jax.devices()[0].platform} device(s), "
+        f"method {config.objective.method}, workdir {run.workdir}"
+    )
+    say("problems: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+    if config.method.rollouts:
+        derived = not config.rollout.slots and setup.device_memory() is not None
+        say(f"slots: {run.slots} of {rows} rows a device" + (", derived from the free memory" if derived else ""))
+    if notice := config.method.notice(config.hp, config.rollout.rollouts):
+        say(notice)
+
+
+def _with_slots(
+    config: Config, sampling: Sampling, model: ModelConfig, state: TrainState, problems: int, mesh: jax.sharding.Mesh
+) -> Sampling:
+    return setup.with_slots(
+        config,
+        sampling,
+        model,
+        mesh,
+        problems=problems,
+        resident=bytes_a_device(state),
+        memory=setup.device_memory(),
+    )

@@ -1,0 +1,79 @@
+"""What a finished run came to: done.json, and the lines that are printed of it."""
+
+import resource
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dasd_jax import files, formats
+from dasd_jax.config import Config
+from dasd_jax.run.evaluation import rise
+
+_WATCHED = ("entropy/mean", "reward/mean")  # of every method, after its own
+
+
+def read(workdir: Path) -> str:
+    """The lines of a run that is finished.
+
+    Raises:
+        UserError: done.json is damaged.
+    """
+    with files.reading(workdir / "done.json", "--workdir"):
+        text = as_text(formats.read_object(workdir / "done.json"))
+        text.encode()  # half a surrogate pair would fail when it is printed
+    return text
+
+
+def summarise(config: Config, workdir: Path, lines: Sequence[dict], seconds: float) -> dict:
+    """The object of done.json.
+
+    Args:
+        lines: the objects of metrics.jsonl.
+        seconds: that this process has spent on the run.
+    """
+    before, after = (formats.read_object(workdir / "heldout" / f"{step}.json") for step in (0, config.run.steps))
+    k = after["samples"]
+    change, error = rise(before, after)
+    lines = [line for line in lines if line["step"] > 0]
+    return {
+        "workdir": str(workdir),
+        "steps": config.run.steps,
+        "objective": config.to_dict()["objective"],
+        "heldout": {
+            f"avg@{k}": [before[f"avg@{k}"], after[f"avg@{k}"]],
+            f"pass@{k}": [before[f"pass@{k}"], after[f"pass@{k}"]],
+            f"macro_avg@{k}": [before["macro"][f"avg@{k}"], after["macro"][f"avg@{k}"]],
+            "standard_error": [before["standard_error"], after["standard_error"]],
+            "rise": change,
+            "rise_standard_error": error,
+            "problems": after["problems"],
+        },
+        "mean_over_steps": {
+            name: float(np.mean([line[name] for line in lines if name in line]))
+            for name in (*config.method.watched, *_WATCHED)
+            if any(name in line for line in lines)
+        },
+        "seconds_this_session": seconds,
+        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def as_text(done: dict) -> str:
+    """The lines that are printed of done.json."""
+    held = done["heldout"]
+    average = next(name for name in held if name.startswith("avg@"))
+    passed = next(name for name in held if name.startswith("pass@"))
+    error = held["rise_standard_error"]
+    errors = f"{held['rise'] / error:.1f} standard errors" if error else "no spread"
+    means = ", ".join(f"{name} {value:.4g}" for name, value in done["mean_over_steps"].items())
+    lines = [
+        f"held-out {average}: {held[average][0]:.3f} ± {held['standard_error'][0]:.3f} before, "
+        f"{held[average][1]:.3f} ± {held['standard_error'][1]:.3f} after, {held['problems']} problems",
+        f"rise: {held['rise']:+.3f} ± {held['rise_standard_error']:.3f}, {errors} by problem",
+        f"held-out {passed}: {held[passed][0]:.3f} before, {held[passed][1]:.3f} after",
+        *([f"means over the run: {means}"] if means else []),
+        f"{done['seconds_this_session'] / 60:.1f} min, peak memory {done['peak_memory_gib']:.1f} GiB",
+        f"the run lies in {done['workdir']}",
+    ]
+    return "\n".join(lines)
