@@ -50,11 +50,7 @@ class DasdParams(Fields):
     route: str = field("signed", one_of(*ROUTES), "direction map")
     min_tokens: int = field(4, at_least(1, "tokens"), "shorter responses are not routed")
     min_spread: float = field(1e-4, at_least(0, "nats"), "responses whose entropies deviate less are not routed")
-<<<<<<< HEAD
-    dense_on_zero_adv: bool = field(True, TRUE_OR_FALSE, "keep the teacher's term in groups of equal rewards")
-=======
     dense_on_zero_adv: bool = field(True, TRUE_OR_FALSE, "keep the teacher's term where a group's rewards are equal")
->>>>>>> house
     repel_kl_max: float = field(0.0, at_least(0, "nats", off=True), "no repulsion above this KL(student || teacher)")
 
 
