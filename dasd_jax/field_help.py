@@ -62,12 +62,15 @@ def matching(word: str, groups: dict[str, dict[str, dataclasses.Field]]) -> dict
     word = word.lower().removeprefix("--").removeprefix("config.")
     if not word or word in groups:
         return {group: fields for group, fields in groups.items() if word in ("", group)}
+    group, _, name = word.partition(".")
+    if name in groups.get(group, {}):
+        return {group: {name: groups[group][name]}}
     begins = re.compile(rf"(?<![a-z]){re.escape(word)}")
     found = {}
     for group, fields in groups.items():
         for name, each in fields.items():
-            text = f"{group}.{name} {each.metadata['meaning'].lower()}"
-            if begins.search(text) or ELSEWHERE.get(word) == f"{group}.{name}":
+            full = f"{group}.{name}"
+            if begins.search(f"{full} {each.metadata['meaning'].lower()}") or ELSEWHERE.get(word) == full:
                 found.setdefault(group, {})[name] = each
     return found
 

@@ -109,7 +109,7 @@ _TYPES = {
     float: "a number",
     bool: "true or false",
     str: "text",
-    tuple[str, ...]: "a tuple of texts",
+    tuple[str, ...]: "tuple of texts",
 }
 
 
