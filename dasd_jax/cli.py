@@ -173,7 +173,9 @@ def _loaded(path: str, arg: str) -> tuple[Raw, str]:
             raise UserError(f"--config: {group} of {path} is a {type(fields).__name__}: expected a group of fields")
         for name in fields:
             if f"{group}.{name}" not in known:
-                raise UserError(f"--config: {path}: {group}.{name}: {unknown(f'{group}.{name}', 'dasd')}")
+                raise UserError(
+                    f"--config: {path}: {group}.{name}: {unknown(f'{group}.{name}', config_module.default_method())}"
+                )
     config_module.require_group("objective", raw.get("objective"))
     return raw, base if base in METHODS else base_of(raw)
 
@@ -231,7 +233,7 @@ def _field_error(error: Exception, path: str) -> str:
         trace = trace.tb_next
     if owner is None or not isinstance(key, str) or not isinstance(error, AttributeError | KeyError | TypeError):
         return ""
-    method = owner.get("method") if owner.get("method") in METHODS else config_module.default_method()
+    method = next((name for name in METHODS if name == owner.get("method")), config_module.default_method())
     groups = config_module.declared(method)
     group = max(["", *groups], key=lambda name: len(owner.keys() & (groups[name] if name else groups).keys()))
     name = f"{group}.{key}" if group else key

@@ -293,10 +293,8 @@ def older(raw: Raw) -> bool:
     """Whether a config.json was written by a version with other fields."""
     if raw.keys() != GROUPS.keys() or not all(isinstance(fields, dict) for fields in raw.values()):
         return True
-    method = raw["objective"].get("method")
-    return method not in METHODS or any(
-        raw[group].keys() != fields.keys() for group, fields in declared(method).items()
-    )
+    method = next((name for name in METHODS if name == raw["objective"].get("method")), None)
+    return method is None or any(raw[group].keys() != fields.keys() for group, fields in declared(method).items())
 
 
 def from_dict(raw: Raw) -> Config:

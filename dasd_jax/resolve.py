@@ -7,7 +7,17 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
-from dasd_jax.config import SHARED, Raw, declared, defaults, names, require_group, require_method, unknown
+from dasd_jax.config import (
+    SHARED,
+    Raw,
+    declared,
+    default_method,
+    defaults,
+    names,
+    require_group,
+    require_method,
+    unknown,
+)
 from dasd_jax.errors import UserError
 from dasd_jax.fields import type_words
 from dasd_jax.methods import METHODS
@@ -104,6 +114,6 @@ def switch(raw: Raw, base: str, method: str, keep: bool) -> tuple[Raw, list[str]
 def base_of(raw: Raw) -> str:
     """The method from whose defaults a configuration was most likely made: one with its own fields."""
     own = raw["objective"].keys() - SHARED
-    likely = [raw["objective"].get("method"), *METHODS]
-    fitting = [name for name in likely if name in METHODS and declared(name)["objective"].keys() - SHARED == own]
-    return fitting[0] if fitting else "dasd"
+    likely = sorted(METHODS, key=lambda name: name != raw["objective"].get("method"))  # its own before the others
+    fitting = [name for name in likely if declared(name)["objective"].keys() - SHARED == own]
+    return fitting[0] if fitting else default_method()
