@@ -30,13 +30,16 @@ class PromptBatch:
 
 @struct.dataclass
 class TeacherBatch:
-    """The same problems with privileged context; built after verification.
+    """What a teacher reads in the place of the student's prompts; built after verification.
 
-    One prompt a problem, or [B, G, Q] where each rollout's teacher is shown something else.
+    One prompt a problem, or K a rollout where the context is made of rollouts. A teacher without context reads the
+    student's own prompt, and the gap is 0.
     """
 
-    teacher_prompt: Array  # i32[B, Q], left-padded
-    teacher_prompt_mask: Array  # bool[B, Q]
+    teacher_prompt: Array  # i32[B, Q] or [B, G, K, Q], left-padded
+    teacher_prompt_mask: Array  # bool, likewise
+    shown: Array  # bool[B] or [B, G, K], False where there is no context
+    weight: Array  # f32, like shown: of each of several prompts, 1 unless a method retrieves them
 
 
 @struct.dataclass

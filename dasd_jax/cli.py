@@ -167,15 +167,13 @@ def _loaded(path: str, arg: str) -> tuple[Raw, str]:
         if not isinstance(loaded, ml_collections.ConfigDict):
             raise UserError(f"--config: get_config of {path} returned {type(loaded).__name__}: expected a ConfigDict")
         raw, base = loaded.to_dict(), getattr(loaded, "base_method", None)
-    known = {name for method in METHODS for name in names(method)}
+    known, usual = {name for method in METHODS for name in names(method)}, config_module.default_method()
     for group, fields in raw.items():
         if not isinstance(fields, dict):
             raise UserError(f"--config: {group} of {path} is a {type(fields).__name__}: expected a group of fields")
         for name in fields:
             if f"{group}.{name}" not in known:
-                raise UserError(
-                    f"--config: {path}: {group}.{name}: {unknown(f'{group}.{name}', config_module.default_method())}"
-                )
+                raise UserError(f"--config: {path}: {group}.{name}: {unknown(f'{group}.{name}', usual)}")
     config_module.require_group("objective", raw.get("objective"))
     return raw, base if base in METHODS else base_of(raw)
 

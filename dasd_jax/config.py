@@ -21,7 +21,7 @@ Raw = dict[str, dict[str, Any]]  # group → field → value
 
 _MAX_SAMPLES = 2**16  # of one problem
 _SHA256 = Range(lambda text: re.fullmatch("[0-9a-f]{64}|", text) is not None, "64 hexadecimal digits, or nothing")
-_SPECS = anything("gym:, jsonl:, parquet: or tfds:")
+_SPECS = anything("gym:TASK?field=value, jsonl:FILE, parquet:FILE or tfds:DIR")
 _ONCE = Range(lambda specs: len(set(specs)) == len(specs), "each benchmark once")
 _DTYPES = ("float32", "bfloat16")
 _KERNELS = ("auto", "xla", "splash", "cudnn")

@@ -7,17 +7,8 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
-from dasd_jax.config import (
-    SHARED,
-    Raw,
-    declared,
-    default_method,
-    defaults,
-    names,
-    require_group,
-    require_method,
-    unknown,
-)
+from dasd_jax import config
+from dasd_jax.config import SHARED, Raw, declared, defaults, names, unknown
 from dasd_jax.errors import UserError
 from dasd_jax.fields import type_words
 from dasd_jax.methods import METHODS
@@ -40,7 +31,7 @@ def resolve(raw: Raw, base: str, overrides: Mapping[str, str]) -> tuple[Raw, lis
     """
     own = raw["objective"].get("method", base)
     method = overrides.get("objective.method", own)
-    require_method(method)
+    config.require_method(method)
     resolved, dropped = switch(raw, base, method, keep=method in (base, own))
     fields = declared(method)
     for name, text in overrides.items():
@@ -49,7 +40,7 @@ def resolve(raw: Raw, base: str, overrides: Mapping[str, str]) -> tuple[Raw, lis
             why = unknown(name, method)
             given = f"={text:.80}" if why.startswith("method ") else ""
             raise UserError(f"--config.{name}{given}: {why}")
-        require_group(group, resolved.get(group))
+        config.require_group(group, resolved.get(group))
         kind = fields[group][field].type
         try:
             resolved[group][field] = _read(text, kind)
@@ -116,4 +107,4 @@ def base_of(raw: Raw) -> str:
     own = raw["objective"].keys() - SHARED
     likely = sorted(METHODS, key=lambda name: name != raw["objective"].get("method"))  # its own before the others
     fitting = [name for name in likely if declared(name)["objective"].keys() - SHARED == own]
-    return fitting[0] if fitting else default_method()
+    return fitting[0] if fitting else config.default_method()

@@ -23,7 +23,7 @@ def _read_problems(*specs: str) -> None:
     problems, _ = load_problems(specs)
     kept, _ = split_heldout(problems, min(1, len(problems) - 1))
     labels(specs)
-    text = PromptText("boxed", "answer", None, shots=())
+    text = PromptText("boxed", sources=(), privileged="answer", enable_thinking=None, shots=())
     PromptSet(kept, load_tokenizer("byte"), text, student_width=4096, teacher_width=4096, target_width=4096)
 
 

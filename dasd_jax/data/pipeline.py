@@ -6,13 +6,16 @@ hold each example of the batch once.
 """
 
 import dataclasses
+import functools
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
 
 from dasd_jax.batch import PromptBatch, TeacherBatch
+from dasd_jax.data import contexts
 from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
 from dasd_jax.text import prompts
@@ -24,7 +27,8 @@ class PromptText:
     """What stands around a problem, the same for the student and the teacher."""
 
     instruction: str  # name in prompts.INSTRUCTIONS
-    privileged: str  # what the teacher is shown of problems that do not say it, a name in prompts.PRIVILEGED
+    sources: tuple[str, ...]  # data.sources, whose specs may say what the teacher is shown of their problems
+    privileged: str  # the same for those that do not, a name in prompts.PRIVILEGED
     enable_thinking: bool | None
     shots: tuple[Problem, ...]
 
@@ -33,13 +37,20 @@ class PromptText:
         return self._encode(tokenizer, prompts.student_messages(problem.question, **self._common()))
 
     def kind(self, problem: Problem) -> str:
-        """What the teacher is shown of a problem."""
+        """The kind of a problem's default context."""
         return problem.privileged or self.privileged
 
-    def teacher(self, tokenizer: Tokenizer, problem: Problem, context: str) -> list[int]:
-        """Token ids of the same prompt with privileged context in it; blank context gives the student's."""
-        kind = self.kind(problem)
-        messages = prompts.teacher_messages(problem.question, context_kind=kind, context=context, **self._common())
+    def kinds(self, context: str) -> frozenset[str]:
+        """The kinds of text that a teacher with this context is shown; see `contexts.kinds`."""
+        return contexts.kinds(self.sources, self.privileged, context)
+
+    def teacher(
+        self, tokenizer: Tokenizer, problem: Problem, kind: str, text: str, *, with_question: bool = True
+    ) -> list[int]:
+        """Token ids of the same prompt with a text of that kind in it; blank text gives the student's."""
+        messages = prompts.teacher_messages(
+            problem.question, context_kind=kind, context=text, with_question=with_question, **self._common()
+        )
         return self._encode(tokenizer, messages)
 
     def target(self, tokenizer: Tokenizer, problem: Problem) -> list[int]:
@@ -62,7 +73,6 @@ class PromptSet:
     Attributes:
         problems: those that are left.
         dropped: reason → how many problems were left out.
-        shows_siblings: some of the teacher's prompts hold another rollout of the same problem; see `teacher_rows`.
     """
 
     def __init__(
@@ -80,30 +90,27 @@ class PromptSet:
 
         Args:
             student_width: tokens, P.
-            teacher_width: tokens, Q; 0 makes no teacher prompts and asks for no privileged context.
+            teacher_width: tokens, Q. A problem whose default context is missing, or does not fit, is left out for
+                every method, so that all of them learn from the same problems; 0 makes no teacher prompts.
             target_width: tokens of the reference response, R, for supervised fine-tuning; 0 makes no targets.
             field: the one that names the problems, for the message when none fits.
 
         Raises:
-            UserError: a problem without the privileged context that was asked for, or none that fits.
+            UserError: no problem has the context that was asked for and fits.
         """
         kept, student, teacher, targets = [], [], [], []
         widths = {"student prompt": student_width, "teacher prompt": teacher_width, "reference response": target_width}
         self.dropped = {f"{what} longer than {width} tokens": 0 for what, width in widths.items() if width}
-        self.shows_siblings = False
         for problem in problems:
+            kind = text.kind(problem)
+            if teacher_width and not contexts.has(problem, kind):
+                self.dropped[f"no {kind}"] = self.dropped.get(f"no {kind}", 0) + 1
+                continue
             encoded = {"student prompt": text.student(tokenizer, problem)}
             if teacher_width:
-                kind = text.kind(problem)
-                self.shows_siblings |= kind == "sibling"
                 # A sibling is not written yet: until then its place is blank.
-                context = "" if kind == "sibling" else getattr(problem, kind)
-                if kind != "sibling" and not context:
-                    raise UserError(
-                        f"data.privileged: {kind!r}: {problem.source} problem {problem.index} has none: "
-                        "expected it for every problem"
-                    )
-                encoded["teacher prompt"] = text.teacher(tokenizer, problem, context)
+                context = "" if kind in contexts.PER_ROLLOUT else getattr(problem, kind)
+                encoded["teacher prompt"] = text.teacher(tokenizer, problem, kind, context)
             if target_width:
                 encoded["reference response"] = text.target(tokenizer, problem)
             misfit = next((what for what, ids in encoded.items() if len(ids) > widths[what]), None)
@@ -115,8 +122,14 @@ class PromptSet:
             teacher.append(encoded.get("teacher prompt", []))
             targets.append(encoded.get("reference response", []))
         if not kept:
-            reasons = ", ".join(f"{count} with a {reason}" for reason, count in self.dropped.items() if count)
-            raise UserError(f"{field}: no problem is left of {len(problems)}: dropped {reasons}")
+            reasons = [
+                f"{count} with {'' if reason.startswith('no ') else 'a '}{reason}"
+                for reason, count in self.dropped.items()
+                if count
+            ]
+            if f"no {text.privileged}" in self.dropped:
+                field = f"data.privileged: {text.privileged!r}"
+            raise UserError(f"{field}: no problem is left of {len(problems)}: dropped {', '.join(reasons)}")
         self.problems: list[Problem] = kept
         self._tokenizer, self._text = tokenizer, text
         self._student_width, self._teacher_width, self._target_width = student_width, teacher_width, target_width
@@ -138,40 +151,88 @@ class PromptSet:
         arrays = (array for pair in (self._student, self._teacher, self._target) for array in pair)
         return hashlib.sha256(b"".join(hashlib.sha256(array).digest() for array in arrays)).hexdigest()
 
-    def teacher_batch(self, example_id: np.ndarray) -> TeacherBatch:
-        """The same problems with privileged context: i32[B] → TeacherBatch of NumPy arrays."""
-        ids = [self._teacher[i] for i in example_id]
-        return TeacherBatch(*prompts.left_pad(ids, self._teacher_width, self._tokenizer.pad_id))
+    def check_context(self, context: str) -> None:
+        """Refuses a context that is made of problems and that none of them has.
 
-    def blank_teacher_batch(self, example_id: np.ndarray) -> TeacherBatch:
-        """The same problems without privileged context: the student's prompts in the teacher's width."""
-        ids = [self._student[i] for i in example_id]
-        return TeacherBatch(*prompts.left_pad(ids, self._teacher_width, self._tokenizer.pad_id))
+        Raises:
+            ValueError: an unknown context.
+            UserError: no problem has it.
+        """
+        for kind in self._text.kinds(context) - {"none"}:
+            if not any(contexts.has(problem, kind) for problem in self.problems):
+                needed = "solution" if kind == "partial_solution" else kind
+                raise UserError(
+                    f"data.sources: none of the {len(self)} training problems has a {needed}: the method shows its "
+                    f"teacher context {context!r}, expected it of some"
+                )
 
-    def teacher_rows(self, example_id: np.ndarray, siblings: Sequence[str]) -> tuple[TeacherBatch, float]:
-        """A teacher prompt for every rollout.
+    def teacher_batch(
+        self,
+        example_id: np.ndarray,
+        context: str = "",
+        count: int = 1,
+        *,
+        group: int,
+        written: contexts.Written | None = None,
+        alpha: float = 1.0,
+    ) -> TeacherBatch:
+        """What a teacher reads of a batch of problems and their rollouts.
+
+        Without context, or with one whose prompt does not fit, it reads the student's prompt, and `shown` is False.
 
         Args:
             example_id: i32[B].
-            siblings: a text for each of the B*G rollouts, problem-major: what its teacher is shown where the problem
-                shows siblings. Blank ones, and those that do not fit, leave the student's prompt: a gap of 0.
+            context: one of `prompts.CONTEXTS`, or "" for the default.
+            count: prompts a rollout, K; 1 where the context is made of problems.
+            group: rollouts a problem, G.
+            written: the B*G rollouts; may be left out where the context is made of problems.
+            alpha: the share of the solution that partial_solution shows, in [0, 1].
 
         Returns:
-            (TeacherBatch of [B, G, Q], share of rollouts without context).
+            NumPy arrays. The prompt is i32[B, Q], or [B, G, K, Q] for all problems where any kind of the context is
+            made of rollouts: the config alone decides, see `contexts.kinds`.
+
+        Raises:
+            ValueError: an unknown context, an alpha out of range, or a count above 1 where each problem has one prompt.
         """
-        group, blank, sequences = len(siblings) // len(example_id), 0, []
-        for row, sibling in enumerate(siblings):
+        shape = contexts.batch_shape(self._text.kinds(context), len(example_id), group, count)
+        group = math.prod(shape[1:2])
+        problems = [self.problems[i] for i in example_id]
+        default = [self._text.kind(problem) for problem in problems]
+        rows = contexts.texts(context, default, problems, group, count=count, written=written, alpha=alpha)
+        # Rollouts of a group are shown the same few texts.
+        encode = functools.cache(functools.partial(self._with_context, context))
+        shown, sequences = np.zeros((len(rows), count), np.bool_), []
+        for row, texts in enumerate(rows):
             index = example_id[row // group]
-            ids = self._teacher[index]
-            if self._text.kind(self.problems[index]) == "sibling":
-                shown = self._text.teacher(self._tokenizer, self.problems[index], sibling) if sibling else ids
-                fits = len(shown) <= self._teacher_width
-                blank += not sibling or not fits
-                ids = shown if fits else ids
-            sequences.append(ids)
+            for place in range(count):
+                ids = self._student[index]
+                if place < len(texts):
+                    with_context = encode(index, *texts[place])
+                    if len(with_context) <= self._teacher_width:
+                        ids, shown[row, place] = with_context, True
+                sequences.append(ids)
+        return self._teacher_batch(sequences, shown.reshape(shape))
+
+    def blank_teacher_batch(
+        self, example_id: np.ndarray, context: str = "", count: int = 1, *, group: int
+    ) -> TeacherBatch:
+        """`teacher_batch` of the same arguments without any context: the student's prompts in the teacher's width."""
+        shape = contexts.batch_shape(self._text.kinds(context), len(example_id), group, count)
+        sequences = [self._student[i] for i in example_id for _ in range(math.prod(shape[1:]))]
+        return self._teacher_batch(sequences, np.zeros(shape, np.bool_))
+
+    def _with_context(self, context: str, index: int, kind: str, text: str) -> Sequence[int]:
+        problem = self.problems[index]
+        if not context and kind not in contexts.PER_ROLLOUT:
+            return self._teacher[index]
+        with_question = context != "without_problem"
+        return self._text.teacher(self._tokenizer, problem, kind, text, with_question=with_question)
+
+    def _teacher_batch(self, sequences: Sequence[Sequence[int]], shown: np.ndarray) -> TeacherBatch:
         padded = prompts.left_pad(sequences, self._teacher_width, self._tokenizer.pad_id)
-        batch = TeacherBatch(*(x.reshape(len(example_id), group, -1) for x in padded))
-        return batch, blank / len(siblings)
+        prompt, mask = (x.reshape(*shown.shape, -1) for x in padded)
+        return TeacherBatch(prompt, mask, shown, np.ones(shown.shape, np.float32))
 
     def target_batch(self, example_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Reference responses, right-padded: i32[B] → (i32[B, R], bool[B, R])."""

@@ -61,21 +61,42 @@ def load_source(spec: str, field: str = "data.sources") -> list[Problem]:
     Raises:
         UserError: the spec or its data are at fault; starts with `field`, the one that names the spec.
     """
-    try:
-        scheme, colon, rest = spec.partition(":")
-        if not colon or scheme not in _LOADERS:
-            raise UserError(f"unknown scheme, expected one of {', '.join(f'{name}:' for name in _LOADERS)}")
-        target, query = _split_query(rest)
-        privileged = query.pop("privileged", "")
-        if privileged and privileged not in PRIVILEGED:
-            raise UserError(f"privileged={privileged}: expected one of {', '.join(PRIVILEGED)}")
+    with _naming(field, spec):
+        scheme, target, query, privileged = _parsed(spec)
         problems = list(_LOADERS[scheme](spec, target, query))
         if not problems:
             raise UserError("no problems in it, expected at least one")
-        problems = [dataclasses.replace(problem, privileged=privileged) for problem in problems]
+    return [dataclasses.replace(problem, privileged=privileged) for problem in problems]
+
+
+def privileged_of(spec: str, field: str = "data.sources") -> str:
+    """`Problem.privileged` of every problem of a source, without loading it.
+
+    Raises:
+        UserError: the spec is at fault; starts with `field`.
+    """
+    with _naming(field, spec):
+        return _parsed(spec)[-1]
+
+
+@contextlib.contextmanager
+def _naming(field: str, spec: str) -> Iterator[None]:
+    try:
+        yield
     except UserError as error:
         raise UserError(f"{field}: {spec!r}: {error}") from error
-    return problems
+
+
+def _parsed(spec: str) -> tuple[str, str, dict[str, str], str]:
+    """Scheme, what stands behind it, its query without `privileged`, and that."""
+    scheme, colon, rest = spec.partition(":")
+    if not colon or scheme not in _LOADERS:
+        raise UserError(f"unknown scheme, expected one of {', '.join(f'{name}:' for name in _LOADERS)}")
+    target, query = _split_query(rest)
+    privileged = query.pop("privileged", "")
+    if privileged and privileged not in PRIVILEGED:
+        raise UserError(f"privileged={privileged}: expected one of {', '.join(PRIVILEGED)}")
+    return scheme, target, query, privileged
 
 
 def load_problems(specs: Sequence[str]) -> tuple[list[Problem], dict[str, int]]:

@@ -1,7 +1,7 @@
 """Tensors of weight files streamed to the devices.
 
 Tensors are read one at a time in the order of the files, and each device's part of each goes straight to that device,
-so that the host needs memory for one tensor beside the parameters of its own devices.
+so that the host needs memory for one tensor in addition to the parameters of its own devices.
 """
 
 import math

@@ -184,9 +184,7 @@ def _scored(config: Config, mesh: Mesh, steps: StepConfig) -> tuple:
     shown = {}
     for name, view in steps.views.items():
         kinds = contexts.kinds(config.data.sources, config.data.privileged, view.context)
-        prompts = (
-            (group.problems, steps.shape.rollouts, view.count) if contexts.per_rollout(kinds) else (group.problems,)
-        )
+        prompts = contexts.batch_shape(kinds, group.problems, steps.shape.rollouts, view.count)
         ids = (*prompts, group.teacher_prompt_length)
         shown[name] = TeacherBatch(
             teacher_prompt=_rows(mesh, ids, jnp.int32),

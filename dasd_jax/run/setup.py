@@ -142,6 +142,7 @@ def prompt_text(config: Config, train: list[Problem]) -> PromptText:
     """What stands around each problem; the first training problems are the shots."""
     return PromptText(
         instruction=config.data.instruction,
+        sources=config.data.sources,
         privileged=config.data.privileged,
         enable_thinking=config.data.enable_thinking,
         shots=tuple(train[: config.data.shots]),
@@ -167,6 +168,8 @@ def open_prompts(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, Promp
         teacher_width=config.rollout.teacher_prompt_length,
         target_width=0 if config.method.rollouts else config.rollout.max_new_tokens,
     )
+    for view in config.method.views(config.hp).values():
+        train_set.check_context(view.context)
     heldout_set = _evaluation_set(config, heldout, tokenizer, text)
     counts = {**counts, "training": len(train_set), "to evaluate": len(heldout_set)}
     for prompt_set in (train_set, heldout_set):

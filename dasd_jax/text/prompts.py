@@ -23,17 +23,29 @@ INSTRUCTIONS = {
 
 _ANSWERS = {"boxed": "\\boxed{%s}", "answer_line": "Answer: %s"}
 
-PRIVILEGED = {
-    "answer": "The correct answer to this problem is: {}",
-    "solution": "Here is a correct solution to this problem:\n{}",
-    "hint": "Here is a hint for this problem:\n{}",
-    # A response of the same policy that the verifier accepted: not to be trusted in its words, only in its end.
-    "sibling": "Here is an attempt at this problem that reached the correct answer:\n{}",
-}
+# What a teacher may be shown unless its method asks for something else; data/contexts.py says how each is made.
+PRIVILEGED = ("answer", "solution", "hint", "sibling")
+
+CONTEXTS = (*PRIVILEGED, "partial_solution", "wrong_siblings", "none", "other_problem", "without_problem")
 
 # The teacher scores tokens of a student who has seen no context. Left alone it expects a reply that quotes the context
 # and finds every token of an honest attempt unlikely; these words ask for the reply that the student would write.
-_TRANSITION = "Use it to reach the right answer in your own steps, and do not mention that you were given it."
+_USE = "Use it to reach the right answer in your own steps, and do not mention that you were given it."
+_AVOID = "Avoid its mistake, reach the right answer in your own steps, and do not mention that you were given it."
+
+# The words before each kind of text, and those behind it.
+_WORDS = {
+    "answer": ("The correct answer to this problem is: {}", _USE),
+    "solution": ("Here is a correct solution to this problem:\n{}", _USE),
+    "hint": ("Here is a hint for this problem:\n{}", _USE),
+    # A response of the same policy that the verifier accepted: not to be trusted in its words, only in its end.
+    "sibling": ("Here is an attempt at this problem that reached the correct answer:\n{}", _USE),
+    "partial_solution": (
+        "Here is the beginning of a correct solution to this problem, and its final answer:\n{}",
+        _USE,
+    ),
+    "wrong_siblings": ("Here is an attempt at this problem that reached a wrong answer:\n{}", _AVOID),
+}
 
 
 def student_messages(question: str, *, instruction: str, shots: Sequence[tuple[str, str]] = ()) -> list[Message]:
@@ -54,25 +66,39 @@ def student_messages(question: str, *, instruction: str, shots: Sequence[tuple[s
 
 
 def teacher_messages(
-    question: str, *, instruction: str, context_kind: str, context: str, shots: Sequence[tuple[str, str]] = ()
+    question: str,
+    *,
+    instruction: str,
+    context_kind: str,
+    context: str,
+    shots: Sequence[tuple[str, str]] = (),
+    with_question: bool = True,
 ) -> list[Message]:
     """The student's conversation with privileged context in its last turn.
 
     Args:
       question, instruction, shots: as in `student_messages`.
-      context_kind: one of `PRIVILEGED`; chooses the words around the context.
+      context_kind: answer, solution, hint, sibling, partial_solution or wrong_siblings; chooses the words around the
+        context.
       context: the privileged text. Blank text gives exactly the student's messages, so that the gap is 0.
+      with_question: False leaves the question out of the last turn, for a teacher that knows the context alone.
 
     Raises:
       ValueError: an unknown `context_kind`.
     """
-    if context_kind not in PRIVILEGED:
-        raise ValueError(f"context_kind {context_kind!r}: expected one of {', '.join(PRIVILEGED)}")
+    if context_kind not in _WORDS:
+        raise ValueError(f"context_kind {context_kind!r}: expected one of {', '.join(_WORDS)}")
     messages = student_messages(question, instruction=instruction, shots=shots)
     if context.strip():
-        privileged = f"{PRIVILEGED[context_kind].format(context.strip())}\n\n{_TRANSITION}"
-        messages[-1] = _user(question, privileged, instruction)
+        before, behind = _WORDS[context_kind]
+        privileged = f"{before.format(context.strip())}\n\n{behind}"
+        messages[-1] = _user(question if with_question else "", privileged, instruction)
     return messages
+
+
+def partial_solution(beginning: str, answer: str) -> str:
+    """The text of context kind partial_solution: the beginning of a solution, as it is written, and its answer."""
+    return f"{beginning}\n\nFinal answer: {answer}"
 
 
 def format_answer(answer: str, style: str) -> str:

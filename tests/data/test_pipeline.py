@@ -11,7 +11,8 @@ from dasd_jax.errors import UserError
 from dasd_jax.text.tokenizer_files import load_tokenizer
 
 BYTES = load_tokenizer("byte")
-TEXT = PromptText(instruction="answer_line", privileged="answer", enable_thinking=None, shots=())
+TEXT = PromptText(instruction="answer_line", sources=(), privileged="answer", enable_thinking=None, shots=())
+HINTS = dataclasses.replace(TEXT, privileged="hint")
 
 
 def problems(count=10, **fields):
@@ -58,7 +59,7 @@ def test_prompts_that_do_not_fit_are_dropped_and_counted():
     kept = prompt_set(items)
     assert len(kept) == 5
     assert kept.dropped["student prompt longer than 200 tokens"] == 1
-    tight = max(len(TEXT.teacher(BYTES, problem, problem.answer)) for problem in items[:5]) - 1
+    tight = max(len(TEXT.teacher(BYTES, problem, "answer", problem.answer)) for problem in items[:5]) - 1
     with pytest.raises(UserError, match=r"no problem is left of 5: dropped 5 with a teacher prompt longer than"):
         prompt_set(items[:5], teacher_width=tight)
 
@@ -66,12 +67,12 @@ def test_prompts_that_do_not_fit_are_dropped_and_counted():
 def test_prompts_are_whole_and_end_in_the_last_column():
     kept = prompt_set()
     batch = next(iter(kept.in_order(4, range(10))))[0]
-    teacher = kept.teacher_batch(batch.example_id)
+    teacher = kept.teacher_batch(batch.example_id, group=3)
     for row, i in enumerate(batch.example_id):
         problem = kept.problems[i]
         assert batch.student_prompt[row][batch.student_prompt_mask[row]].tolist() == TEXT.student(BYTES, problem)
         assert teacher.teacher_prompt[row][teacher.teacher_prompt_mask[row]].tolist() == TEXT.teacher(
-            BYTES, problem, problem.answer
+            BYTES, problem, "answer", problem.answer
         )
         assert batch.student_prompt_mask[row, -1] and teacher.teacher_prompt_mask[row, -1]
 
@@ -84,10 +85,23 @@ def test_targets_end_in_a_stop_token():
         assert tokens[row][mask[row]][-1] in BYTES.stop_ids
 
 
-def test_missing_privileged_context_is_refused():
-    with pytest.raises(UserError, match="data.privileged: 'hint': test problem 0 has none"):
-        prompt_set(text=PromptText("answer_line", "hint", None, ()))
-    assert len(prompt_set(problems(hint="count"), text=PromptText("answer_line", "hint", None, ()))) == 10
+def test_a_problem_without_the_default_context_is_left_out_and_counted():
+    items = problems(4) + problems(3, hint="count") + problems(2, hint=" ")
+    kept = prompt_set(items, HINTS)
+    assert kept.problems == items[4:7] and kept.dropped["no hint"] == 6
+    assert "no hint" not in prompt_set(items).dropped
+
+
+def test_data_privileged_is_named_when_no_problem_has_what_it_asks_for():
+    with pytest.raises(UserError, match="^data.privileged: 'hint': no problem is left of 10: dropped 10 with no hint$"):
+        prompt_set(text=HINTS)
+    # Here it is the source that asks for it.
+    with pytest.raises(UserError, match="^data.sources: no problem is left of 10: dropped 10 with no solution$"):
+        prompt_set(problems(privileged="solution"), HINTS)
+
+
+def test_a_set_without_teacher_prompts_needs_no_context():
+    assert len(prompt_set(text=HINTS, teacher_width=0)) == 10
 
 
 def test_a_batch_larger_than_the_data_is_refused():
@@ -100,35 +114,3 @@ def test_evaluation_sees_each_problem_once_and_marks_what_fills_up():
     assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     [(batch, live)] = prompt_set().in_order(4, [7, 3])
     assert batch.example_id.tolist() == [7, 3, 7, 3] and live.tolist() == [True, True, False, False]
-
-
-def test_blank_context_gives_the_students_ids_in_the_teachers_width():
-    kept = prompt_set()
-    ids = np.array([3, 0, 7])
-    blank, batch = kept.blank_teacher_batch(ids), [kept[i] for i in ids]
-    assert blank.teacher_prompt.shape == (3, 400)
-    for row, item in enumerate(batch):
-        expected = item["student_prompt"][item["student_prompt_mask"]]
-        np.testing.assert_array_equal(blank.teacher_prompt[row][blank.teacher_prompt_mask[row]], expected)
-
-
-def test_every_rollout_is_shown_its_own_sibling_and_no_context_where_none_fits():
-    """Problem 0 shows siblings, problem 1 its answer: the teacher's prompt is that of the text it is shown."""
-    items = [
-        dataclasses.replace(problem, privileged=kind)
-        for problem, kind in zip(problems(2), ("sibling", ""), strict=True)
-    ]
-    kept = prompt_set(items)
-    assert kept.shows_siblings and not prompt_set().shows_siblings
-    siblings = ["it is 1", "", "far too long " * 40, "unread", "unread", "unread"]
-    batch, blank = kept.teacher_rows(np.array([0, 1]), siblings)
-    assert batch.teacher_prompt.shape == (2, 3, 400) and blank == pytest.approx(2 / 6)
-
-    def ids(problem, rollout):
-        return batch.teacher_prompt[problem, rollout][batch.teacher_prompt_mask[problem, rollout]].tolist()
-
-    student = TEXT.student(BYTES, items[0])
-    assert ids(0, 0) == TEXT.teacher(BYTES, items[0], "it is 1") != student
-    assert "it is 1" in BYTES.decode(ids(0, 0)) and "Use it to reach the right answer" in BYTES.decode(ids(0, 0))
-    assert ids(0, 1) == ids(0, 2) == student
-    assert all(ids(1, rollout) == TEXT.teacher(BYTES, items[1], "2") for rollout in range(3))

@@ -53,7 +53,9 @@ def batch(seed=0, *, lengths=(5, 4, 1, 5, 5, 3, 0, 5), teacher_equals_student=Fa
     rollouts = RolloutBatch(response, mask, zeros, zeros, rows // G, rows % G, np.ones(rows.size, bool), rows * 0)
     reward = np.resize(np.array([1, 0, 0, 1, 1, 1, 0, 0], np.float32), rows.size)
     prompts = PromptBatch(*student, np.arange(problems, dtype=np.int32))
-    return prompts, TeacherBatch(*teacher), rollouts, reward, np.ones(rows.size, bool)
+    shown = np.ones(problems, bool)
+    teacher = TeacherBatch(*teacher, shown, shown.astype(np.float32))
+    return prompts, teacher, rollouts, reward, np.ones(rows.size, bool)
 
 
 def skewed_batch():
@@ -62,9 +64,9 @@ def skewed_batch():
     pairs[::3] = pairs[::3, ::-1]
     lengths = pairs.reshape(-1)
     prompts, teacher, rollouts, reward, in_loss = batch(lengths=lengths)
-    prompt, mask = (np.repeat(x[:, None], G, axis=1) for x in (teacher.teacher_prompt, teacher.teacher_prompt_mask))
-    prompt[:, 1] += 1
-    return prompts, TeacherBatch(prompt, mask), rollouts, reward, in_loss & (lengths < SKEWED.max())
+    teacher = jax.tree.map(lambda x: np.repeat(x[:, None, None], G, axis=1), teacher)
+    teacher.teacher_prompt[:, 1] += 1
+    return prompts, teacher, rollouts, reward, in_loss & (lengths < SKEWED.max())
 
 
 def score(mesh, steps, parts=None, params=None, teacher_weight=1.0):

@@ -1,4 +1,4 @@
-"""What a step learns from: rewards, groups that teach something, and siblings."""
+"""What a step learns from: rewards, groups that teach something, and teachers that are shown it."""
 
 import dataclasses
 
@@ -7,8 +7,12 @@ import pytest
 
 from dasd_jax import cli, config
 from dasd_jax.batch import PromptBatch, RolloutBatch
-from dasd_jax.run import collect
+from dasd_jax.data.pipeline import PromptSet
+from dasd_jax.data.sources import Problem
+from dasd_jax.objective.contract import View
+from dasd_jax.run import collect, setup
 from dasd_jax.run.display import Clock, Display
+from dasd_jax.text.tokenizer import load_tokenizer
 from dasd_jax.verify.verifier import Verdict
 
 RIGHT, WRONG = Verdict(1.0, 1.0, "1"), Verdict(0.0, 0.2, "2")
@@ -36,10 +40,50 @@ def test_a_reward_is_the_verdict_less_what_the_length_costs():
         np.testing.assert_allclose(reward, expected_reward)
 
 
-def test_a_row_is_shown_the_first_right_response_of_its_group_but_itself():
-    texts = ["a", "<think>hm</think> b", "c", "d", "e", "f"]
-    right = np.array([False, True, True, False, True, False])
-    assert collect._siblings(texts, right, 3) == ["b", "c", "b", "e", "", "e"]
+class Shower(collect.Collector):
+    """Makes teachers' prompts of two problems with two rollouts each."""
+
+    def __init__(self, privileged="answer", **fields):
+        problems = [Problem(question=f"{i}?", answer="1", source="s", index=i, scorer="math", **fields) for i in (0, 1)]
+        self._config = tiny(data__privileged=privileged, rollout__rollouts=2, rollout__teacher_prompt_length=400)
+        self._prompts = PromptSet(
+            problems,
+            load_tokenizer("byte"),
+            setup.prompt_text(self._config, problems),
+            student_width=300,
+            teacher_width=400,
+        )
+
+
+def test_each_teacher_reads_its_own_context_and_the_log_says_what_is_missing():
+    """Rows 0 and 1 are right and wrong: each is the other's sibling of one kind; rows 2 and 3 are both wrong."""
+    collected = drawn([0, 1], [1, 0, 0, 0])
+    collected = dataclasses.replace(collected, texts=["a", "b", "c", "d"])
+    views = {
+        "right": View("sibling"),
+        "wrong": View("wrong_siblings", count=2),
+        "bare": View("none"),
+        "teacher": View(),
+    }
+    batches, metrics = Shower().teacher_batches(collected, views, {})
+    assert {name: batch.shown.shape for name, batch in batches.items()} == {
+        "right": (2, 2, 1),
+        "wrong": (2, 2, 2),
+        "bare": (2,),
+        "teacher": (2,),
+    }
+    assert metrics == {"right/blank_frac": 0.75, "wrong/blank_frac": 0.25}
+    assert Shower("sibling").teacher_batches(collected, {"teacher": View()}, {})[1] == {"teacher/blank_frac": 0.75}
+
+
+def test_an_argument_of_the_method_reaches_the_context():
+    shower, collected = Shower(solution="Half.\nWhole."), drawn([0, 1], [1, 0, 0, 0])
+    lengths = []
+    for alpha in (0.0, 0.5, 1.0):
+        batches, metrics = shower.teacher_batches(collected, {"teacher": View("partial_solution")}, {"alpha": alpha})
+        lengths.append(batches["teacher"].teacher_prompt_mask.sum())
+        assert metrics == {"teacher/blank_frac": 0.0}
+    assert lengths[0] < lengths[1] < lengths[2]
 
 
 def drawn(example_ids, rewards):

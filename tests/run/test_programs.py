@@ -9,7 +9,7 @@ from dasd_jax.errors import UserError
 from dasd_jax.mesh import MeshConfig, make_mesh
 from dasd_jax.model.presets import preset
 from dasd_jax.run import setup
-from dasd_jax.run.programs import programs
+from dasd_jax.run.programs import _scored, programs
 
 PLENTY = 2**34
 # qwen3_tiny: its products 98,304, its embedding 320 · 64, both split over heads or words; its norms 4 · 64 + 2 · 32.
@@ -50,6 +50,21 @@ def test_slots_follow_from_the_memory_that_is_given():
     assert slots == [5, 7, 8, 16]
     with pytest.raises(UserError, match="rollout.slots: not one row fits"):
         found(memory=2**19)
+
+
+@pytest.mark.parametrize(
+    ("default", "query", "axes"),
+    [("answer", "", (16,)), ("answer", "&privileged=sibling", (16, 4, 1)), ("sibling", "", (16, 4, 1))],
+)
+def test_the_teachers_prompts_are_one_a_rollout_where_any_source_shows_siblings(default, query, axes):
+    raw = cli.load_config("configs/qwen_math.py", "tiny").to_dict()
+    raw["rollout"]["problems"] = 16
+    raw["data"] |= {"privileged": default, "sources": (*raw["data"]["sources"], f"gym:lcm?size=2{query}")}
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    with jax.set_mesh(mesh):
+        teacher = _scored(config.from_dict(raw), mesh)[0]
+    assert teacher.shown.shape == teacher.weight.shape == axes
+    assert teacher.teacher_prompt.shape == teacher.teacher_prompt_mask.shape == (*axes, 320)
 
 
 def test_flops_count_both_views_and_the_backward_pass_twice():

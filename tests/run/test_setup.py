@@ -1,4 +1,4 @@
-"""Benchmarks: what is evaluated instead of a part of the sources, and never trained on."""
+"""What is trained on, the same for every method; and what is evaluated instead of a part of it."""
 
 import json
 
@@ -17,8 +17,9 @@ def write(path, questions):
     return f"jsonl:{path}"
 
 
-def tiny(sources, benchmarks, eval_problems=0, **data):
+def tiny(sources, benchmarks, eval_problems=0, method="dasd", **data):
     raw = cli.load_config("configs/qwen_math.py", "tiny").to_dict()
+    raw["objective"]["method"] = method
     raw["data"] |= {"sources": tuple(sources), "benchmarks": tuple(benchmarks), "heldout": 0} | data
     raw["run"]["eval_problems"] = eval_problems
     return config.from_dict(raw)
@@ -45,6 +46,24 @@ def test_problems_of_a_benchmark_are_not_trained_on(files):
     assert both["held out and not evaluated"] == 5 and both["training"] == 20 - 3 - 5
     _, _, without = setup.open_prompts(tiny([source], [], heldout=4), BYTES)
     assert "in a benchmark" not in without and without["training"] == 16
+
+
+def test_every_method_draws_the_same_batches_whatever_its_teacher_is_shown(tmp_path):
+    """Two of the problems have no hint, and the hint of another one does not fit the teacher's prompt."""
+    lines = [{"question": f"What is {i} + 1?", "answer": "1", "hint": "count"} for i in range(12)]
+    lines[3]["hint"] = lines[7]["hint"] = ""
+    lines[5]["hint"] = "long " * 100
+    path = tmp_path / "hints.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    benchmark = write(tmp_path / "benchmark.jsonl", ["What is 2 * 2?"])
+    drawn = {}
+    for method in ("dasd", "grpo", "sft"):
+        made = tiny([f"jsonl:{path}"], [benchmark], method=method, privileged="hint")
+        train, _, counts = setup.open_prompts(made, BYTES)
+        assert (counts["training"], counts["no hint"], counts["teacher prompt longer than 320 tokens"]) == (9, 2, 1)
+        batches = train.batches(4, seed=0)
+        drawn[method] = [train.problems[i].question for n in range(6) for i in batches[n].example_id]
+    assert drawn["dasd"] == drawn["grpo"] == drawn["sft"]
 
 
 def test_the_number_of_problems_is_capped_in_each_benchmark(files):

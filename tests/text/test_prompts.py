@@ -11,6 +11,7 @@ from dasd_jax.text.prompts import (
     encode_prompt,
     format_answer,
     left_pad,
+    partial_solution,
     render_chat,
     student_messages,
     teacher_messages,
@@ -21,7 +22,7 @@ from dasd_jax.text.tokenizer_files import load_tokenizer
 QUESTION = "What is \\frac{1}{2} + {x} for x = 3?"
 CONTEXT = "the sum {0} is \\boxed{3.5} %s"
 SHOTS = (("1 + 1?", "Answer: 2"), ("2 + 2?", "Answer: 4"))
-KINDS = ("answer", "solution", "hint")
+KINDS = ("answer", "solution", "hint", "sibling", "partial_solution", "wrong_siblings")
 
 
 def views(kind="answer", context=CONTEXT, instruction=INSTRUCTIONS["boxed"], shots=SHOTS):
@@ -56,10 +57,31 @@ def test_both_views_start_with_the_problem_and_end_with_the_same_instruction(kin
             assert turn.startswith(QUESTION) and turn.endswith("\n\n" + instruction)
 
 
+def test_the_words_around_an_answer_are_those_of_the_runs_that_were_reported():
+    assert views("answer", "3.5")[1][-1]["content"] == (
+        f"{QUESTION}\n\nThe correct answer to this problem is: 3.5\n\n"
+        "Use it to reach the right answer in your own steps, and do not mention that you were given it.\n\n"
+        "Please reason step by step, and put your final answer within \\boxed{}."
+    )
+
+
+def test_a_partial_solution_ends_in_its_answer():
+    assert partial_solution("First {x}.", "3.5") == "First {x}.\n\nFinal answer: 3.5"
+
+
 def test_the_kinds_of_context_are_worded_differently_and_another_kind_is_refused():
     assert len({views(kind)[1][-1]["content"] for kind in KINDS}) == len(KINDS)
     with pytest.raises(ValueError, match="oracle.*answer, solution, hint"):
         views("oracle", context="")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_question_alone_can_be_left_out_but_not_from_a_blank_context(kind):
+    words = {"instruction": INSTRUCTIONS["boxed"], "context_kind": kind, "shots": SHOTS}
+    whole = teacher_messages(QUESTION, context=CONTEXT, **words)
+    bare = teacher_messages(QUESTION, context=CONTEXT, with_question=False, **words)
+    assert bare[:-1] == whole[:-1] and f"{QUESTION}\n\n{bare[-1]['content']}" == whole[-1]["content"]
+    assert teacher_messages(QUESTION, context=" ", with_question=False, **words) == views(kind)[0]
 
 
 def test_shots_are_earlier_turns_and_no_system_turn_is_added():
