@@ -227,13 +227,13 @@ def test_other_failures_of_a_config_file_are_one_line_too(refused, tmp_path):
         refused(f"--config={tmp_path}/config.json")
 
 
-def test_a_real_command_refuses_a_value_with_one_line():
-    words = [TINY, "--sweep=configs/sweeps/beta.py", "--workdir=w", "--dry-run", "--config.run.steps", "0"]
+def test_train_refuses_a_value_with_one_line_and_leaves_nothing(tmp_path):
+    words = [TINY, f"--workdir={tmp_path}/w", "--config.run.steps", "0"]
     done = subprocess.run(
-        [sys.executable, "-m", "launchers.sweep", *words], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "dasd_jax.train", *words], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: run.steps: 0: expected 1 or more\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: run.steps: 0: expected 1 or more\n")
+    assert not (tmp_path / "w").exists()
 
 
 # ------------------------------------------------------------------------------------------------ explaining

@@ -30,8 +30,8 @@ ARROWS = {
     # Its workers draw a task's problem again from its source.
     "verify": {"data", "verify"},
     "objective": {"vocab", "objective"},
-    # Its classes are handed to the rooms; it reads the names that it checks.
     "methods": {"objective", "methods"},
+    # Its classes are handed to the rooms; it reads the names that it checks.
     "config": {"field_names", "methods", "objective", "text"},
     "resolve": {"config", "methods"},
     "field_help": {"config", "field_names", "methods"},
