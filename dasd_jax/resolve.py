@@ -14,6 +14,8 @@ from dasd_jax.fields import type_words
 from dasd_jax.methods import METHODS
 
 _MISSING = object()
+# The last two: brackets in brackets without end.
+_UNREADABLE = (ValueError, KeyError, SyntaxError, TypeError, RecursionError, MemoryError)
 
 
 def resolve(raw: Raw, base: str, overrides: Mapping[str, str]) -> tuple[Raw, list[str]]:
@@ -44,14 +46,7 @@ def resolve(raw: Raw, base: str, overrides: Mapping[str, str]) -> tuple[Raw, lis
         kind = fields[group][field].type
         try:
             resolved[group][field] = _read(text, kind)
-        except (
-            ValueError,
-            KeyError,
-            SyntaxError,
-            TypeError,
-            RecursionError,
-            MemoryError,
-        ) as error:  # brackets in brackets
+        except _UNREADABLE as error:
             expected = f"{type_words(kind)}, as {fields[group][field].default!r}"
             raise UserError(f"--config.{name}: {text!r:.80} is not a value of its type: expected {expected}") from error
     return resolved, dropped
