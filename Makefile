@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup libtpu tpu-tables train compare test test-slow lint
+.PHONY: setup libtpu tpu-tables train compare fields test test-slow lint
 
 setup: .venv/ready ## make .venv, install, fetch the default model
 
@@ -28,6 +28,9 @@ train: .venv/ready ## post-train SmolLM2-135M with DASD, about 12 minutes on two
 
 compare: .venv/ready ## the same run beside the same seed with beta = 0, as a table
 	$(BIN)/python benchmarks/compare_beta.py
+
+fields: .venv/ready ## write docs/fields.md from the declarations of the fields
+	$(BIN)/python -m dasd_jax.field_help > docs/fields.md
 
 test: .venv/libtpu/ready ## lint and tests, without slow ones
 	$(BIN)/ruff check .

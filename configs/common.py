@@ -11,4 +11,7 @@ from dasd_jax.config import defaults
 
 def base(method: str = "dasd") -> ml_collections.ConfigDict:
     """The groups of a run of this method with their defaults, locked: a name that does not exist is an error."""
-    return ml_collections.ConfigDict(defaults(method)).lock()
+    config = ml_collections.ConfigDict(defaults(method))
+    # No field: with another --config.objective.method it tells what the file has changed from what it has left.
+    object.__setattr__(config, "base_method", method)
+    return config.lock()

@@ -1,30 +1,38 @@
-"""The door of every command: flags and config file in, frozen dataclasses out, one clear line for every mistake.
+"""The command-line entry point: flags and a config file in, frozen dataclasses out; user errors print one line.
 
 absl and ml_collections answer an unknown key with a page of traceback and exit code 1, so the flags are parsed here:
 
-    --config=FILE.py[:ARG]           a file with get_config(arg) → ConfigDict
-    --config.GROUP.FIELD=VALUE       an override, read as the type that the field has
+    --config=FILE.py[:ARG]           a file with get_config(arg) → ConfigDict, or the config.json of a run
+    --config.GROUP.FIELD=VALUE       an override, read as the type that the field has; a space does for the =
+    --help-config [GROUP or word]    the fields, with their values under this command line
+    --print-config                   the resolved configuration, as config.json holds it
 """
 
 import argparse
-import ast
 import dataclasses
 import difflib
 import importlib.util
+import json
 import os
-import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
 from dasd_jax import config as config_module
-from dasd_jax import hosts
-from dasd_jax.config import Config
+from dasd_jax import field_help, hosts
+from dasd_jax.config import Config, Raw, names, unknown
+from dasd_jax.credentials import refuse_secrets as refuse_secrets
 from dasd_jax.errors import TrainingError, UserError
+from dasd_jax.field_names import nearest
+from dasd_jax.fields import type_words
+from dasd_jax.methods import METHODS
+from dasd_jax.resolve import base_of, resolve
+
+_PREFIX = "--config."
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,16 +42,29 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists the flags)")
 
 
+class _Show(argparse.Action):
+    """A flag that only shows something: what the command requires besides need not be given."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for action in parser._actions:
+            action.required = False
+        setattr(namespace, self.dest, values or "")
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """An argument parser with the flags that all commands share."""
     flags = Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        epilog="--config.GROUP.FIELD=VALUE overrides a field; configs/common.py explains each of them.",
+        epilog="--config.GROUP.FIELD=VALUE overrides a field; --help-config explains each of them.",
     )
     flags.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="configuration file and its argument")
     flags.add_argument("--workdir", metavar="DIR", help="folder of the run (default: runs/NAME of the config)")
+    flags.add_argument(
+        "--help-config", action=_Show, nargs="?", metavar="WORD", help="explain the fields of a group, or about a word"
+    )
+    flags.add_argument("--print-config", action=_Show, nargs=0, help="print the resolved configuration as JSON")
     return flags
 
 
@@ -57,48 +78,114 @@ class Command:
 
     def settings(self) -> dict[str, Any]:
         """By flag or field, all that decides what the command does."""
-        groups = dataclasses.asdict(self.config)
+        groups = self.config.to_dict()
         fields = {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
         return {"--workdir": str(self.workdir), **fields}
 
 
-def parse(flags: argparse.ArgumentParser, argv: list[str]) -> Command:
+def parse(flags: argparse.ArgumentParser, argv: Sequence[str], quiet: bool = False) -> Command:
     """Reads flags, config file and overrides.
+
+    A note on stderr says what a config file sets that the chosen method does not have, unless it is to be quiet.
 
     Raises:
         UserError: anything on the command line or in the config file that is not as expected.
+        SystemExit: with code 0, after --help, --help-config or --print-config.
     """
     refuse_secrets(argv)
-    known, rest = flags.parse_known_args(argv)
+    known, rest = flags.parse_known_args(joined(argv))
     overrides = {}
     for item in rest:
-        name, equals, value = item.removeprefix("--config.").partition("=")
-        if not item.startswith("--config.") or not equals:
-            raise UserError(f"{item}: unknown flag: expected --config.GROUP.FIELD=VALUE or a flag that --help lists")
+        name, equals, value = item.removeprefix(_PREFIX).partition("=")
+        if not item.startswith(_PREFIX):
+            raise UserError(f"{item}: unknown flag{_hint(item, flags)}")
+        if not equals:
+            raise UserError(f"{item}: no value: expected {item}=VALUE")
         overrides[name] = value
-    path, _, arg = known.config.partition(":")
-    raw = load_config(path, arg)
-    for name, value in overrides.items():
-        _override(raw, name, value)
-    refuse_secrets(_texts(raw.to_dict()), "the configuration")
+    path, _, arg = (known.config or "").partition(":")
+    if path:
+        raw, base = _loaded(path, arg)
+    else:
+        base = config_module.default_method()
+        raw = config_module.defaults(base)
+    raw, dropped = resolve(raw, base, overrides)
+    refuse_secrets(_texts(raw), "the configuration")
+    if known.help_config is not None:
+        field_help.show(known.help_config, raw)
+        raise SystemExit(0)
+    config = config_module.from_dict(raw)
+    if dropped and not quiet:
+        method = config.objective.method
+        print(f"note: {path} sets {', '.join(dropped)}: dropped, method {method} has no such field", file=sys.stderr)
+    if known.print_config is not None:
+        print(json.dumps(config.to_dict(), indent=2))
+        raise SystemExit(0)
     default = Path("runs") / (Path(path).stem + (f"-{arg}" if arg else ""))
-    workdir = Path(known.workdir).expanduser() if known.workdir else default
-    return Command(known, config_module.from_dict(raw.to_dict()), workdir)
+    return Command(known, config, Path(known.workdir).expanduser() if known.workdir else default)
+
+
+def joined(argv: Sequence[str]) -> list[str]:
+    """The words of a command line with every override as one word: `--config.run.steps 3` is --config.run.steps=3."""
+    words: list[str] = []
+    for word in argv:
+        last = words[-1] if words else ""
+        if last.startswith(_PREFIX) and "=" not in last and not word.startswith("--"):
+            words[-1] = f"{last}={word}"
+        else:
+            words.append(word)
+    return words
+
+
+def _hint(item: str, flags: argparse.ArgumentParser) -> str:
+    """What a person may have meant by a flag that does not exist."""
+    word, equals, value = item.lstrip("-").partition("=")
+    known = [flag for action in flags._actions for flag in action.option_strings if flag.startswith("--")]
+    if near := difflib.get_close_matches("--" + word, known, 1, 0.8):
+        return f"; did you mean {near[0]}?"
+    every = dict.fromkeys(name for method in METHODS for name in names(method))
+    if near := nearest(word, every):
+        return f"; did you mean {_PREFIX}{near}{equals}{value:.80}?"
+    return f": expected {_PREFIX}GROUP.FIELD=VALUE or a flag that --help lists"
 
 
 def load_config(path: str, arg: str = "") -> ml_collections.ConfigDict:
-    """The locked ConfigDict that get_config(arg) of a file returns.
+    """The groups that a config file sets, for its method, as a locked ConfigDict.
 
     Raises:
-        UserError: there is no such file, it fails, or it does not return a ConfigDict.
+        UserError: there is no such file, it fails, or it does not return a ConfigDict with the fields of its method.
     """
-    loaded = call_file("--config", path, "get_config", arg)
-    if not isinstance(loaded, ml_collections.ConfigDict):
-        raise UserError(f"--config: get_config of {path} returned {type(loaded).__name__}: expected a ConfigDict")
-    for group, fields in loaded.items():
-        if not isinstance(fields, ml_collections.ConfigDict):
+    raw, base = _loaded(path, arg)
+    return ml_collections.ConfigDict(resolve(raw, base, {})[0]).lock()
+
+
+def _loaded(path: str, arg: str) -> tuple[Raw, str]:
+    """(what a config file sets, the method from whose defaults it started)."""
+    if path.endswith(".json"):
+        raw, base = _json_config(path), None
+    else:
+        loaded = call_file("--config", path, "get_config", arg)
+        if not isinstance(loaded, ml_collections.ConfigDict):
+            raise UserError(f"--config: get_config of {path} returned {type(loaded).__name__}: expected a ConfigDict")
+        raw, base = loaded.to_dict(), getattr(loaded, "base_method", None)
+    known, usual = {name for method in METHODS for name in names(method)}, config_module.default_method()
+    for group, fields in raw.items():
+        if not isinstance(fields, dict):
             raise UserError(f"--config: {group} of {path} is a {type(fields).__name__}: expected a group of fields")
-    return loaded.lock()
+        for name in fields:
+            if f"{group}.{name}" not in known:
+                raise UserError(f"--config: {path}: {group}.{name}: {unknown(f'{group}.{name}', usual)}")
+    config_module.require_group("objective", raw.get("objective"))
+    return raw, base if base in METHODS else base_of(raw)
+
+
+def _json_config(path: str) -> Raw:
+    try:
+        raw = json.loads(Path(path).read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"--config: {path} is no JSON that can be read: {error}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"--config: {path} holds no object: expected the config.json of a run")
+    return raw
 
 
 def call_file(flag: str, path: str, function: str, *args: str) -> Any:
@@ -123,74 +210,36 @@ def call_file(flag: str, path: str, function: str, *args: str) -> Any:
     except UserError:
         raise
     except Exception as error:
+        if wrong := _field_error(error, path):
+            raise UserError(f"{flag}: {wrong}") from error
         reason = " ".join(str(error).split())
         raise UserError(f"{flag}: {path} failed: {type(error).__name__}: {reason}") from error
 
 
-def _override(raw: ml_collections.ConfigDict, name: str, text: str) -> None:
-    fields = {f"{group}.{field}": value for group, values in raw.to_dict().items() for field, value in values.items()}
-    if name not in fields:
-        near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"--config.{name}: no such field{hint} (expected GROUP.FIELD with a group of {', '.join(raw)})")
-    group, field = name.split(".")
-    old = fields[name]
-    try:
-        raw[group][field] = _read(text, type(old))
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:  # the last two: too deep
-        kind = type(old).__name__
-        raise UserError(f"--config.{name}: {text!r} is not a value of its type: expected {kind}, as {old!r}") from error
+def _field_error(error: Exception, path: str) -> str:
+    """FILE:LINE: GROUP.FIELD and what is wrong with it, where a config file sets one in a wrong way; "" otherwise.
 
-
-def _read(text: str, kind: type):
-    if kind is str:
-        return text
-    if kind is bool:
-        return {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else int("")
-    if kind in (int, float):
-        return kind(text)
-    value = ast.literal_eval(text)
-    if not isinstance(value, list | tuple):
-        raise ValueError(text)
-    return tuple(value)
-
-
-# A name that ends like this names a secret, and these are the shapes of well-known ones.
-_SECRET_NAME = r"[A-Z0-9_]*(?:TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?)"
-_SECRET_SHAPE = re.compile(
-    r"\bhf_[A-Za-z0-9]{16,}|\bgh[opsu]_[A-Za-z0-9]{16,}|\bgithub_pat_\w{16,}|\bsk-[\w-]{16,}|\bAKIA[A-Z0-9]{12,}"
-    r"|\bAIza[\w-]{16,}|\bya29\.[\w-]{16,}|\beyJ[\w-]+\.eyJ[\w-]+|-----BEGIN [A-Z ]*PRIVATE KEY"
-    r"|://[^/\s:@]*:[^/\s@]+@"  # a password in an address
-    r"|[?&](?:access_token|token|api_key|sig|signature|x-goog-signature|x-amz-signature)=",
-    re.IGNORECASE,
-)
-_SHORTEST_SECRET = 8  # characters; a shorter value of a variable stands in other words by chance
-
-
-def refuse_secrets(words: Iterable[str], where: str = "the command line") -> None:
-    """Lets no secret in, so that config.json, logs, reports and dry runs have none to write.
-
-    Secret is the value of an environment variable whose name ends in TOKEN, KEY, SECRET, PASSWORD or CREDENTIALS, an
-    assignment to such a name, and what has the shape of a well-known token, a private key, or an address with a
-    password or a signature.
-
-    Raises:
-        UserError: there is one; it is not repeated.
+    The exceptions of ml_collections name neither file nor group: both are read from the frames that they passed.
     """
-    values = [
-        value
-        for name, value in os.environ.items()
-        if re.fullmatch(_SECRET_NAME, name) and len(value) >= _SHORTEST_SECRET and not value.startswith("/")
-    ]
-    for word in words:
-        named = re.search(rf"(?<!\w){_SECRET_NAME}=", word)
-        # The launcher's flag names a variable; a value behind it is refused there.
-        named = named and not word.startswith("--secret=")
-        if named or _SECRET_SHAPE.search(word) or any(value in word for value in values):
-            raise UserError(
-                f"a secret stands in {where}: expected it in the environment alone "
-                "(launchers.tpu_vm: --secret=VARIABLE, without its value)"
-            )
+    line, owner, key, value, trace = 0, None, "", None, error.__traceback__
+    while trace:
+        here = trace.tb_frame.f_locals
+        if trace.tb_frame.f_code.co_filename == path:
+            line = trace.tb_lineno
+        if isinstance(here.get("self"), ml_collections.ConfigDict):
+            owner, key, value = here["self"], here.get("key", here.get("attribute")), here.get("value")
+        trace = trace.tb_next
+    if owner is None or not isinstance(key, str) or not isinstance(error, AttributeError | KeyError | TypeError):
+        return ""
+    method = next((name for name in METHODS if name == owner.get("method")), config_module.default_method())
+    groups = config_module.declared(method)
+    group = max(["", *groups], key=lambda name: len(owner.keys() & (groups[name] if name else groups).keys()))
+    name = f"{group}.{key}" if group else key
+    if key not in owner:
+        return f"{path}:{line}: {name}: {unknown(name, method)}"
+    if isinstance(error, TypeError) and group and key in groups[group]:
+        return f"{path}:{line}: {name}: {value!r:.80}: expected {type_words(groups[group][key].type)}"
+    return ""
 
 
 def _check_text(words: Iterable[str]) -> None:
@@ -214,7 +263,7 @@ _TPU_FLAGS = "--xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter=
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a command and ends the process: 0 when done, 2 with one line for a person's mistake, 1 for the rest.
+    """Runs a command and ends the process: 0 when done, 2 with one line for a user error, 1 for the rest.
 
     Where several processes run one command, the failure of one ends all of them with its line and code.
     """

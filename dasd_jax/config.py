@@ -6,20 +6,27 @@ group `objective` beside the shared ones; `Config.hp` holds them.
 """
 
 import dataclasses
-import math
 import re
 from typing import Any, ClassVar, get_type_hints
 
 from dasd_jax.errors import UserError
-from dasd_jax.fields import Fields, Range, above, anything, at_least, field, inside, one_of, require, span
+from dasd_jax.field_names import MOVED, nearest
+from dasd_jax.fields import Fields, Range, above, anything, at_least, exactly, field, inside, one_of, require, span
 from dasd_jax.mesh import MeshConfig
 from dasd_jax.methods import METHODS
 from dasd_jax.objective.contract import Method
 from dasd_jax.text.prompts import INSTRUCTIONS, PRIVILEGED
 
+Raw = dict[str, dict[str, Any]]  # group → field → value
+
 _MAX_SAMPLES = 2**16  # of one problem
 _SHA256 = Range(lambda text: re.fullmatch("[0-9a-f]{64}|", text) is not None, "64 hexadecimal digits, or nothing")
-_FULL = Range(lambda value: value in (0, 1), "0 (top_k) or 1.0 (top_p) in training")
+_SPECS = anything("gym:TASK?field=value, jsonl:FILE, parquet:FILE or tfds:DIR")
+_ONCE = Range(lambda specs: len(set(specs)) == len(specs), "each benchmark once")
+_DTYPES = ("float32", "bfloat16")
+_KERNELS = ("auto", "xla", "splash", "cudnn")
+_DECAY = Range(lambda value: 0 <= value < 1, "0 or more, less than 1")
+_LEVEL = at_least(0, off=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,23 +35,13 @@ class ModelGroup(Fields):
 
     group: ClassVar[str] = "model"
 
-    weights: str = field("", anything(), "a .gguf file, a Hugging Face folder or a checkpoint; random: from `preset`")
+    weights: str = field("", anything("a path"), ".gguf file, Hugging Face folder, checkpoint, or random (of `preset`)")
     sha256: str = field("", _SHA256, "expected checksum of a .gguf file; empty: not checked")
-    preset: str = field(
-        "", anything(), "architecture of random weights, a name of model/presets.py; empty: from `weights`"
-    )
-    tokenizer: str = field(
-        "", anything(), '"byte", a .gguf, .model or tokenizer.json file, or a folder; empty: from `weights`'
-    )
-    compute_dtype: str = field(
-        "bfloat16", one_of("float32", "bfloat16"), "of activations and KV cache; parameters are float32"
-    )
-    attention: str = field(
-        "auto", one_of("auto", "xla", "splash", "cudnn"), "kernel; auto: in bfloat16 splash on TPU, cuDNN on GPU"
-    )
-    remat: str = field(
-        "full", one_of("none", "dots", "full"), "what the backward pass computes again instead of storing"
-    )
+    preset: str = field("", anything("a name"), "architecture of random weights, as qwen3_tiny; empty: from `weights`")
+    tokenizer: str = field("", anything("a path, or byte"), ".gguf, .model or .json file; empty: from `weights`")
+    compute_dtype: str = field("bfloat16", one_of(*_DTYPES), "of activations and KV cache; parameters are float32")
+    attention: str = field("auto", one_of(*_KERNELS), "auto: in bfloat16 splash on TPU and cudnn on GPU, otherwise xla")
+    remat: str = field("full", one_of("none", "dots", "full"), "what the backward pass computes again, to store less")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,29 +50,13 @@ class DataGroup(Fields):
 
     group: ClassVar[str] = "data"
 
-    sources: tuple[str, ...] = field(
-        (),
-        anything(),
-        '"gym:TASK?field=value&size=N", "jsonl:FILE", "parquet:FILE" or "tfds:DIR"; duplicates are left out',
-    )
-    benchmarks: tuple[str, ...] = field(
-        (),
-        Range(lambda specs: len(set(specs)) == len(specs), "each benchmark once"),
-        "specs as in sources: what is evaluated; their problems are never trained on",
-    )
-    heldout: int = field(
-        128, at_least(0), "problems of smallest hash, never trained on; evaluated unless there are benchmarks"
-    )
+    sources: tuple[str, ...] = field((), _SPECS, "problems to train on (docs/data.md); duplicates are left out")
+    benchmarks: tuple[str, ...] = field((), _ONCE, "specs as in sources: evaluated, and never trained on")
+    heldout: int = field(128, at_least(0), "problems never trained on; evaluated unless there are benchmarks")
     shots: int = field(0, at_least(0), "worked examples before the problem, taken from the training problems")
     instruction: str = field("boxed", one_of(*INSTRUCTIONS), "how the answer is asked for")
-    privileged: str = field(
-        "answer",
-        one_of(*PRIVILEGED),
-        "what a teacher is shown; problems without it are left out; sibling: a verified rollout",
-    )
-    thinking: str = field(
-        "default", one_of("default", "on", "off"), "told to chat templates that know it, in all views"
-    )
+    privileged: str = field("answer", one_of(*PRIVILEGED), "what a teacher is shown; sibling: a verified rollout")
+    thinking: str = field("default", one_of("default", "on", "off"), "told to chat templates that know it")
 
     @property
     def enable_thinking(self) -> bool | None:
@@ -91,39 +72,31 @@ class RolloutGroup(Fields):
 
     problems: int = field(128, at_least(1), "problems a rollout batch")
     rollouts: int = field(8, span(2, _MAX_SAMPLES), "responses to each problem; an advantage needs a group")
-    prompt_length: int = field(1024, at_least(1, "token"), "tokens; problems with a longer student prompt are left out")
-    teacher_prompt_length: int = field(1536, at_least(1, "token"), "tokens; the same for the teacher's prompt")
-    max_new_tokens: int = field(8192, at_least(1, "token"), "tokens a response")
+    prompt_length: int = field(1024, at_least(1, "tokens"), "problems with a longer student's prompt are left out")
+    teacher_prompt_length: int = field(1536, at_least(1, "tokens"), "problems with a longer teacher's are left out")
+    max_new_tokens: int = field(8192, at_least(1, "tokens"), "tokens a response")
     temperature: float = field(1.0, above(0), "statistics are of log_softmax(logits / temperature)")
-    top_k: int = field(0, _FULL, "truncated sampling has no matching score pass")
-    top_p: float = field(1.0, _FULL, "truncated sampling has no matching score pass")
-    resample: int = field(
-        0, at_least(0, "batches", off=True), "further batches a step that replace groups whose rewards are all equal"
-    )
-    slots: int = field(
-        0, at_least(0), "rows that a device decodes at a time, the next ones taking free slots; 0: as many as fit"
-    )
+    top_k: int = field(0, exactly(0, "in training"), "a truncated sample has no matching score pass")
+    top_p: float = field(1.0, exactly(1.0, "in training"), "as for top_k")
+    resample: int = field(0, at_least(0, "batches", off=True), "more a step, to replace groups of equal rewards")
+    slots: int = field(0, at_least(0), "rows that a device decodes at a time; 0: as many as fit")
     verifier_workers: int = field(8, span(1, 1024, "processes"), "processes that score answers")
-    verifier_deadline_s: float = field(
-        5.0, span(0.05, 3600, "seconds"), "CPU seconds an answer; what needs more is wrong"
-    )
-    verifier_memory_mb: int = field(2048, span(512, 2**20, "MiB"), "address space of a process")
+    verifier_deadline_s: float = field(5.0, span(0.05, 3600, "seconds"), "CPU time an answer; more is wrong")
+    verifier_memory_mb: int = field(2048, span(512, 2**20, "MiB"), "address space of a verifier process")
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveGroup(Fields):
-    """The fields that all methods share."""
+    """The method, the fields that all methods share, and those of its own."""
 
     group: ClassVar[str] = "objective"
 
-    method: str = field("dasd", one_of(*METHODS), "what a token's credit is; docs/methods.md")
+    method: str = field("dasd", one_of(*METHODS), "how a token's credit is computed; docs/method.md")
     clip_low: float = field(0.2, inside(0, 1), "ratios below 1 - clip_low stop counting")
     clip_high: float = field(0.2, above(0), "ratios above 1 + clip_high stop counting")
     truncated: str = field("zero", one_of("zero", "score", "drop_from_loss"), "what an unfinished response is worth")
-    overlong_tokens: int = field(
-        0, at_least(0, "tokens", off=True), "before the limit, over which the reward falls by up to 1"
-    )
-    token_chunk: int = field(1024, at_least(1, "token"), "tokens a device whose logits exist at one time")
+    overlong_tokens: int = field(0, at_least(0, "tokens", off=True), "before the limit, over which up to 1 is deducted")
+    token_chunk: int = field(1024, at_least(1, "tokens"), "tokens a device whose logits exist at one time")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,19 +105,17 @@ class OptimGroup(Fields):
 
     group: ClassVar[str] = "optim"
 
-    learning_rate: float = field(3e-6, above(0), "peak")
+    learning_rate: float = field(3e-6, above(0), "peak of the schedule")
     schedule: str = field("cosine", one_of("constant", "cosine"), "cosine falls to 0 at the end of the run")
     warmup_steps: int = field(0, at_least(0), "optimiser steps, linear from learning_rate / warmup_steps")
-    weight_decay: float = field(0.0, at_least(0), "decoupled")
-    b1: float = field(0.9, Range(lambda value: 0 <= value < 1, "in [0, 1)"), "decay of Adam's first moment")
-    b2: float = field(0.95, Range(lambda value: 0 <= value < 1, "in [0, 1)"), "decay of Adam's second moment")
+    weight_decay: float = field(0.0, at_least(0), "decoupled from the gradient")
+    b1: float = field(0.9, _DECAY, "decay of Adam's first moment")
+    b2: float = field(0.95, _DECAY, "decay of Adam's second moment")
     eps: float = field(1e-8, above(0), "added to the root of Adam's second moment")
     grad_clip: float = field(1.0, above(0), "global norm to which a larger gradient is scaled")
-    moment_dtype: str = field("float32", one_of("float32", "bfloat16"), "of Adam's first moment")
+    moment_dtype: str = field("float32", one_of(*_DTYPES), "of Adam's first moment")
     minibatches: int = field(4, at_least(1), "optimiser steps a rollout batch; divides rollout.problems")
-    microbatches: int = field(
-        1, at_least(1), "parts of a minibatch, by length, whose gradients are summed; saves memory and padding"
-    )
+    microbatches: int = field(1, at_least(1), "parts of a minibatch whose gradients are summed, to save memory")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,49 +125,23 @@ class GuardsGroup(Fields):
     group: ClassVar[str] = "guards"
 
     window: int = field(5, at_least(1), "steps whose means the guards below look at")
-    on_collapse: str = field(
-        "stop",
-        one_of("stop", "anneal"),
-        "at a stop level: stop the run, or halve the teacher's weight at every step beyond it",
-    )
-    entropy_warn: float = field(
-        0.05, at_least(0, off=True), "nats a token; warns when the policy's mean entropy is below this"
-    )
-    entropy_stop: float = field(0.005, at_least(0, off=True), "nats a token; acts as `on_collapse` says below this")
-    length_warn: float = field(
-        0.25, at_least(0, off=True), "share of the mean length at step 1; warns when responses are shorter"
-    )
-    length_stop: float = field(
-        0.05, at_least(0, off=True), "share of the mean length at step 1; acts as `on_collapse` says below this"
-    )
-    repetition_warn: float = field(
-        0.5, at_least(0, off=True), "share of 4-grams that a response already holds; warns above this"
-    )
-    repetition_stop: float = field(
-        0.9, at_least(0, off=True), "share of 4-grams; acts as `on_collapse` says above this"
-    )
-    repel_kl_warn: float = field(
-        5.0, at_least(0, off=True), "nats, mean KL(student || teacher) of repelled tokens; warns above this"
-    )
-    repel_kl_stop: float = field(0.0, at_least(0, off=True), "nats; acts as `on_collapse` says above this")
-    arm_warn: float = field(
-        0.01, at_least(0, off=True), "the weaker arm's share of the router's mass; warns below this"
-    )
-    arm_stop: float = field(0.0, at_least(0, off=True), "the weaker arm's share; acts as `on_collapse` says below this")
-    equal_rewards_warn: float = field(
-        10.0, at_least(0, off=True), "steps in a row in which the rewards of every group are equal; warns above this"
-    )
-    equal_rewards_stop: float = field(0.0, at_least(0, off=True), "steps in a row; stops above this")
-    logp_gap_mean_warn: float = field(
-        0.01, at_least(0, "nats", off=True), "mean |sampler - score pass| over the window; warns above this"
-    )
+    on_collapse: str = field("stop", one_of("stop", "anneal"), "at a stop level: stop, or halve the teacher's weight")
+    entropy_warn: float = field(0.05, _LEVEL, "nats a token; warns when the policy's mean entropy is below this")
+    entropy_stop: float = field(0.005, _LEVEL, "nats a token; acts as `on_collapse` says below this")
+    length_warn: float = field(0.25, _LEVEL, "share of the mean length at step 1; warns below this")
+    length_stop: float = field(0.05, _LEVEL, "share of the length at step 1; acts as `on_collapse` says below this")
+    repetition_warn: float = field(0.5, _LEVEL, "share of 4-grams that a response already holds; warns above this")
+    repetition_stop: float = field(0.9, _LEVEL, "share of repeated 4-grams; acts as `on_collapse` says above this")
+    repel_kl_warn: float = field(5.0, _LEVEL, "nats, KL(student || teacher) of repelled tokens; warns above this")
+    repel_kl_stop: float = field(0.0, _LEVEL, "nats, the same KL; acts as `on_collapse` says above this")
+    arm_warn: float = field(0.01, _LEVEL, "share of the router's mass in its weaker arm; warns below this")
+    arm_stop: float = field(0.0, _LEVEL, "share in the weaker arm; acts as `on_collapse` says below this")
+    equal_rewards_warn: float = field(10.0, _LEVEL, "steps in a row whose groups have equal rewards; warns above this")
+    equal_rewards_stop: float = field(0.0, _LEVEL, "steps in a row whose groups have equal rewards; stops above this")
+    logp_gap_mean_warn: float = field(0.01, _LEVEL, "nats, mean |sampler - score pass|; warns above this")
     logp_gap_mean_max: float = field(0.02, above(0, "nats"), "the same of one step; stops before its update above this")
-    logp_gap_p999_max: float = field(
-        0.5, above(0, "nats"), "99.9th percentile of one step; stops before its update above this"
-    )
-    skipped_steps_stop: int = field(
-        3, at_least(1), "steps in a row with an update that was not finite and therefore skipped; stops at this"
-    )
+    logp_gap_p999_max: float = field(0.5, above(0, "nats"), "99.9th percentile of one step; stops before its update")
+    skipped_steps_stop: int = field(3, at_least(1), "steps in a row with an update that was not finite; stops at this")
     empty_steps_stop: int = field(10, at_least(1), "steps in a row with nothing in the loss; stops at this")
 
 
@@ -208,24 +153,16 @@ class RunGroup(Fields):
 
     steps: int = field(200, at_least(1), "rollout batches")
     seed: int = field(0, span(0, 2**31 - 1), "order of the data, sampling, random weights")
-    checkpoint_every: int = field(10, at_least(1), "steps")
-    keep_checkpoints: int = field(
-        2, at_least(1), "the newest N stay, and the best one of those evaluated (run.eval_every)"
-    )
-    keep_every: int = field(
-        0, at_least(0, off=True), "steps, a multiple of checkpoint_every: of every so many one stays for good"
-    )
+    checkpoint_every: int = field(10, at_least(1, "steps"), "steps from one checkpoint to the next")
+    keep_checkpoints: int = field(2, at_least(1), "the newest N stay, and the best of those evaluated (eval_every)")
+    keep_every: int = field(0, at_least(0, "steps", off=True), "checkpoints of these steps stay for good")
     grace_s: float = field(25.0, above(0, "seconds"), "after a SIGTERM, when a run ends wherever it is")
-    eval_every: int = field(0, at_least(0), "steps between held-out evaluations; 0: only before and after")
-    eval_problems: int = field(
-        128, at_least(0), "of each benchmark, or held out and at most data.heldout; 0: all of them"
-    )
+    eval_every: int = field(0, at_least(0, "steps"), "between held-out evaluations; 0: only before and after the run")
+    eval_problems: int = field(128, at_least(0), "of each benchmark, or held out and at most data.heldout; 0: all")
     eval_samples: int = field(16, span(1, _MAX_SAMPLES), "responses to each of them (K of Avg@K and Pass@k)")
-    eval_temperature: float = field(1.0, at_least(0), "0: arg-max")
-    eval_top_k: int = field(0, at_least(0), "tokens; 0: all")
-    eval_top_p: float = field(
-        0.9, Range(lambda value: 0 < value <= 1, "in (0, 1]"), "share of the probability that is sampled from"
-    )
+    eval_temperature: float = field(1.0, at_least(0), "0: the most likely token")
+    eval_top_k: int = field(0, at_least(0), "most likely tokens that are sampled from; 0: all")
+    eval_top_p: float = field(0.9, Range(lambda value: 0 < value <= 1, "in (0, 1]"), "probability that is sampled from")
     logged_rollouts: int = field(4, at_least(0), "rollouts a step written to samples.jsonl, token by token")
     profile_step: int = field(0, at_least(0, off=True), "the step whose jax.profiler trace is written to profile/")
 
@@ -263,24 +200,31 @@ class Config:
     def __post_init__(self):
         data, rollout, run = self.data, self.rollout, self.run
         parts = self.optim.minibatches * self.optim.microbatches
-        require("data.sources", data.sources, len(data.sources) > 0, "at least one source")
-        require(
-            "data.heldout", data.heldout, data.benchmarks or data.heldout >= 1, "at least 1 problem, or data.benchmarks"
-        )
-        divides = rollout.problems % parts == 0
-        require(
-            "rollout.problems",
-            rollout.problems,
-            divides,
-            f"a multiple of optim.minibatches * optim.microbatches = {parts}",
-        )
-        limit = rollout.max_new_tokens
-        overlong = self.objective.overlong_tokens
-        require("objective.overlong_tokens", overlong, overlong <= limit, f"at most rollout.max_new_tokens = {limit}")
-        there = bool(data.benchmarks) or run.eval_problems <= data.heldout
-        require("run.eval_problems", run.eval_problems, there, f"at most data.heldout = {data.heldout}")
-        multiple = run.keep_every % run.checkpoint_every == 0
-        require("run.keep_every", run.keep_every, multiple, "0 or a multiple of run.checkpoint_every")
+        overlong, limit = self.objective.overlong_tokens, rollout.max_new_tokens
+        for name, value, fits, expected in (
+            ("data.sources", data.sources, data.sources, "at least one source"),
+            ("data.heldout", data.heldout, data.heldout or data.benchmarks, "at least 1 problem, or data.benchmarks"),
+            (
+                "rollout.problems",
+                rollout.problems,
+                rollout.problems % parts == 0,
+                f"a multiple of optim.minibatches * optim.microbatches = {parts}",
+            ),
+            ("objective.overlong_tokens", overlong, overlong <= limit, f"at most rollout.max_new_tokens = {limit}"),
+            (
+                "run.eval_problems",
+                run.eval_problems,
+                data.benchmarks or run.eval_problems <= data.heldout,
+                f"at most data.heldout = {data.heldout}",
+            ),
+            (
+                "run.keep_every",
+                run.keep_every,
+                run.keep_every % run.checkpoint_every == 0,
+                "0 or a multiple of run.checkpoint_every",
+            ),
+        ):
+            require(name, value, bool(fits), expected)
 
     def check_context(self, context: int) -> None:
         """Refuses a rollout budget that the model's context cannot hold.
@@ -300,6 +244,9 @@ class Config:
 GROUPS: dict[str, type[Fields]] = {name: kind for name, kind in get_type_hints(Config).items() if name != "hp"}
 
 
+SHARED = frozenset(each.name for each in dataclasses.fields(ObjectiveGroup))
+
+
 def declared(method: str) -> dict[str, dict[str, dataclasses.Field]]:
     """Group → field → declaration, for a run of this method; its own fields stand in `objective` after the shared."""
     groups = {name: {each.name: each for each in dataclasses.fields(kind)} for name, kind in GROUPS.items()}
@@ -307,7 +254,17 @@ def declared(method: str) -> dict[str, dict[str, dataclasses.Field]]:
     return groups
 
 
-def defaults(method: str = "dasd") -> dict[str, dict[str, Any]]:
+def default_method() -> str:
+    """The method where none is chosen."""
+    return ObjectiveGroup().method
+
+
+def names(method: str) -> list[str]:
+    """Every field of a run of this method, as GROUP.FIELD."""
+    return [f"{group}.{name}" for group, fields in declared(method).items() for name in fields]
+
+
+def defaults(method: str) -> Raw:
     """Group → field → default, for a run of this method: those that it changes among them."""
     groups = {
         group: {name: each.default for name, each in fields.items()} for group, fields in declared(method).items()
@@ -319,59 +276,66 @@ def defaults(method: str = "dasd") -> dict[str, dict[str, Any]]:
     return groups
 
 
-def from_dict(raw: dict[str, dict[str, Any]]) -> Config:
+def unknown(name: str, method: str) -> str:
+    """Why a run of this method has no field GROUP.FIELD: what the line that refuses it says after the name."""
+    if name in MOVED:
+        return f"moved to {MOVED[name]}"
+    if owners := [other for other in METHODS if name in names(other) and other != method]:
+        return f"method {method} has no such field; it belongs to {', '.join(owners)}"
+    if near := nearest(name, names(method)):
+        return f"no such field; did you mean {near}?"
+    if name.partition(".")[0] in GROUPS:
+        return f"no such field; --help-config={name.partition('.')[0]} lists those of the group"
+    return f"no such field; expected GROUP.FIELD with a group of {', '.join(GROUPS)}"
+
+
+def older(raw: Raw) -> bool:
+    """Whether a config.json was written by a version with other fields."""
+    if raw.keys() != GROUPS.keys() or not all(isinstance(fields, dict) for fields in raw.values()):
+        return True
+    method = next((name for name in METHODS if name == raw["objective"].get("method")), None)
+    return method is None or any(raw[group].keys() != fields.keys() for group, fields in declared(method).items())
+
+
+def from_dict(raw: Raw) -> Config:
     """The frozen configuration of a plain dictionary of groups.
 
     Raises:
         UserError: a group or field that is unknown or missing, a value of the wrong type or out of its range.
     """
-    _same_names("config", raw, GROUPS)
+    for group in [*raw, *GROUPS]:
+        require_group(group, raw.get(group))
     method = raw["objective"].get("method", "dasd")
-    require("objective.method", method, method in METHODS, "one of " + ", ".join(METHODS))
-    values = {}
-    for group, fields in declared(method).items():
-        _same_names(group, raw[group], fields)
-        values[group] = _typed(group, raw[group], fields)
-    objective = values["objective"]
-    hp = METHODS[method].fields
-    own = {each.name: objective.pop(each.name) for each in dataclasses.fields(hp)}
-    return Config(hp=hp(**own), **{name: kind(**values[name]) for name, kind in GROUPS.items()})
+    require_method(method)
+    groups = declared(method)
+    for group, fields in groups.items():
+        for name in raw[group]:
+            if name not in fields:
+                raise UserError(f"{group}.{name}: {unknown(f'{group}.{name}', method)}")
+        for name in fields:
+            if name not in raw[group]:
+                raise UserError(f"{group}.{name}: missing")
+    own = {name: value for name, value in raw["objective"].items() if name not in SHARED}
+    shared = {**raw, "objective": {name: raw["objective"][name] for name in raw["objective"] if name in SHARED}}
+    return Config(hp=METHODS[method].fields(**own), **{name: kind(**shared[name]) for name, kind in GROUPS.items()})
 
 
-def _typed(group: str, raw: dict[str, Any], fields: dict[str, dataclasses.Field]) -> dict[str, Any]:
-    values = {}
-    for name, value in raw.items():
-        expected = fields[name].type
-        if expected is float and type(value) is int:
-            value = float(value)
-        if expected == tuple[str, ...]:
-            value = tuple(value) if isinstance(value, list | tuple) else value
-            fits = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
-        else:
-            fits = type(value) is expected
-        if not fits:
-            kind = getattr(expected, "__name__", "") if expected in (int, float, bool, str) else "tuple of str"
-            raise UserError(f"{group}.{name}: {value!r} is of type {type(value).__name__}: expected {kind}")
-        _require_plain(f"{group}.{name}", value)
-        values[name] = value
-    return values
+def require_group(group: str, fields: Any) -> None:
+    """Refuses what is no group of a configuration, or no dictionary of fields.
+
+    Raises:
+        UserError: it is not.
+    """
+    if group not in GROUPS:
+        raise UserError(f"{group}: no such group: expected one of {', '.join(GROUPS)}")
+    if not isinstance(fields, dict):
+        raise UserError(f"{group}: missing, or no group of fields")
 
 
-def _require_plain(name: str, value: Any) -> None:
-    """What holds of every field: numbers that a device can hold, and text that a terminal and a file can."""
-    if isinstance(value, float):
-        require(name, value, math.isfinite(value), "a finite number")
-    if isinstance(value, int):
-        require(name, value, abs(value) < 2**31, "a number of 32 bits")
-    for text in value if isinstance(value, tuple) else [value]:
-        if isinstance(text, str):
-            require(name, value, text.isprintable(), "text without control characters")
+def require_method(method: Any) -> None:
+    """Refuses what is not the name of a method.
 
-
-def _same_names(where: str, raw: dict, expected: dict) -> None:
-    for name in raw:
-        if name not in expected:
-            raise UserError(f"{where}: no field {name!r}: expected {', '.join(expected)}")
-    for name in expected:
-        if name not in raw:
-            raise UserError(f"{where}.{name}: missing")
+    Raises:
+        UserError: it is not.
+    """
+    require("objective.method", method, isinstance(method, str) and method in METHODS, "one of " + ", ".join(METHODS))

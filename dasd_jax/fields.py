@@ -1,4 +1,4 @@
-"""A configuration field is declared in one line: its default, its range and its meaning.
+"""A configuration field is declared in one line: its type, its default, its range and its meaning.
 
     rho: float = field(0.2, inside(0, 1), "share of a response's tokens that are forks")
 
@@ -52,12 +52,17 @@ def one_of(*choices: str) -> Range:
     return Range(lambda value: value in choices, "one of " + ", ".join(choices))
 
 
-TRUE_OR_FALSE = Range(lambda value: isinstance(value, bool), "true or false")
+def exactly(value: float, where: str) -> Range:
+    """One number alone, where another would be wrong."""
+    return Range(lambda given: given == value, f"{value} {where}")
 
 
 def anything(words: str = "any value of its type") -> Range:
     """Every value of the field's type; what else is expected of it is checked where it is used."""
     return Range(lambda value: True, words)
+
+
+TRUE_OR_FALSE = anything("true or false")
 
 
 def field(default: Any, allowed: Range, meaning: str) -> Any:
@@ -67,19 +72,22 @@ def field(default: Any, allowed: Range, meaning: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """Base of every group of fields: a value out of its range is refused when the object is made.
+    """Base of every group of fields: a value of another type or out of its range is refused when the object is made.
+
+    Beside its own range every number has to fit a device and every text a terminal and a file.
 
     Raises:
-        UserError: naming group, field, value and range.
+        UserError: naming group, field, value and what was expected.
     """
 
     group: ClassVar[str] = ""
 
     def __post_init__(self):
-        for declared in dataclasses.fields(self):
-            value, allowed = getattr(self, declared.name), declared.metadata["range"]
-            finite = not isinstance(value, float) or math.isfinite(value)
-            require(f"{self.group}.{declared.name}", value, finite and allowed.fits(value), allowed.expected)
+        for each in dataclasses.fields(self):
+            name, allowed = f"{self.group}.{each.name}", each.metadata["range"]
+            value = _typed(name, getattr(self, each.name), each.type)
+            require(name, value, allowed.fits(value), allowed.expected)
+            object.__setattr__(self, each.name, value)
 
 
 def require(name: str, value: Any, fits: bool, expected: str) -> None:
@@ -89,4 +97,42 @@ def require(name: str, value: Any, fits: bool, expected: str) -> None:
         UserError: it does not fit.
     """
     if not fits:
-        raise UserError(f"{name}: {value!r}: expected {expected}")
+        try:
+            shown = repr(value)
+        except ValueError:  # Python writes no number of more than 4,300 digits
+            shown = "a number of thousands of digits"
+        raise UserError(f"{name}: {shown}: expected {expected}")
+
+
+_TYPES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    tuple[str, ...]: "tuple of texts",
+}
+
+
+def type_words(kind: Any) -> str:
+    """The type of a field in words, after "expected"."""
+    return _TYPES[kind]
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """The value as its field holds it: whole numbers are numbers too, and lists are kept as tuples."""
+    if kind is float and type(value) is int:
+        value = float(value) if abs(value) < 2**1000 else math.inf
+    if kind == tuple[str, ...]:
+        value = tuple(value) if isinstance(value, list) else value
+        fits = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+    else:
+        fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+    require(name, value, fits, type_words(kind))
+    if kind is float:
+        require(name, value, math.isfinite(value), "a finite number")
+    if kind is int:
+        require(name, value, abs(value) < 2**31, "a number of 32 bits")
+    for text in value if isinstance(value, tuple) else [value]:
+        if isinstance(text, str):
+            require(name, value, text.isprintable(), "text without control characters")
+    return value

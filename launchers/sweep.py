@@ -73,7 +73,7 @@ def expand(sweep: Iterable[dict], config: str, shared: Sequence[str], workdir: P
             raise UserError(f"point {number}: {name}: an earlier point has the same workdir: expected distinct ones")
         flags = [f"--config={config}", f"--workdir={workdir / name}", *shared, *(f"--config.{word}" for word in words)]
         try:
-            cli.parse(cli.parser(""), flags)
+            cli.parse(cli.parser(""), flags, quiet=True)
         except UserError as error:
             raise UserError(f"point {number}: {error}") from error
         points[name] = Point(overrides, workdir / name, ("python", "-m", "dasd_jax.train", *flags))
@@ -216,7 +216,7 @@ def main(argv: list[str]) -> None:
     if asked.jobs < 1:
         raise UserError(f"--jobs: {asked.jobs}: expected at least 1")
     workdir = Path(asked.workdir).expanduser()
-    shared = [word for word in argv if word.startswith("--config.")]
+    shared = [word for word in cli.joined(argv) if word.startswith("--config.")]
     try:
         points = expand(cli.call_file("--sweep", asked.sweep, "get_sweep"), asked.config, shared, workdir)
     except UserError as error:

@@ -16,16 +16,19 @@ from configs import common
 from dasd_jax import cli, convert, evaluate, generate, prepare, train
 from dasd_jax import compile as compile_command
 from dasd_jax.errors import UserError
+from dasd_jax.field_names import MOVED
 from dasd_jax.mesh import make_mesh
+from dasd_jax.methods import METHODS
 from launchers import tpu_vm
 
 ROOT = Path(__file__).parents[2]
 TINY = f"--config={ROOT}/configs/qwen_math.py:tiny"
 _FIELDS = [(group, field) for group, fields in common.base().to_dict().items() for field in fields]
+_OLD_NAMES = [tuple(name.split(".")) for name in MOVED]
 
 
 def command(main: Callable[[list[str]], None], *argv: str) -> None:
-    """Runs a command through its door; exit code 2 with one line becomes a UserError, any other failure a find."""
+    """Runs a command; exit code 2 with one line becomes a UserError, any other failure a find."""
     said = io.StringIO()
     with (
         mock.patch.object(sys, "argv", ["fuzz", *argv]),
@@ -56,13 +59,19 @@ def overrides(rng: random.Random, _samples: Path, folder: Path):
     """Values of --config.GROUP.FIELD on the command line of `train`."""
     argv = []
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        group, field = rng.choice(_FIELDS)
+        group, field = rng.choice(_FIELDS if rng.random() < 0.95 else _OLD_NAMES)
         value = str(rng.choice(mutate.NASTY)) if rng.random() < 0.6 else text_of(rng)
         if rng.random() < 0.08:
             field = rng.choice(("", field + "x", field.upper(), "__class__", "get", "\ud800"))
         if rng.random() < 0.03:
             group = rng.choice(("", "loss", "__dict__", "lock"))
-        argv.append(f"--config.{group}.{field}={value}")
+        argv += [f"--config.{group}.{field}", value] if rng.random() < 0.1 else [f"--config.{group}.{field}={value}"]
+    if rng.random() < 0.1:
+        argv.insert(rng.randrange(len(argv)), f"--config.objective.method={rng.choice(list(METHODS))}")
+    if rng.random() < 0.05:
+        argv.append(
+            rng.choice(("--print-config", "--help-config", "--help-config=[red]", "--help-config=" + text_of(rng)))
+        )
     if rng.random() < 0.1:
         argv.append(
             rng.choice(("--workdir=", "--workdir=" + "w" * 300, "--config=", "--x", "x", "--", "--config.a", ""))
@@ -102,6 +111,8 @@ def config_files(rng: random.Random, _samples: Path, folder: Path):
         what = f"{group} = {tiny[group]!r:.50}"
     if rng.random() < 0.1:
         del tiny[rng.choice(list(tiny))]
+    elif rng.random() < 0.1 and isinstance(tiny["objective"], dict):
+        tiny["objective"]["method"] = rng.choice(list(METHODS))
     file = folder / "config.py"
     head = "from math import inf, nan\nimport ml_collections\n\n\ndef get_config(arg):\n"
     file.write_text(f"{head}    return ml_collections.ConfigDict({tiny!r})\n", errors="surrogatepass")

@@ -41,9 +41,7 @@ class DasdParams(Fields):
 
     form: str = field("sampled", one_of("sampled", "full"), "credit of the drawn token, or its expectation")
     rho: float = field(0.2, inside(0, 1), "share of a response's tokens that are forks")
-    rho_side: str = field(
-        "top", one_of("top", "bottom"), "forks have the highest entropy, or threshold at quantile rho"
-    )
+    rho_side: str = field("top", one_of("top", "bottom"), "forks have top entropy, or threshold at quantile rho")
     beta: float = field(0.1, at_least(0), "weight of the teacher's term; 0 is GRPO")
     clip: float = field(3.0, at_least(0, off=True), "bound of the scaled gap")
     s_min: float = field(0.02, above(0, "nats"), "floor of the gap's scale: below it the views differ by noise")
