@@ -184,7 +184,7 @@ def test_splitting_the_score_pass_changes_nothing(mesh):
 
 @pytest.mark.parametrize("form", ["sampled", "full"])
 def test_any_number_of_microbatches_gives_the_same_update_for_every_divisor(form, mesh):
-    """1, 2, 4 and 8 parts of different lengths: loss and gradient within 1e-6 of the largest entry."""
+    """1, 2, 4 and 8 parts of different lengths: loss, and gradient relative to its largest entry, within 1e-6."""
     params = param_table.init(MODEL, mesh, 0)
     experience, *_ = score(
         mesh, config(form=form), batch(lengths=(5, 4, 1, 5, 5, 3, 0, 5, 2, 2, 4, 1, 5, 1, 3, 3)), params
@@ -203,8 +203,8 @@ def test_any_number_of_microbatches_gives_the_same_update_for_every_divisor(form
     for (divisor, microbatches), (gradient, loss) in found.items():
         whole, whole_loss = found[divisor, 1]
         assert loss == pytest.approx(whole_loss, abs=1e-6), (divisor, microbatches)
-        for part, expected in zip(jax.tree.leaves(gradient), jax.tree.leaves(whole), strict=True):
-            assert np.abs(part - expected).max() <= 1e-6 * np.abs(expected).max(), (divisor, microbatches)
+        largest = max(np.abs(x).max() for x in jax.tree.leaves(whole))
+        assert_trees_close(gradient, whole, rtol=0, atol=1e-6 * largest)
     assert found[normalise.token_mean, 1][1] != pytest.approx(found[normalise.sequence_mean, 1][1], rel=1e-3)
 
 
