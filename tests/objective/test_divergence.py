@@ -9,7 +9,7 @@ import numpy as np
 import objective_oracle as oracle
 import pytest
 
-from dasd_jax.mesh import named, put_rows
+from dasd_jax.mesh import named, put_rows, reshard
 from dasd_jax.methods.dasd import DasdParams, divergence
 from dasd_jax.objective.divergence import gjsd, top_k_tail
 from dasd_jax.objective.token_stats import token_logp_and_divergence
@@ -41,6 +41,8 @@ def lumped(p_s, p_t, k):
     """The student's k likeliest words, and the sum of all others as one more."""
     order = jnp.argsort(-p_s, axis=-1)
     p_s, p_t = (jnp.take_along_axis(p, order, axis=-1) for p in (p_s, p_t))
+    if k >= p_s.shape[-1]:
+        return p_s, p_t
     return (jnp.concatenate([p[..., :k], p[..., k:].sum(-1, keepdims=True)], axis=-1) for p in (p_s, p_t))
 
 
@@ -76,7 +78,7 @@ ALL = [("dasd", None), *((name, b) for name in ("gjsd", "clamped", "top_k_tail")
 
 
 def logits(rows=2, width=3, words=V, seed=0):
-    """Float32 logits of student and teacher, and a constant a row that drives some gaps into the clip."""
+    """Float32 logits of student and teacher, and a constant a row at which some gaps are clipped."""
     rng = np.random.default_rng(seed)
     draw = lambda spread: (spread * rng.normal(size=(rows, width, words))).astype(np.float32)  # noqa: E731
     student = draw(1.0)
@@ -86,6 +88,7 @@ def logits(rows=2, width=3, words=V, seed=0):
 @partial(jax.jit, static_argnames="it")
 def value_and_slope(it, student, teacher, scale):
     """(Σ_v f(v), the gradient by the student's logits) of a whole vocabulary at once."""
+    student, teacher, scale = (reshard(x, "rows", *(None,) * (x.ndim - 1)) for x in (student, teacher, scale))
     ls, lts, given = jax.nn.log_softmax(student), (jax.nn.log_softmax(teacher),), scale[:, None, None]
     sums = it.summary(ls, lts, given)
     slope = it.slope(ls, lts, given, sums)
@@ -180,8 +183,8 @@ def test_rounding_moves_no_word_across_the_top_k_threshold():
     student = rng.permuted(np.tile(np.linspace(-2, 2, 60), (2, 3, 1)), axis=-1).astype(np.float32)  # ranks .07 apart
     it = top_k_tail("t", K, 0.5)
     ls, lt = (np.asarray(jax.nn.log_softmax(x)) for x in (student, teacher))
-    sums = it.summary(ls, (lt,), scale[:, None, None])
-    threshold = np.asarray(sums[0])
+    sums = jax.tree.map(np.asarray, it.summary(ls, (lt,), scale[:, None, None]))
+    threshold = sums[0]
     ordered = np.sort(ls, axis=-1)[..., ::-1]
     np.testing.assert_allclose(threshold[..., 0], (ordered[..., K - 1] + ordered[..., K]) / 2, rtol=1e-6)
     noisy = ls + 1e-6 * rng.choice([-1, 1], ls.shape).astype(np.float32)
@@ -200,8 +203,8 @@ ROWS, WIDTH, D, WORDS = 4, 11, 6, 1000
 def two_views():
     rng = np.random.default_rng(0)
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
-    hidden, unembed = draw(ROWS, WIDTH, D), draw(WORDS, D)
-    arrays = hidden, unembed, hidden + 0.3 * draw(ROWS, WIDTH, D), unembed + 0.1 * draw(WORDS, D)
+    hidden, unembed = 0.5 * draw(ROWS, WIDTH, D), draw(WORDS, D)
+    arrays = hidden, unembed, hidden + 0.8 * draw(ROWS, WIDTH, D), unembed + 0.1 * draw(WORDS, D)
     weight = rng.random((ROWS, WIDTH)).astype(np.float32)
     return arrays, np.linspace(0.3, 1.0, ROWS).astype(np.float32), weight
 
@@ -229,16 +232,19 @@ def dense(name, b, views, scale, weight, k=K):
         return jax.device_get(jax.jit(jax.value_and_grad(total))(tuple(views[:2])))
 
 
-def assert_close(got, want):
+def assert_close(got, want, tolerance=1e-6):
     np.testing.assert_allclose(got[0], want[0], rtol=2e-6)
     for mine, theirs in zip(got[1], want[1], strict=True):
-        assert np.abs(np.asarray(mine) - theirs).max() < 1e-6 * np.abs(theirs).max()
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize(("name", "b"), ALL)
 def test_gradients_of_chunks_and_blocks_that_divide_nothing_are_the_dense_ones(name, b):
     views, scale, weight = two_views()
-    assert_close(chunked(implemented(name, b, K), views, scale, weight), dense(name, b, views, scale, weight))
+    # Where the slope is p_teacher itself, nothing averages out that a log-normaliser of 7 nats is rounded by 2e-7.
+    tolerance = 2e-6 if b == 0 else 1e-6
+    got = chunked(implemented(name, b, K), views, scale, weight)
+    assert_close(got, dense(name, b, views, scale, weight), tolerance)
 
 
 def test_any_chunk_gives_one_gradient():
