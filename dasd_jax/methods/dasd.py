@@ -69,11 +69,12 @@ def dasd(
         (credit f32[rows, R], 0 where mask is False; scalars for the log). `hp.repel_kl_max` needs the divergence of
         every token, which this function is not given: it holds in `METHOD`.
     """
-    credit, _, _, metrics = _credit(student_logp, teacher_logp, entropy, mask, group_advantage, hp, hp.beta)
+    live = jnp.any(mask, axis=1)
+    credit, _, _, metrics = _credit(student_logp, teacher_logp, entropy, mask, live, group_advantage, hp, hp.beta)
     return credit, metrics
 
 
-def _credit(student_logp, teacher_logp, entropy, mask, verifier, hp, beta, reverse_kl=None):
+def _credit(student_logp, teacher_logp, entropy, mask, live, verifier, hp, beta, reverse_kl=None):
     """(credit f32[rows, R], route f32[rows, R], scale f32[rows], scalars for the log)."""
     gap = jnp.where(mask, teacher_logp, 0.0) - jnp.where(mask, student_logp, 0.0)
     entropy = jnp.where(mask, entropy, 0.0)
@@ -91,16 +92,16 @@ def _credit(student_logp, teacher_logp, entropy, mask, verifier, hp, beta, rever
             route = jnp.where(held, 0.0, route)
     pressure = route * gated_gap(gap, scale[:, None], hp)
 
-    live, mass = jnp.any(mask, axis=1), jnp.abs(pressure)
+    rows, mass = jnp.any(mask, axis=1), jnp.abs(pressure)
     metrics |= {
         "router/attract_frac": masked_mean(route > 0, mask),
         "router/repel_frac": masked_mean(route < 0, mask),
         "router/attract_mass": masked_mean(jnp.where(route > 0, mass, 0.0), mask),
         "router/repel_mass": masked_mean(jnp.where(route < 0, mass, 0.0), mask),
-        "router/rows_off_frac": masked_mean(~on, live),
+        "router/rows_off_frac": masked_mean(~on, rows),
         "gap/mean": masked_mean(gap, mask),
         "gap/mean_abs": masked_mean(jnp.abs(gap), mask),
-        "gap/scale_mean": masked_mean(scale, live),
+        "gap/scale_mean": masked_mean(scale, rows),
         "credit/dense_abs_mean": beta * masked_mean(mass, mask),
         "credit/verifier_abs_mean": masked_mean(jnp.abs(verifier), live),
     }
@@ -173,7 +174,7 @@ def signal(scored: Scored, shape: Shape, hp: DasdParams) -> Signal:
     verifier = group_advantage(scored.reward, scored.live, shape.rollouts)
     beta = hp.beta * scored.knobs["teacher_weight"]
     credit, route, scale, metrics = _credit(
-        scored.logp, teacher.logp[0], scored.entropy, mask, verifier, hp, beta, teacher.reverse_kl[0]
+        scored.logp, teacher.logp[0], scored.entropy, mask, scored.live, verifier, hp, beta, teacher.reverse_kl[0]
     )
     weight, constant = token_mean(mask, shape), jnp.broadcast_to(verifier[:, None], credit.shape)
     logged = {"credit": credit, "dense": jnp.where(mask, credit - constant, 0.0), "route": route}

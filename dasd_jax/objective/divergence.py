@@ -86,7 +86,7 @@ def top_k_tail(view: str, k: int, b: float) -> Divergence:
 
     def summary(ls, lts, given):
         if ls.shape[-1] <= k:
-            threshold = jnp.full((*ls.shape[:-1], 1), -jnp.inf)
+            threshold = jnp.full_like(jnp.max(ls, axis=-1, keepdims=True), -jnp.inf)  # in the layout of the rows
         else:
             # Ranking needs a token's whole vocabulary on one device.
             ranked, _ = jax.lax.top_k(reshard(ls, "rows", None, None), k + 1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from dasd_jax.batch import Array
@@ -27,6 +28,7 @@ def clipped(logp: Array, old_logp: Array, advantage: Array, clip: ClipRange) -> 
         (what is to be raised, f32[rows, R]; bool[rows, R], where the clip stops the gradient).
         Source: arXiv 1707.06347, equation 7.
     """
+    old_logp, advantage = jax.lax.stop_gradient((old_logp, advantage))
     ratio = jnp.exp(logp - old_logp)
     free = ratio * advantage
     held = jnp.clip(ratio, 1 - clip.low, 1 + clip.high) * advantage
