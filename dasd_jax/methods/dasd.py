@@ -15,7 +15,6 @@ Where this differs from the paper's text, or fills what the text leaves open:
 
 import dataclasses
 import math
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +35,6 @@ SCALES = ("mean_abs", "mad", "std", "none")
 @dataclasses.dataclass(frozen=True)
 class DasdParams(Fields):
     """Constants of DASD; the defaults are ours where the paper leaves them open."""
-
-    group: ClassVar[str] = "objective"
 
     form: str = field("sampled", one_of("sampled", "full"), "credit of the drawn token, or its expectation")
     rho: float = field(0.2, inside(0, 1), "share of a response's tokens that are forks")
