@@ -30,7 +30,7 @@ from dasd_jax.model import param_table
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.presets import preset
 from dasd_jax.run import setup
-from dasd_jax.run.programs import Program, programs
+from dasd_jax.run.programs import Program, programs, teacher_bytes
 
 # Where `make libtpu` puts it: installed, it would look for chips whenever JAX starts.
 COMPILER = os.path.join(sys.prefix, "libtpu")
@@ -189,10 +189,19 @@ def _report(
         "chips": mesh.size,
         "parameters": param_table.num_params(model),
         "mesh": dict(mesh.shape),
+        "teachers": teacher_bytes(config, model, mesh),
         "batch": dataclasses.asdict(config.rollout) | {"microbatches": config.optim.microbatches},
         "chip": {field: getattr(chip, field) for field in ("flops", "hbm", "hbm_rate", "ici_rate")},
         "programs": [],
     }
+
+
+def _copies(teachers: dict[str, int]) -> str:
+    """What the copies of the weights that teachers read take."""
+    if not teachers:
+        return "Teachers read the live weights."
+    sizes = ", ".join(f"{policy} {size / _GIB:.2f} GiB" for policy, size in teachers.items())
+    return f"Copies of the weights for teachers, a chip, part of `beside` or `arguments`: {sizes}."
 
 
 def heading(report: dict[str, Any]) -> str:
@@ -209,7 +218,7 @@ def heading(report: dict[str, Any]) -> str:
             "",
             f"{report['parameters'] / 1e9:.2f} B parameters; mesh {mesh}; {batch['problems']} × {batch['rollouts']} "
             f"responses of up to {batch['max_new_tokens']:,} tokens, {batch['microbatches']} microbatch(es); "
-            f"{chip['hbm'] / _GIB:.2f} GiB a chip.",
+            f"{chip['hbm'] / _GIB:.2f} GiB a chip. {_copies(report['teachers'])}",
             "",
             f"| {' | '.join(columns)} |",
             "|---" * len(columns) + "|",
