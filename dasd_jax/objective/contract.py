@@ -40,7 +40,9 @@ class View:
     def __post_init__(self):
         if self.weights not in WEIGHTS or self.count < 1:
             raise ValueError(f"{self}: expected weights of {', '.join(WEIGHTS)} and a count of at least 1")
-        if (self.weights == "ema") != (0 < self.rate < 1) or (self.weights == "snapshot") != (self.every >= 1):
+        rate = 0 < self.rate < 1 if self.weights == "ema" else self.rate == 0
+        every = self.every >= 1 if self.weights == "snapshot" else self.every == 0
+        if not (rate and every):
             raise ValueError(f"{self}: expected a rate in (0, 1) of ema alone, and every >= 1 of snapshot alone")
 
 
@@ -113,7 +115,7 @@ class Guard:
     Attributes:
         level: its warn and stop levels are the fields guards.<level>_warn and guards.<level>_stop.
         reads: names in the log; their means over the guard's window are handed to `reading`.
-        reading: means → (name, value), or None where the method's settings leave nothing to watch.
+        reading: (means, hp) → (name, value), or None where the method's settings leave nothing to watch.
         high_is_bad: warns above the level, otherwise below it.
         means: what it means when it is beyond its level, in a few words.
     """
