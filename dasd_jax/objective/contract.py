@@ -1,7 +1,8 @@
 """The contract between a method and the learner: Scored → method.signal → Signal → update.
 
-A method (dasd_jax/methods, one file each) says what is read of which teachers and turns it into numbers a token; the
-learner computes those readings, and the update reads nothing but the `Signal`. Neither knows the other's names.
+A method (dasd_jax/methods, one file each) says which statistics of which teachers it reads and turns them into numbers
+per token; the learner computes those statistics, and the update reads nothing but the `Signal`. Neither knows the
+other's names.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ class View:
             frozen: those that the run started from | ema: a moving average | snapshot: a copy made every few steps.
         rate: of ema: the student's share in each update of the average, in (0, 1).
         every: of snapshot: steps between two copies.
-        count: K, prompts a rollout.
+        count: K, prompts per rollout.
     """
 
     context: str = ""
@@ -50,19 +51,19 @@ class View:
 class Shape:
     """How a batch is laid out; static.
 
-    Rows are problem-major, G a problem. Minibatch m holds the problems m, m + M, m + 2M, …
+    Rows are problem-major, G per problem. Minibatch m holds the problems m, m + M, m + 2M, …
     """
 
     rollouts: int  # G
-    minibatches: int  # M, optimiser steps a rollout batch
+    minibatches: int  # M, optimiser steps per rollout batch
     max_new_tokens: int  # R
 
 
 @struct.dataclass
 class ViewStats:
-    """What one teacher says of the response tokens; f32[K, rows, R] in nats.
+    """One teacher's statistics at the response tokens; f32[K, rows, R] in nats.
 
-    Where a rollout's teacher is not shown anything, it equals the student: a gap and divergences of exactly 0.
+    Where a rollout's teacher is shown nothing it equals the student: the gap and the divergences are exactly 0.
     """
 
     logp: Array  # of the sampled token
@@ -95,7 +96,7 @@ class Scored:
 class Signal:
     """All that the update reads of a method; f32[rows, R].
 
-    `weight`, `kl` and `nll` hold their divisors (objective/normalise.py): the update adds up and divides nothing. A
+    `weight`, `kl` and `nll` include their divisors (objective/normalise.py): the update only adds up. A
     token is in the loss where any of them is not 0.
     """
 
@@ -147,8 +148,8 @@ class Method:
         notice: (hp, G) → a line to say when a run starts, or "".
         guards: numbers that it wants watched.
         anneals: its teacher's part is multiplied by knobs["teacher_weight"], which guards.on_collapse=anneal lowers.
-        watched: names in the log whose means over the run stand in its summary.
-        rollouts: False: it learns from reference responses, one a problem, and nothing is sampled or verified.
+        watched: names in the log whose means over the run appear in its summary.
+        rollouts: False: it learns from reference responses, one per problem; nothing is sampled or verified.
     """
 
     fields: type
