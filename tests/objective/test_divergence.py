@@ -210,12 +210,12 @@ def two_views():
 
 
 @partial(jax.jit, static_argnames=("it", "chunk"))
-def chunked(it, views, scale, weight, chunk=4):
+def chunked(it, views, given, weight, chunk=4):
     """Value and gradients of the weighted divergences; chunk 4: three chunks of 11 positions, 336 of 1,000 words."""
 
     def total(student):
         response = jnp.zeros(weight.shape, jnp.int32)
-        _, diverged = token_logp_and_divergence(student, [views[2:]], response, it, scale, temperature=0.8, chunk=chunk)
+        _, diverged = token_logp_and_divergence(student, [views[2:]], response, it, given, temperature=0.8, chunk=chunk)
         return jnp.sum(weight * diverged)
 
     return jax.value_and_grad(total)(views[:2])
@@ -242,13 +242,14 @@ def assert_close(got, want):
 @pytest.mark.parametrize(("name", "b"), ALL)
 def test_gradients_of_chunks_and_blocks_that_divide_nothing_are_the_dense_ones(name, b):
     views, scale, weight = two_views()
-    assert_close(chunked(implemented(name, b, K), views, scale, weight), dense(name, b, views, scale, weight))
+    given = scale if name == "dasd" else None  # a divergence without constants is given none
+    assert_close(chunked(implemented(name, b, K), views, given, weight), dense(name, b, views, scale, weight))
 
 
 def test_any_chunk_gives_one_gradient():
     views, scale, weight = two_views()
     want = dense("top_k_tail", 0.3, views, scale, weight)
-    for chunk in (1, 7, WIDTH):  # 96, 512 and all 1,000 words to a block
+    for chunk in (1, WIDTH):  # 96 and all 1,000 words to a block
         assert_close(chunked(top_k_tail("teacher", K, 0.3), views, scale, weight, chunk=chunk), want)
 
 
