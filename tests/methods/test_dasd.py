@@ -94,7 +94,9 @@ def verifier_alone(b):
 def with_junk(b, junk):
     """The same batch with `junk` wherever nothing may be read."""
     clean = lambda x: np.where(b.mask, x, np.float32(junk))  # noqa: E731
-    b = with_teacher(b, **{name: clean(getattr(teacher(b), name)) for name in ("logp", "forward_kl", "reverse_kl")})
+    b = with_teacher(
+        b, **{name: clean(getattr(teacher(b), name)) for name in ("logp", "entropy", "forward_kl", "reverse_kl")}
+    )
     return b.replace(logp=clean(b.logp), entropy=clean(b.entropy), reward=np.where(b.live, b.reward, np.float32(junk)))
 
 
