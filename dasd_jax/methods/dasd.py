@@ -64,7 +64,7 @@ def dasd(
 
     Returns:
         (credit f32[rows, R], 0 where mask is False; scalars for the log). `hp.repel_kl_max` needs the divergence of
-        every token, which this function is not given: it holds in `METHOD`.
+        every token, which this function is not given: only `METHOD` applies it.
     """
     live = jnp.any(mask, axis=1)
     credit, _, _, metrics = _credit(student_logp, teacher_logp, entropy, mask, live, group_advantage, hp, hp.beta)
@@ -81,7 +81,7 @@ def _credit(student_logp, teacher_logp, entropy, mask, live, verifier, hp, beta,
         route = jnp.where(verifier[:, None] == 0, 0.0, route)
     metrics = {}
     if reverse_kl is not None:
-        # Of all that the router repels: among what the bound lets through it could never exceed the bound.
+        # Over all that the router repels: over what the bound lets through it could never exceed the bound.
         metrics["gap/repel_kl"] = masked_mean(reverse_kl, mask & (route < 0))
         if hp.repel_kl_max:
             held = (route < 0) & (reverse_kl > hp.repel_kl_max)
