@@ -75,9 +75,13 @@ def imports(path: Path, top_level_only: bool = False) -> frozenset[str]:
 @functools.cache
 def imported_files(path: Path, top_level_only: bool = False) -> set[Path]:
     """The files of the package that a file imports; of a name in a module, the module."""
-    names = {name for name in imports(path, top_level_only) if name.startswith("dasd_jax.")}
-    modules = [PACKAGE.parent.joinpath(*parts) for name in names for parts in (name.split("."), name.split(".")[:-1])]
-    return {file for module in modules for file in (module.with_suffix(".py"), module / "__init__.py")} & set(FILES)
+    found = set()
+    for name in imports(path, top_level_only):
+        if name.startswith("dasd_jax."):
+            module = PACKAGE.parent.joinpath(*name.split("."))
+            places = (module.with_suffix(".py"), module.parent.with_suffix(".py"), module.parent / "__init__.py")
+            found.add(next(place for place in places if place in FILES))
+    return found
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
