@@ -305,7 +305,7 @@ def from_dict(raw: Raw) -> Config:
     """
     for group in [*raw, *GROUPS]:
         require_group(group, raw.get(group))
-    method = raw["objective"].get("method", "dasd")
+    method = raw["objective"].get("method", default_method())
     require_method(method)
     groups = declared(method)
     for group, fields in groups.items():

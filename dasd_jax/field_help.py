@@ -78,9 +78,8 @@ def matching(word: str, groups: dict[str, dict[str, dataclasses.Field]]) -> dict
 def page() -> str:
     """docs/fields.md."""
     parts = [_HEAD]
-    shared = declared("grpo")
     for group, kind in GROUPS.items():
-        fields = {each.name: shared[group][each.name] for each in dataclasses.fields(kind)}
+        fields = {each.name: each for each in dataclasses.fields(kind)}
         parts.append(f"## {group}\n\n{_sentence(group)}.\n\n{_rows(group, fields)}")
         if group == "objective":
             parts += [_of_method(method) for method in METHODS]

@@ -1,9 +1,13 @@
 """The arrows between the rooms, held over the syntax trees: they go down only."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
+
+from dasd_jax import config
+from dasd_jax.methods import METHODS
 
 PACKAGE = Path(__file__).parents[1] / "dasd_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -47,9 +51,16 @@ def room(path: Path) -> str:
     return parts[0] if parts[0] != "__init__" else "errors"
 
 
-def imports(path: Path, top_level_only: bool = False) -> set[str]:
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    """Its syntax tree."""
+    return ast.parse(path.read_text())
+
+
+@functools.cache
+def imports(path: Path, top_level_only: bool = False) -> frozenset[str]:
     """Full dotted names of what a file imports."""
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     nodes = tree.body if top_level_only else ast.walk(tree)
     names = set()
     for node in nodes:
@@ -58,7 +69,19 @@ def imports(path: Path, top_level_only: bool = False) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    return frozenset(names)
+
+
+@functools.cache
+def imported_files(path: Path, top_level_only: bool = False) -> set[Path]:
+    """The files of the package that a file imports; of a name in a module, the module."""
+    found = set()
+    for name in imports(path, top_level_only):
+        if name.startswith("dasd_jax."):
+            module = PACKAGE.parent.joinpath(*name.split("."))
+            places = (module.with_suffix(".py"), module.parent.with_suffix(".py"), module.parent / "__init__.py")
+            found.add(next(place for place in places if place in FILES))
+    return found
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -91,7 +114,7 @@ def test_flag_libraries_stay_at_the_door(path):
 def test_only_mesh_names_the_mesh_axes(path):
     if path.name == "mesh.py":
         return
-    strings = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)} - {
+    strings = {node.value for node in ast.walk(parsed(path)) if isinstance(node, ast.Constant)} - {
         "data"
     }  # also a group of the configuration
     if path.name not in ("config.py",):
@@ -101,23 +124,46 @@ def test_only_mesh_names_the_mesh_axes(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_importing_has_no_side_effects(path):
     """A module's body defines things; calls stand in definitions, assignments, or under the main guard."""
-    for node in ast.parse(path.read_text()).body:
+    for node in parsed(path).body:
         assert not isinstance(node, ast.For | ast.While | ast.With | ast.Try), f"{path}:{node.lineno}"
         if isinstance(node, ast.Expr):
             assert isinstance(node.value, ast.Constant), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_method_is_named_in_its_file_and_in_one_dictionary_alone(path):
+    """Of all other files only the declaration of objective.method names one, as its default."""
+    if room(path) == "methods":
+        return
+    strings = [node.value for node in ast.walk(parsed(path)) if isinstance(node, ast.Constant)]
+    expected = [config.default_method()] if path.name == "config.py" and path.parent == PACKAGE else []
+    assert [text for text in strings if text in METHODS] == expected
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_file_imports_itself_through_others(path):
+    seen, todo = set(), list(imported_files(path))
+    while todo:
+        if (file := todo.pop()) not in seen:
+            seen.add(file)
+            todo += imported_files(file)
+    assert path not in seen
 
 
 def test_the_verifier_starts_without_jax():
     """It and its worker processes load the package's light modules and no accelerator runtime."""
     seen, todo = set(), [PACKAGE / "verify" / "verifier.py", PACKAGE / "verify" / "worker.py"]
     while todo:
-        path = todo.pop()
+        seen.add(path := todo.pop())
         for name in imports(path, top_level_only=True):
             assert name.split(".")[0] not in ("jax", "flax", "optax", "orbax", "grain", "reasoning_gym", "math_verify")
-            if name.startswith("dasd_jax."):
-                # A name in a module, or a module in a folder.
-                for parts in (name.split("."), name.split(".")[:-1]):
-                    module = PACKAGE.parent / Path(*parts).with_suffix(".py")
-                    if module.exists() and module not in seen:
-                        seen.add(module)
-                        todo.append(module)
+        todo += imported_files(path, top_level_only=True) - seen
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_verification_knows_no_jax(path):
+    """Only the journal reaches it, through `hosts`: one process writes and all read."""
+    if room(path) == "verify":
+        foreign = {name.split(".")[0] for name in imports(path)}
+        assert "jax" not in foreign
+        assert path.name == "journal.py" or not {"dasd_jax.hosts", "dasd_jax.mesh"} & imports(path)

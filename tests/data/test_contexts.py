@@ -12,7 +12,7 @@ from dasd_jax.data.pipeline import PromptSet, PromptText
 from dasd_jax.data.sources import Problem, load_problems
 from dasd_jax.errors import UserError
 from dasd_jax.text.prompts import CONTEXTS
-from dasd_jax.text.tokenizer import load_tokenizer
+from dasd_jax.text.tokenizer_files import load_tokenizer
 
 BYTES = load_tokenizer("byte")
 GYM = ("gym:chain_sum?size=2",)

@@ -14,15 +14,17 @@ from dasd_jax.errors import TrainingError, UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.model import param_table
 from dasd_jax.model.presets import preset
+from dasd_jax.objective.contract import View
 
 MODEL = preset("qwen3_tiny")
 OPTIMIZER = optax.adam(1e-3)
+VIEWS = {"teacher": View(weights="ema", rate=0.05)}  # whose copy of the weights belongs to the state
 
 
 def make_state(mesh, step):
     """A state whose every number is distinct from a fresh one's."""
     params = param_table.init(MODEL, mesh, step)
-    state = jax.jit(lambda p: checkpoint.new_state(p, OPTIMIZER))(params)
+    state = jax.jit(lambda p: checkpoint.new_state(p, OPTIMIZER, VIEWS))(params)
     state = jax.tree.map(lambda x: x + 1 if x.dtype == np.int32 else x * 1.5 + 0.25, state)
     return state.replace(step=state.step * 0 + step, batches_drawn=state.step * 0 + step + 7)
 
@@ -43,7 +45,7 @@ def assert_equal(a, b):
 def test_a_state_comes_back_bit_for_bit(mesh, tmp_path):
     state = make_state(mesh, 3)
     folder = save(tmp_path, state)
-    model, restored = checkpoint.restore(folder, mesh, OPTIMIZER)
+    model, restored = checkpoint.restore(folder, mesh, OPTIMIZER, VIEWS)
     assert model == MODEL
     assert_equal(restored, state)
 
@@ -52,10 +54,10 @@ def test_a_state_comes_back_on_another_mesh(mesh, mesh8, tmp_path):
     with jax.set_mesh(mesh):
         state = make_state(mesh, 3)
         folder = save(tmp_path, state)
-    _, restored = checkpoint.restore(folder, mesh8, OPTIMIZER)
+    _, restored = checkpoint.restore(folder, mesh8, OPTIMIZER, VIEWS)
     assert_equal(restored, state)
     layout = param_table.shardings(MODEL, mesh8)
-    for tree in (restored.params, restored.opt_state[0].mu):
+    for tree in (restored.params, restored.opt_state[0].mu, restored.teachers["ema_0.05"]):
         for leaf, expected in zip(jax.tree.leaves(tree), jax.tree.leaves(layout), strict=True):
             assert leaf.sharding.is_equivalent_to(expected, leaf.ndim)
 
@@ -72,7 +74,7 @@ def test_what_happens_to_a_state_after_save_has_returned_is_not_written(mesh, tm
     folder = writer.save(state)
     state = jax.block_until_ready(next_step(state))
     writer.wait()
-    _, restored = checkpoint.restore(folder, mesh, OPTIMIZER)
+    _, restored = checkpoint.restore(folder, mesh, OPTIMIZER, VIEWS)
     assert_equal(restored, expected)
 
 
@@ -151,7 +153,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_used(damage
     unfinished = damage in ("no manifest", "empty folder")
     assert ("it was never finished; removed" if unfinished else "set aside as") in capsys.readouterr().out
     assert checkpoint.latest(tmp_path, set_aside=True) == found
-    _, state = checkpoint.restore(found, mesh, OPTIMIZER)
+    _, state = checkpoint.restore(found, mesh, OPTIMIZER, VIEWS)
     assert_equal(state, make_state(mesh, int(found.name)))
 
 

@@ -4,26 +4,18 @@ import dataclasses
 
 import numpy as np
 import pytest
+from tiny import config
 
-from dasd_jax import cli, config
-from dasd_jax.batch import PromptBatch, RolloutBatch
+from dasd_jax.batch import Outcomes, PromptBatch, RolloutBatch
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.sources import Problem
 from dasd_jax.objective.contract import View
 from dasd_jax.run import collect, setup
 from dasd_jax.run.display import Clock, Display
-from dasd_jax.text.tokenizer import load_tokenizer
+from dasd_jax.text.tokenizer_files import load_tokenizer
 from dasd_jax.verify.verifier import Verdict
 
 RIGHT, WRONG = Verdict(1.0, 1.0, "1"), Verdict(0.0, 0.2, "2")
-
-
-def tiny(**changes):
-    raw = cli.load_config("configs/qwen_math.py", "tiny").to_dict()
-    for name, value in changes.items():
-        group, _, field = name.partition("__")
-        raw[group][field] = value
-    return config.from_dict(raw)
 
 
 def test_a_reward_is_the_verdict_less_what_the_length_costs():
@@ -31,13 +23,21 @@ def test_a_reward_is_the_verdict_less_what_the_length_costs():
     verdicts = [RIGHT, RIGHT, WRONG, RIGHT, RIGHT]
     finished, length = np.array([True, True, True, True, False]), np.array([3, 8, 12, 14, 16])
     for changes, expected_correct, expected_reward in (
-        ({}, [1, 1, 0, 1, 0], [1, 1, 0, 1, 0]),
-        ({"objective__truncated": "score"}, [1, 1, 0, 1, 1], [1, 1, 0, 1, 1]),
-        ({"objective__overlong_tokens": 8}, [1, 1, 0, 1, 0], [1, 1, -0.5, 0.25, -1]),
+        ([], [1, 1, 0, 1, 0], [1, 1, 0, 1, 0]),
+        (["objective.truncated=score"], [1, 1, 0, 1, 1], [1, 1, 0, 1, 1]),
+        (["objective.overlong_tokens=8"], [1, 1, 0, 1, 0], [1, 1, -0.5, 0.25, -1]),
     ):
-        correct, reward = collect.rewards(tiny(**changes), verdicts, finished, length)
-        np.testing.assert_array_equal(correct, expected_correct)
-        np.testing.assert_allclose(reward, expected_reward)
+        found = collect.outcomes(config(*changes), verdicts, finished, length)
+        np.testing.assert_array_equal(found.correct, expected_correct)
+        np.testing.assert_allclose(found.reward, expected_reward)
+        assert found.in_loss.all()
+
+
+def test_a_response_without_an_end_may_count_in_its_group_alone():
+    dropping = config("objective.truncated=drop_from_loss")
+    found = collect.outcomes(dropping, [RIGHT, RIGHT], np.array([True, False]), np.array([3, 16]))
+    np.testing.assert_array_equal(found.reward, [1, 0])
+    np.testing.assert_array_equal(found.in_loss, [True, False])
 
 
 class Shower(collect.Collector):
@@ -45,7 +45,9 @@ class Shower(collect.Collector):
 
     def __init__(self, privileged="answer", **fields):
         problems = [Problem(question=f"{i}?", answer="1", source="s", index=i, scorer="math", **fields) for i in (0, 1)]
-        self._config = tiny(data__privileged=privileged, rollout__rollouts=2, rollout__teacher_prompt_length=400)
+        self._config = config(
+            f"data.privileged={privileged}", "rollout.rollouts=2", "rollout.teacher_prompt_length=400"
+        )
         self._prompts = PromptSet(
             problems,
             load_tokenizer("byte"),
@@ -92,27 +94,26 @@ def drawn(example_ids, rewards):
     rows = np.repeat(ids, 2)
     zeros = np.zeros((len(rows), 1), np.float32)
     verdicts = [RIGHT if reward else WRONG for reward in rewards]
-    rollouts = RolloutBatch(
-        rows[:, None], zeros > -1, zeros, zeros, np.arange(len(rows)) // 2, rows * 0, rows > -1, rows
-    )
+    rollouts = RolloutBatch(rows[:, None], zeros > -1, sampled_logp=zeros, finished=rows > -1)
     prompts = PromptBatch(ids[:, None], ids[:, None] > -1, ids)
     texts = [str(row) for row in rows]
     correct = np.array(rewards, np.float32)
     # The penalty for length tells the members of every group apart, and no group is mixed for it.
     reward = correct - np.tile([0, 0.5], len(ids)).astype(np.float32)
+    outcomes = Outcomes(correct, reward, in_loss=correct > -1)
     work = {"batches": 1, "generated": len(rows), "steps": np.array([3, 1])}
-    return collect.Collected(prompts, rollouts, texts, texts, verdicts, correct, reward, correct > -1, **work)
+    return collect.Collected(prompts, rollouts, outcomes, texts, texts, verdicts, **work)
 
 
 class Drawer(collect.Collector):
     """Draws prepared batches in the place of sampled ones."""
 
     def __init__(self, resample, rounds):
-        self._config, self.rounds, self.asked = tiny(rollout__resample=resample), rounds, []
-        self._model = None
-        rollout = dataclasses.replace(self._config.rollout, problems=3, rollouts=2)
-        self._config = dataclasses.replace(self._config, rollout=rollout, optim=dataclasses.replace(
-            self._config.optim, minibatches=1, microbatches=1))  # fmt: skip
+        self._config = config(
+            f"rollout.resample={resample}", "rollout.problems=3", "rollout.rollouts=2", "optim.minibatches=1",
+            "optim.microbatches=1",
+        )  # fmt: skip
+        self._model, self.rounds, self.asked = None, rounds, []
 
     def _round(self, params, batches_drawn, clock):
         self.asked.append(batches_drawn)
@@ -137,14 +138,16 @@ def test_groups_that_all_scored_the_same_are_replaced_by_mixed_ones(resample, gr
     np.testing.assert_array_equal(got.prompts.example_id, groups)
     rows = np.repeat(groups, 2)
     np.testing.assert_array_equal(got.rollouts.response[:, 0], rows)
-    np.testing.assert_array_equal(got.rollouts.prompt_index, [0, 0, 1, 1, 2, 2])
     assert got.texts == [str(row) for row in rows]
-    for name in ("correct", "reward"):
+    for name in ("correct", "reward", "in_loss"):
         of = {
-            i: getattr(d, name)[2 * n : 2 * n + 2] for d in ROUNDS for n, i in enumerate(d.prompts.example_id.tolist())
+            i: getattr(d.outcomes, name)[2 * n : 2 * n + 2]
+            for d in ROUNDS
+            for n, i in enumerate(d.prompts.example_id.tolist())
         }
-        np.testing.assert_array_equal(getattr(got, name), np.concatenate([of[i] for i in groups]))
+        np.testing.assert_array_equal(getattr(got.outcomes, name), np.concatenate([of[i] for i in groups]))
     assert got.generated == 6 * got.batches
     # Two shards, the slower one takes 3 of every 4 steps; 1.5 tokens a step, in 2 slots.
-    metrics = got.metrics(2, slots=2)
+    metrics = got.metrics(2, slots=2, seconds={"time/rollout_s": 2.0})
     assert metrics["rollout/shard_imbalance"] == 1.5 and metrics["rollout/slots_used_frac"] == 0.75
+    assert metrics["tokens/generated_per_s"] == got.generated / 2

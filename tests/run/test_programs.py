@@ -4,8 +4,8 @@ import dataclasses
 
 import jax
 import pytest
+from tiny import config
 
-from dasd_jax import cli, config
 from dasd_jax.cost.work import Batch, forward_flops
 from dasd_jax.errors import UserError
 from dasd_jax.mesh import MeshConfig, make_mesh
@@ -20,14 +20,9 @@ PLENTY = 2**34
 PRODUCTS, EMBEDDING, NORMS = 98_304, 20_480, 384
 
 
-def found(memory=PLENTY, **changed):
+def found(*overrides, memory=PLENTY):
     """Name → program of the tiny run of 16 problems, on four shards of the rows with heads split in two."""
-    raw = cli.load_config("configs/qwen_math.py", "tiny").to_dict()
-    raw["rollout"]["problems"] = 16
-    for name, value in changed.items():
-        group, field = name.split("__")
-        raw[group][field] = value
-    settings = config.from_dict(raw)
+    settings = config("rollout.problems=16", *overrides)
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     with jax.set_mesh(mesh):
         model = setup.configured(settings, preset("qwen3_tiny"), "tpu")
@@ -36,13 +31,13 @@ def found(memory=PLENTY, **changed):
 
 def test_a_run_has_the_programs_of_its_method():
     assert list(found()) == ["re-layout", "rollout", "evaluation", "score", "update"]
-    assert list(found(objective__method="sft")) == ["re-layout", "evaluation", "update"]
+    assert list(found("objective.method=sft")) == ["re-layout", "evaluation", "update"]
 
 
 def test_decoding_turns_once_a_token_for_each_filling_of_the_slots():
     # 16 problems of 4 rollouts on four shards: 16 rows each, of 16 tokens.
     assert (found()["rollout"].slots, found()["rollout"].steps) == (16, 16)
-    few = found(rollout__slots=3)["rollout"]
+    few = found("rollout.slots=3")["rollout"]
     assert (few.slots, few.steps) == (3, 6 * 16)
 
 
@@ -50,7 +45,7 @@ def test_slots_follow_from_the_memory_that_is_given():
     # With prompts of 16 tokens the caches of responses are what decides.
     sizes = (680_000, 720_000, 740_000, 780_000)
     # Between them a slot more for each 19.6 kB, and at last all: then rows share the prompts of their problems.
-    slots = [found(memory=size, rollout__prompt_length=16)["rollout"].slots for size in sizes]
+    slots = [found("rollout.prompt_length=16", memory=size)["rollout"].slots for size in sizes]
     assert slots == [5, 7, 8, 16]
     with pytest.raises(UserError, match="rollout.slots: not one row fits"):
         found(memory=2**19)
@@ -61,12 +56,12 @@ def test_slots_follow_from_the_memory_that_is_given():
     [("answer", "", (16,)), ("answer", "&privileged=sibling", (16, 4, 1)), ("sibling", "", (16, 4, 1))],
 )
 def test_the_teachers_prompts_are_one_a_rollout_where_any_source_shows_siblings(default, query, axes):
-    raw = cli.load_config("configs/qwen_math.py", "tiny").to_dict()
-    raw["rollout"]["problems"] = 16
-    raw["data"] |= {"privileged": default, "sources": (*raw["data"]["sources"], f"gym:lcm?size=2{query}")}
+    sources = (*config().data.sources, f"gym:lcm?size=2{query}")
+    settings = config("rollout.problems=16", f"data.privileged={default}", f"data.sources={sources}")
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     with jax.set_mesh(mesh):
-        teacher = _scored(config.from_dict(raw), mesh)[0]
+        steps = setup.step_config(settings, setup.configured(settings, preset("qwen3_tiny"), "tpu"), mesh)
+        teacher = _scored(settings, mesh, steps)[1]["teacher"]
     assert teacher.shown.shape == teacher.weight.shape == axes
     assert teacher.teacher_prompt.shape == teacher.teacher_prompt_mask.shape == (*axes, 320)
 
@@ -77,8 +72,8 @@ def test_flops_count_both_views_and_the_backward_pass_twice():
     assert made["rollout"].flops == student
     assert made["score"].flops == student + teacher
     assert made["update"].flops == 3 * student
-    assert found(objective__form="full")["update"].flops == 3 * student + teacher
-    assert found(objective__method="grpo")["score"].flops == student
+    assert found("objective.form=full")["update"].flops == 3 * student + teacher
+    assert found("objective.method=grpo")["score"].flops == student
 
 
 def test_what_has_to_be_sent_is_each_part_once_a_gather_or_scatter():
@@ -102,7 +97,7 @@ def test_optimiser_and_parameters_stay_taken_beside_a_program():
 
 def test_a_batch_that_the_shards_cannot_split_is_refused():
     with pytest.raises(UserError, match="rollout.problems: 8 in 4 part"):
-        found(rollout__problems=8)
+        found("rollout.problems=8")
 
 
 @pytest.mark.parametrize("name", ["re-layout", "rollout", "score", "update"])

@@ -3,8 +3,8 @@
 import json
 
 import pytest
+from tiny import config
 
-from dasd_jax import cli, config
 from dasd_jax.errors import UserError
 from dasd_jax.run import setup
 from dasd_jax.text.tokenizer_files import load_tokenizer
@@ -17,12 +17,9 @@ def write(path, questions):
     return f"jsonl:{path}"
 
 
-def tiny(sources, benchmarks, eval_problems=0, method="dasd", **data):
-    raw = cli.load_config("configs/qwen_math.py", "tiny").to_dict()
-    raw["objective"]["method"] = method
-    raw["data"] |= {"sources": tuple(sources), "benchmarks": tuple(benchmarks), "heldout": 0} | data
-    raw["run"]["eval_problems"] = eval_problems
-    return config.from_dict(raw)
+def tiny(sources, benchmarks, *overrides):
+    data = f"data.sources={tuple(sources)}", f"data.benchmarks={tuple(benchmarks)}", "data.heldout=0"
+    return config(*data, "run.eval_problems=0", *overrides)
 
 
 @pytest.fixture
@@ -42,9 +39,9 @@ def test_problems_of_a_benchmark_are_not_trained_on(files):
     assert not {f"What is {i} + 1?" for i in (0, 1, 2, 19)} & {problem.question for problem in train.problems}
     assert [problem.source for problem in evaluated.problems] == [first] * 7 + [second] * 2
     assert counts["to evaluate"] == 9
-    _, _, both = setup.open_prompts(tiny([source], [first], heldout=5), BYTES)
+    _, _, both = setup.open_prompts(tiny([source], [first], "data.heldout=5"), BYTES)
     assert both["held out and not evaluated"] == 5 and both["training"] == 20 - 3 - 5
-    _, _, without = setup.open_prompts(tiny([source], [], heldout=4), BYTES)
+    _, _, without = setup.open_prompts(tiny([source], [], "data.heldout=4"), BYTES)
     assert "in a benchmark" not in without and without["training"] == 16
 
 
@@ -58,7 +55,7 @@ def test_every_method_draws_the_same_batches_whatever_its_teacher_is_shown(tmp_p
     benchmark = write(tmp_path / "benchmark.jsonl", ["What is 2 * 2?"])
     drawn = {}
     for method in ("dasd", "grpo", "sft"):
-        made = tiny([f"jsonl:{path}"], [benchmark], method=method, privileged="hint")
+        made = tiny([f"jsonl:{path}"], [benchmark], f"objective.method={method}", "data.privileged=hint")
         train, _, counts = setup.open_prompts(made, BYTES)
         assert (counts["training"], counts["no hint"], counts["teacher prompt longer than 320 tokens"]) == (9, 2, 1)
         batches = train.batches(4, seed=0)
@@ -69,12 +66,12 @@ def test_every_method_draws_the_same_batches_whatever_its_teacher_is_shown(tmp_p
 def test_the_number_of_problems_is_capped_in_each_benchmark(files):
     source, first, second = files
     for cap, expected in ((0, 7 + 2), (1, 1 + 1), (5, 5 + 2)):
-        capped = tiny([source], [first, second], eval_problems=cap)
+        capped = tiny([source], [first, second], f"run.eval_problems={cap}")
         prompts, counts = setup.open_evaluation(capped, BYTES)
         chosen = setup.evaluated(capped, prompts)
         assert len(chosen) == expected and counts["to evaluate"] == 9
         assert {prompts.problems[i].source for i in chosen} == {first, second}
-    heldout = tiny([source], [], eval_problems=3, heldout=4)
+    heldout = tiny([source], [], "run.eval_problems=3", "data.heldout=4")
     assert setup.evaluated(heldout, setup.open_evaluation(heldout, BYTES)[0]) == [0, 1, 2]
 
 
