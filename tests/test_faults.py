@@ -364,7 +364,7 @@ def test_a_workdir_that_cannot_be_written_is_refused_at_the_door(monkeypatch, ru
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     code, out, err = run("run.steps=3")
     assert (code, out) == (2, "")
-    assert err == f"error: --workdir: {tmp_path / 'w'}: {tmp_path} is not a folder that can be written\n"
+    assert err == f"error: --workdir: {tmp_path / 'w'}: {tmp_path} is not a writable folder\n"
     assert not (tmp_path / "w").exists()
 
 
