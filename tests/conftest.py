@@ -5,12 +5,15 @@ import os
 import tempfile
 from pathlib import Path
 
-# Most of the time of a small test is XLA's; what the tests state holds at every level of its optimisation.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Most of the time of a small test is XLA's; what the tests state holds at every level of its optimisation, and without
+# its emitters of fusions, which take two thirds of its compiler's time.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
-# The same programs in test after test and process after process: each is compiled once.
-_CACHE = tempfile.TemporaryDirectory()
-os.environ |= {"JAX_COMPILATION_CACHE_DIR": _CACHE.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+# The same programs in test after test and process after process: each is compiled once. Workers of pytest-xdist have
+# the folder of the process that started them.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory()
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": _CACHE.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
 
 import jax  # noqa: E402
 

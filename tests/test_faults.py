@@ -1,7 +1,6 @@
 """Faults put into a run, through the command's own door: what it says, its exit code, and what it leaves."""
 
 import errno
-import functools
 import http.server
 import json
 import os
@@ -16,23 +15,27 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tiny import SMALL, TINY, here
 
-from dasd_jax import cli, train
-from dasd_jax.mesh import make_mesh, put_rows
+from dasd_jax import train
+from dasd_jax.learner import checkpoint
+from dasd_jax.mesh import put_rows
+from dasd_jax.run import collect, runlog
 
 ROOT = Path(__file__).parents[1]
-TINY = "--config=configs/qwen_math.py:tiny"
-# A training that hangs in a function of its trainer's, where Python hears no signal: at once or in its second step.
+# A training that hangs in a function of its own, where Python hears no signal: at once or in its second step.
 HANGS = """
 import ctypes, sys
 from dasd_jax import cli, train
+from dasd_jax.run import setup
 
-owner, name = {"start-up": (train.session, "open_prompts"), "score": (train.Trainer, "_score"),
-               "update": (train, "train_step")}[sys.argv.pop(1)]
+owner, name = {"start-up": (setup, "open_prompts"), "score": (train, "score"), "update": (train, "train_step")}[
+    sys.argv.pop(1)
+]
 whole = getattr(owner, name)
 def hang(*args):
     states = [getattr(x, "state", x) for x in args]
-    if owner is train.session or int(next(x.step for x in states if hasattr(x, "step"))) == 1:
+    if owner is setup or int(next(x.step for x in states if hasattr(x, "step"))) == 1:
         print("hangs", flush=True)
         while True:
             ctypes.CDLL(None).sleep(60)
@@ -43,25 +46,14 @@ cli.run(train.main)
 """
 
 
-# The same optimiser for all runs of a schedule, so that its step is traced once.
-make_optimizer = functools.cache(train.make_optimizer)
-
-
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
-    """run(*overrides) → (exit code, stdout, stderr) of a training in this process, on one of its devices."""
-    monkeypatch.setattr(train, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
-    monkeypatch.setattr(train, "make_optimizer", make_optimizer)
+    """run(*overrides) → (exit code, stdout, stderr) of a training in this process."""
+    command = here(monkeypatch)
 
     def once(*overrides: str) -> tuple[int, str, str]:
-        fields = [f"--config.{override}" for override in overrides]
-        monkeypatch.setattr(sys, "argv", ["train", TINY, f"--workdir={tmp_path / 'w'}", *fields])
-        try:
-            cli.run(train.main)
-            code = 0
-        except SystemExit as stopped:
-            code = stopped.code
-        return code, *capsys.readouterr()
+        fields = (f"--config.{override}" for override in (*SMALL, *overrides))
+        return command(TINY, f"--workdir={tmp_path / 'w'}", *fields), *capsys.readouterr()
 
     return once
 
@@ -73,18 +65,18 @@ def lines_of(path):
 @pytest.fixture
 def poisoned(monkeypatch):
     """poisoned(steps): of these training steps the first kept token has no old log-probability."""
-    whole = train.Trainer._score
+    whole = train.score
 
     def poison(steps):
-        def score(trainer, *args):
-            experience, *rest = whole(trainer, *args)
-            if int(trainer.state.step) + 1 in steps:
+        def score(run, *args):
+            experience, *rest = whole(run, *args)
+            if run.step + 1 in steps:
                 old_logp = np.array(experience.old_logp)
                 old_logp[tuple(np.argwhere(np.asarray(experience.keep))[0])] = np.nan
-                experience = experience.replace(old_logp=put_rows(trainer.mesh, old_logp))
+                experience = experience.replace(old_logp=put_rows(run.mesh, old_logp))
             return experience, *rest
 
-        monkeypatch.setattr(train.Trainer, "_score", score)
+        monkeypatch.setattr(train, "score", score)
 
     return poison
 
@@ -98,16 +90,18 @@ def test_an_update_that_is_not_finite_is_skipped_and_its_batch_kept(run, poisone
     assert [lines[step]["optim/skipped_frac"] > 0 for step in (1, 2, 3)] == [False, True, False]
     assert "loss/total" not in lines[2] and "loss/total" in lines[3]
     kept = np.load(tmp_path / "w" / "not_finite" / "000002.npz")
-    for name in ("response", "response_mask", "old_logp", "advantage", "keep", "route"):
+    for name in ("response", "response_mask", "old_logp", "signal.advantage", "signal.weight"):
         assert kept[name].shape == kept["response"].shape
     assert np.isnan(kept["old_logp"]).sum() == 1
-    assert kept["reward"].shape == kept["response"].shape[:2] and kept["example_id"].shape == kept["response"].shape[:1]
-    assert kept["teacher_prompt"].shape[0] == kept["student_prompt"].shape[0] == kept["response"].shape[0]
+    problems = kept["response"].shape[0]
+    assert kept["reward"].shape == kept["response"].shape[:2] and kept["example_id"].shape == (problems,)
+    assert kept["prompts.student_prompt"].shape[0] == problems
+    np.testing.assert_array_equal(kept["prompts.example_id"], kept["example_id"])
 
 
 @pytest.mark.parametrize("method", ["dasd", "sft"])
 def test_the_learning_rate_that_is_logged_is_that_of_the_updates_that_were_made(method, run, monkeypatch, tmp_path):
-    """A warm-up of five updates, of which the second is skipped."""
+    """A warm-up of five updates, two a step; those of the second step are skipped."""
     whole = train.train_step
 
     def train_step(steps, optimizer, state, experience, *args):
@@ -118,18 +112,19 @@ def test_the_learning_rate_that_is_logged_is_that_of_the_updates_that_were_made(
         return whole(steps, optimizer, state, experience, *args)
 
     monkeypatch.setattr(train, "train_step", train_step)
-    fields = ["optim.minibatches=1", "optim.warmup_steps=5", "optim.schedule=constant", "optim.learning_rate=5e-4"]
+    fields = ["optim.warmup_steps=5", "optim.schedule=constant", "optim.learning_rate=5e-4"]
     code, out, err = run("run.steps=3", f"objective.method={method}", *fields)
     assert (code, err) == (0, "") and "warning: step 2: loss or gradient is not finite in 100%" in out
     rates = [line["optim/learning_rate"] for line in lines_of(tmp_path / "w" / "metrics.jsonl")[1:]]
-    assert rates == pytest.approx([1e-4, 1e-4, 2e-4])
+    assert rates == pytest.approx([2e-4, 2e-4, 4e-4])
     kept = np.load(tmp_path / "w" / "not_finite" / "000002.npz")
-    assert kept["response"].shape == kept["keep"].shape and kept["example_id"].shape == kept["keep"].shape[:1]
+    of_loss = {"dasd": "signal.weight", "sft": "signal.nll"}[method]
+    assert kept["response"].shape == kept[of_loss].shape and kept["example_id"].shape == kept[of_loss].shape[:1]
 
 
 def test_updates_that_are_not_finite_in_a_row_stop_the_run(run, poisoned, tmp_path):
     poisoned({2, 3})
-    code, out, err = run("run.steps=4", "run.checkpoint_every=1", "run.skipped_steps_stop=2")
+    code, out, err = run("run.steps=4", "run.checkpoint_every=1", "guards.skipped_steps_stop=2")
     assert code == 1
     assert err.startswith("error: steps 2-3: loss or gradient is not finite") and err.count("\n") == 1
     assert sorted(path.name for path in (tmp_path / "w" / "not_finite").iterdir()) == ["000002.npz", "000003.npz"]
@@ -138,10 +133,10 @@ def test_updates_that_are_not_finite_in_a_row_stop_the_run(run, poisoned, tmp_pa
 
 def test_a_collapse_stops_the_run_and_a_level_set_anew_lets_it_go_on(run, tmp_path):
     """The tiny model of random weights has some five nats a token."""
-    short = ("run.steps=3", "run.checkpoint_every=1", "run.guard_window=2")
-    code, out, err = run(*short, "run.entropy_stop=100")
+    short = ("run.steps=3", "run.checkpoint_every=1", "guards.window=2")
+    code, out, err = run(*short, "guards.entropy_stop=100")
     assert code == 1
-    assert err.startswith("error: steps 1-2: entropy/mean is ") and "run.entropy_stop = 100.0" in err
+    assert err.startswith("error: steps 1-2: entropy/mean is ") and "guards.entropy_stop = 100.0" in err
     assert err.count("\n") == 1
     code, out, err = run(*short)
     assert (code, err) == (0, "") and "resumed from" in out
@@ -149,24 +144,24 @@ def test_a_collapse_stops_the_run_and_a_level_set_anew_lets_it_go_on(run, tmp_pa
 
 
 def test_a_collapse_may_take_the_teacher_away_by_halves(run, tmp_path):
-    code, out, err = run("run.steps=4", "run.guard_window=2", "run.entropy_stop=100", "run.on_collapse=anneal")
+    code, out, err = run("run.steps=4", "guards.window=2", "guards.entropy_stop=100", "guards.on_collapse=anneal")
     assert (code, err) == (0, "")
-    assert "the teacher's weight goes down to 0.5 of objective.beta" in out
+    assert "the teacher's weight falls to 0.5 of its value" in out
     lines = lines_of(tmp_path / "w" / "metrics.jsonl")[1:]
     assert [line["guard/teacher_weight"] for line in lines] == [1.0, 1.0, 0.5, 0.25]
 
 
 def test_a_teacher_that_is_on_its_way_out_stays_so_through_a_kill(run, monkeypatch, tmp_path):
-    fields = ["run.steps=4", "run.guard_window=2", "run.entropy_stop=100", "run.on_collapse=anneal"]
-    whole = train.Trainer._step
+    fields = ["run.steps=4", "guards.window=2", "guards.entropy_stop=100", "guards.on_collapse=anneal"]
+    whole = train.learn
 
-    def killed(trainer, step):
+    def killed(run, step):
         if step == 4:
             raise KeyboardInterrupt
-        return whole(trainer, step)
+        return whole(run, step)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train.Trainer, "_step", killed)
+        patched.setattr(train, "learn", killed)
         assert run(*fields, "run.checkpoint_every=1")[0] == 130
     code, out, err = run(*fields, "run.checkpoint_every=1")
     assert (code, err) == (0, "") and "resumed from" in out
@@ -174,23 +169,40 @@ def test_a_teacher_that_is_on_its_way_out_stays_so_through_a_kill(run, monkeypat
     assert [line["guard/teacher_weight"] for line in lines] == [1.0, 1.0, 0.5, 0.25]
 
 
+def test_steps_with_nothing_in_the_loss_change_nothing_and_stop_the_run(run, monkeypatch, mesh, tmp_path):
+    """As where no response ends within its budget and objective.truncated is drop_from_loss."""
+    whole = collect.outcomes
+
+    def outcomes(*args):
+        found = whole(*args)
+        return found.replace(in_loss=np.zeros_like(found.in_loss))
+
+    monkeypatch.setattr(collect, "outcomes", outcomes)
+    code, _, err = run("run.steps=3", "run.checkpoint_every=1", "guards.empty_steps_stop=2")
+    assert code == 1 and err.count("\n") == 1
+    assert err.startswith("error: steps 1-2: no token was in the loss and nothing was updated: ")
+    assert [line.get("optim/empty_frac") for line in lines_of(tmp_path / "w" / "metrics.jsonl")] == [None, 1.0, 1.0]
+    (_, first), (_, second) = (
+        checkpoint.restore_params(tmp_path / "w" / "checkpoints" / f"00000{step}", mesh) for step in (1, 2)
+    )
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+# A cold policy of random weights repeats itself; and a router with hardly any token below its threshold.
+COLD = ["rollout.temperature=0.02", "objective.beta=5", "objective.rho=0.01", "objective.rho_side=bottom"]
 STOPS = {
-    "length": (["run.length_stop=100"], "steps 1-1: rollout/length_mean over that of step 1 is 1, "),
+    "length": (["guards.length_stop=100"], "steps 1-1: rollout/length_mean over that of step 1 is 1, "),
     "repetition": (
-        ["run.repetition_stop=1e-9", "run.entropy_stop=0", "rollout.temperature=0.02"],
+        ["guards.repetition_stop=1e-9", "guards.entropy_stop=0", *COLD],
         "steps 1-1: rollout/repeated_frac is ",
     ),
-    "repelled KL": (["run.repel_kl_stop=1e-9"], "steps 1-1: gap/repel_kl is "),
-    "equal rewards": (["run.equal_rewards_stop=0.5"], "steps 1-1: steps in a row without a mixed group is 1, "),
-    "one arm": (["run.arm_stop=0.6"], "steps 1-1: the share of router/"),
-    "sampler and score pass": (["rollout.logp_gap_mean_max=1e-12"], "step 1: policy/logp_gap_mean is "),
+    "repelled KL": (["guards.repel_kl_stop=1e-9"], "steps 1-1: gap/repel_kl is "),
+    "equal rewards": (["guards.equal_rewards_stop=0.5"], "steps 1-1: steps in a row without a mixed group is 1, "),
+    "one arm": (["guards.arm_stop=0.6"], "steps 1-1: the share of router/"),
+    "sampler and score pass": (["guards.logp_gap_mean_max=1e-12"], "step 1: policy/logp_gap_mean is "),
     "sampler and score pass, at some tokens": (
-        ["rollout.logp_gap_p999_max=1e-12"],
+        ["guards.logp_gap_p999_max=1e-12"],
         "step 1: policy/logp_gap_p999 is ",
-    ),
-    "empty minibatch": (
-        ["objective.truncated=drop_from_loss", "rollout.max_new_tokens=2"],
-        "step 1: minibatch 0 has no token in the loss, and nothing was updated",
     ),
 }
 
@@ -199,7 +211,7 @@ STOPS = {
 def test_numbers_that_mean_nothing_good_stop_the_run_with_one_line(fault, run, tmp_path):
     """The tiny model has random weights: it is never right, seldom ends, and repeats itself when it is cold."""
     fields, said = STOPS[fault]
-    code, _, err = run("run.steps=3", "run.guard_window=1", "run.checkpoint_every=1", *fields)
+    code, _, err = run("run.steps=3", "guards.window=1", "run.checkpoint_every=1", *fields)
     assert code == 1 and err.count("\n") == 1
     assert err.startswith(f"error: {said}"), err
     assert "--workdir" in err
@@ -208,32 +220,25 @@ def test_numbers_that_mean_nothing_good_stop_the_run_with_one_line(fault, run, t
 
 WARNS = [
     {
-        "steps 1-1: entropy/mean is ": ["run.entropy_warn=100"],
-        "steps 1-1: steps in a row without a mixed group is 1, ": ["run.equal_rewards_warn=0.5"],
-        "steps 1-1: rollout/length_mean over that of step 1 is 1, ": ["run.length_warn=100"],
-        "steps 1-1: gap/repel_kl is ": ["run.repel_kl_warn=1e-9"],
-        "steps 1-1: the share of router/": ["run.arm_warn=0.6"],
-        "steps 1-1: policy/logp_gap_mean is ": ["rollout.logp_gap_mean_warn=1e-12"],
-        "the teacher's term reaches ": ["objective.beta=5"],
+        "steps 1-1: entropy/mean is ": ["guards.entropy_warn=100"],
+        "steps 1-1: steps in a row without a mixed group is 1, ": ["guards.equal_rewards_warn=0.5"],
+        "steps 1-1: rollout/length_mean over that of step 1 is 1, ": ["guards.length_warn=100"],
+        "steps 1-1: gap/repel_kl is ": ["guards.repel_kl_warn=1e-9"],
+        "steps 1-1: the share of router/": ["guards.arm_warn=0.6"],
+        "steps 1-1: policy/logp_gap_mean is ": ["guards.logp_gap_mean_warn=1e-12"],
     },
-    # Repeats itself only when it is cold, where other levels are passed as well.
     {
-        "steps 1-1: rollout/repeated_frac is ": ["run.repetition_warn=1e-9", "run.repetition_stop=0"],
-        "steps 1-1: entropy/mean is ": ["rollout.temperature=0.02", "run.entropy_stop=0"],
-    },
-    # A router with hardly any token below its threshold.
-    {
-        "steps 1-1: the share of router/attract_mass in both arms is ": [
-            "objective.rho=0.01",
-            "objective.rho_side=bottom",
-        ]
+        "steps 1-1: rollout/repeated_frac is ": ["guards.repetition_warn=1e-9", "guards.repetition_stop=0"],
+        "steps 1-1: entropy/mean is ": [*COLD, "guards.entropy_stop=0"],
+        "steps 1-1: the share of router/attract_mass in both arms is ": [],
+        "the teacher's term reaches ": [],
     },
 ]
 
 
 @pytest.mark.parametrize("said", WARNS)
 def test_numbers_that_may_mean_nothing_good_are_said(said, run):
-    code, out, err = run("run.steps=1", "run.guard_window=1", *(field for fields in said.values() for field in fields))
+    code, out, err = run("run.steps=1", "guards.window=1", *(field for fields in said.values() for field in fields))
     assert (code, err) == (0, "")
     warnings = [line.removeprefix("warning: ") for line in out.splitlines() if line.startswith("warning: ")]
     assert sorted(line[: len(start)] for start in said for line in warnings if line.startswith(start)) == sorted(said)
@@ -241,7 +246,7 @@ def test_numbers_that_may_mean_nothing_good_are_said(said, run):
 
 def in_the_middle(phase, workdir, *fields, signals=1):
     """(exit code, the last line it said, seconds from the first signal on) of a training that hangs in a phase."""
-    args = [phase, TINY, f"--workdir={workdir}", *(f"--config.{field}" for field in ("run.steps=3", *fields))]
+    args = [phase, TINY, f"--workdir={workdir}", *(f"--config.{field}" for field in (*SMALL, "run.steps=3", *fields))]
     process = subprocess.Popen([sys.executable, "-c", HANGS, *args], cwd=ROOT, text=True, stdout=subprocess.PIPE)
     assert "hangs\n" in iter(process.stdout.readline, "")
     started = time.monotonic()
@@ -303,7 +308,7 @@ def test_a_notice_of_maintenance_ends_the_run_after_its_step(tmp_path):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         done = subprocess.run(
             [sys.executable, "-m", "dasd_jax.train", TINY, f"--workdir={workdir}",
-             "--config.run.steps=100000", "--config.run.checkpoint_every=100000"],
+             *(f"--config.{field}" for field in (*SMALL, "run.steps=100000", "run.checkpoint_every=100000"))],
             cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
             env=os.environ | {"GCE_METADATA_HOST": f"localhost:{server.server_port}"},
         )  # fmt: skip
@@ -340,7 +345,7 @@ def test_a_full_disk_stops_the_run_with_one_line_and_leaves_the_checkpoint_befor
 
 def test_a_permission_that_is_lost_while_a_checkpoint_is_written_is_one_line(run, monkeypatch, tmp_path):
     """Of the thread that writes it, while the run goes on."""
-    whole = train.checkpoint._checksums
+    whole = checkpoint._checksums
 
     def refuse(folder):
         if folder.name == "000002":
@@ -348,7 +353,7 @@ def test_a_permission_that_is_lost_while_a_checkpoint_is_written_is_one_line(run
         return whole(folder)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train.checkpoint, "_checksums", refuse)
+        patched.setattr(checkpoint, "_checksums", refuse)
         code, _, err = run("run.steps=4", "run.checkpoint_every=1")
     assert code == 1 and err.count("\n") == 1
     assert err.startswith(
@@ -376,9 +381,9 @@ def test_a_file_that_can_no_longer_be_written_is_named_in_one_line(name, run, mo
         raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / "w" / name))
 
     if name == "heldout":
-        monkeypatch.setattr(train.Trainer, "_evaluate", refuse)
+        monkeypatch.setattr(train, "evaluate_heldout", refuse)
     else:
-        monkeypatch.setattr(train.RunLog, "write", refuse)
+        monkeypatch.setattr(runlog.RunLog, "write", refuse)
     code, _, err = run("run.steps=3")
     assert code == 1
     assert err.startswith(
