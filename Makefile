@@ -1,10 +1,10 @@
-# Each target makes what it needs: `make train` on a fresh clone sets up first.
+# Targets depend on setup: `make train` on a fresh clone installs everything first.
 PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: setup libtpu tpu-tables train compare fields test test-slow lint
 
-setup: .venv/ready ## make .venv, install, fetch the default model
+setup: .venv/ready ## create .venv, install requirements, download the default model
 
 .venv/ready: requirements.txt tests/requirements.txt
 	$(PYTHON) -m venv .venv
@@ -14,25 +14,26 @@ setup: .venv/ready ## make .venv, install, fetch the default model
 
 libtpu: .venv/libtpu/ready ## the TPU compiler, for python -m dasd_jax.compile
 
-# In a folder of its own, where JAX does not find it: a process that does looks for chips first. The version is JAX's.
+# In its own folder, where JAX does not find it: otherwise every JAX process would search for chips first. The version is
+# the one that JAX requires.
 .venv/libtpu/ready: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/libtpu \
 		"$$($(BIN)/python -c 'import importlib.metadata as m; print(*(r.split(";")[0] for r in m.requires("jax") if r.startswith("libtpu")))')"
 	touch $@
 
-tpu-tables: .venv/libtpu/ready ## compile the paper's run for six slices and write docs/tpu.md's tables, about an hour
+tpu-tables: .venv/libtpu/ready ## compile the paper's run for six slices and update the tables in docs/tpu.md, about an hour
 	$(BIN)/python -m benchmarks.tpu_tables
 
 train: .venv/ready ## post-train SmolLM2-135M with DASD, about 12 minutes on two cores
 	$(BIN)/python -m dasd_jax.train --config=configs/smollm2_math.py
 
-compare: .venv/ready ## the same run beside the same seed with beta = 0, as a table
+compare: .venv/ready ## the same run and a run with beta = 0 from the same seed, as a table
 	$(BIN)/python benchmarks/compare_beta.py
 
-fields: .venv/ready ## write docs/fields.md from the declarations of the fields
+fields: .venv/ready ## generate docs/fields.md from the field declarations
 	$(BIN)/python -m dasd_jax.field_help > docs/fields.md
 
-test: .venv/libtpu/ready ## lint and tests, without slow ones
+test: .venv/libtpu/ready ## lint and fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -41,6 +42,6 @@ test-slow: .venv/ready ## parity with transformers on real weights; installs tor
 	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/requirements-slow.txt
 	$(BIN)/python -m pytest -m slow
 
-lint: .venv/ready ## mend what ruff can mend
+lint: .venv/ready ## fix and format with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

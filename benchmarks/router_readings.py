@@ -1,7 +1,7 @@
 """What entropy, gap, router and credit are on real rollouts: python -m benchmarks.router_readings WORKDIR [STEPS]
 
 Reads the rollouts that a run logged in its first STEPS steps (default 5; let run.logged_rollouts be all of them) and
-prints what docs/method.md decides by, the router and the credit for both readings of ρ.
+prints what docs/methods.md decides by, the router and the credit for both readings of ρ.
 """
 
 import dataclasses
@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-
 from dasd_jax.objective.credit import (
     DasdParams,
     dasd,

@@ -1,7 +1,7 @@
-"""The default configuration, which every config file starts from and changes.
+"""The default configuration, which every config file modifies.
 
-Fields, defaults, ranges and meanings are declared in dasd_jax/config.py and, of each method, in dasd_jax/methods;
-`--help-config` and docs/fields.md show them.
+Fields, defaults, ranges and descriptions are declared in dasd_jax/config.py and, for each method, in dasd_jax/methods;
+`--help-config` and docs/fields.md list them.
 """
 
 import ml_collections
@@ -10,8 +10,8 @@ from dasd_jax.config import defaults
 
 
 def base(method: str = "dasd") -> ml_collections.ConfigDict:
-    """The groups of a run of this method with their defaults, locked: a name that does not exist is an error."""
+    """The default config groups of a method, locked: setting an unknown name is an error."""
     config = ml_collections.ConfigDict(defaults(method))
-    # No field: with another --config.objective.method it tells what the file has changed from what it has left.
+    # Not a config field: if --config.objective.method differs, it shows which values the file has changed.
     object.__setattr__(config, "base_method", method)
     return config.lock()

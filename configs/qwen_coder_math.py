@@ -1,16 +1,16 @@
-"""A real Qwen2.5 of 0.5 B parameters reasons its way through arithmetic, on a CPU with two cores and 20 GiB.
+"""Qwen2.5-Coder-0.5B-Instruct on arithmetic with step-by-step reasoning, on a CPU with two cores and 20 GiB.
 
     python -m dasd_jax.train --config=configs/qwen_coder_math.py --config.model.weights=PATH
 
-PATH is Qwen2.5-Coder-0.5B-Instruct as a GGUF file or a Hugging Face folder. 20 steps in float32; docs/results.md
-has what they took and gave. On an accelerator raise rollout.problems, rollout.rollouts and rollout.max_new_tokens.
+PATH is Qwen2.5-Coder-0.5B-Instruct as a GGUF file or a Hugging Face folder. 20 steps in float32;
+docs/results.md has the results. On an accelerator raise rollout.problems, rollout.rollouts and rollout.max_new_tokens.
 """
 
 from configs.common import base
 
 
 def get_config(arg=""):
-    """The one variant; an argument is refused."""
+    """The only variant; takes no argument."""
     if arg:
         raise ValueError(f"qwen_coder_math.py takes no argument, got {arg!r}")
     config = base()

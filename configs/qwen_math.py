@@ -1,33 +1,33 @@
 """The paper's recipe on Qwen3 (arXiv 2605.22263): DAPO-Math-17k, 128 problems × 8 rollouts, 8,192 tokens, 200 updates.
 
-Make the data sets under data/ as docs/data.md says, then, on the slice that a size is meant for:
+Prepare the data sets under data/ (docs/data.md), then run one of these on the named slice:
 
     1.7B    python -m dasd_jax.train --config=configs/qwen_math.py:1p7b,v5e-16 --config.model.weights=/data/Qwen3-1.7B
     4B      python -m dasd_jax.train --config=configs/qwen_math.py:4b,v5p-16 --config.model.weights=/data/Qwen3-4B
     8B      python -m dasd_jax.train --config=configs/qwen_math.py:8b,v5p-64 --config.model.weights=/data/Qwen3-8B
-    tiny    a laptop, without any download
+    tiny    on a laptop, without any download
         python -m dasd_jax.train --config=configs/qwen_math.py:tiny
 
-The paper trains for 200 rollout batches of four optimiser steps at a learning rate of 3e-6 with a cosine, and evaluates
-with 16 samples at temperature 1.0 and top-p 0.9: those are the defaults of configs/common.py. It does not say on what
-hardware; the slices are ours (SLICES). None has been run on; docs/tpu.md says which have been compiled for. All but
-v6e-8 are several hosts: the command runs on each of them (launchers/README.md).
+The paper trains for 200 rollout batches of four optimiser steps at a learning rate of 3e-6 with cosine decay, and
+evaluates with 16 samples at temperature 1.0 and top-p 0.9: those are the defaults of configs/common.py. It does not
+name its hardware; the slices (SLICES) are our choice. None has been run; docs/tpu.md lists those compiled for. All but
+v6e-8 have several hosts: run the command on each of them (launchers/README.md).
 
-`:tiny` is the same program on a random-weight model of Qwen3's shape with a tokenizer of bytes: under a minute, and
-nothing learned.
+`:tiny` is the same program on a random-weight model of Qwen3's architecture with a byte tokenizer: it takes under a
+minute and learns nothing.
 """
 
 from configs.common import base
 
-BENCHMARKS = ("math500", "aime24", "aime25", "hmmt25", "minerva", "olympiadbench")  # made as docs/data.md says
-# Argument → preset, and into how many parts a minibatch is cut.
+BENCHMARKS = ("math500", "aime24", "aime25", "hmmt25", "minerva", "olympiadbench")  # prepared as in docs/data.md
+# Argument → preset, microbatches per minibatch.
 SIZES = {
     "0p6b": ("qwen3_0p6b", 2),
     "1p7b": ("qwen3_1p7b", 2),
     "4b": ("qwen3_4b", 2),
     "8b": ("qwen3_8b", 1),
 }
-# What a slice needs besides, for every program to fit; docs/tpu.md has what `python -m dasd_jax.compile` says of each.
+# Overrides per slice that make every program fit; docs/tpu.md has the output of `python -m dasd_jax.compile` for each.
 SLICES = {
     ("1p7b", "v5e-16"): {"mesh.tensor": 2, "optim.microbatches": 4},
     ("1p7b", "v6e-8"): {"optim.microbatches": 4},
@@ -39,7 +39,7 @@ SLICES = {
 
 
 def get_config(arg=""):
-    """One of the sizes, by itself or for a slice ("8b,v5p-64"), or tiny."""
+    """The config of a size ("8b"), of a size on a slice ("8b,v5p-64"), or "tiny"."""
     if arg == "tiny":
         return _tiny()
     size, _, on = (arg or "1p7b").partition(",")

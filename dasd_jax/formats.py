@@ -1,6 +1,6 @@
-"""Files of strangers: JSON and GGUF whose every fault is a ValueError in a few words, found before it costs anything.
+"""Readers for untrusted JSON and GGUF files: every defect is a short ValueError, raised before it costs time or memory.
 
-The libraries trust lengths that a file states of itself: a flipped bit in one of them would be gigabytes or hours.
+The libraries trust the lengths stored in a file: a flipped bit in one could cost gigabytes or hours.
 """
 
 import json
@@ -11,25 +11,25 @@ from typing import Any
 import gguf
 import numpy as np
 
-_MAX_ENTRIES = 2**24  # of a GGUF array, table or header; the largest vocabularies have a fiftieth of it
+_MAX_ENTRIES = 2**24  # per GGUF array, table or header; the largest vocabularies are 50 times smaller
 
 
 def read_object(file: PurePath) -> dict[str, Any]:
-    """The object that a JSON file holds; `file` may lie in a bucket.
+    """The object in a JSON file; `file` may be in a bucket.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not whole, or holds something else.
+        ValueError: it is damaged, or is not an object.
     """
     if file.exists() and not file.is_file():
-        raise ValueError(f"{file.name} is no file")
+        raise ValueError(f"{file.name} is not a file")
     return parse_object(file.read_bytes(), file.name)
 
 
 def parse_object(text: str | bytes, name: str) -> dict[str, Any]:
-    """The object that JSON text holds; see `read_object`."""
+    """The object in JSON text; see `read_object`."""
     try:
-        # Of bytes json would guess the encoding, and of two zero bytes that it is UTF-32.
+        # Given bytes, json would guess the encoding: two zero bytes would mean UTF-32.
         value = json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is damaged: {error}") from error
@@ -39,13 +39,13 @@ def parse_object(text: str | bytes, name: str) -> dict[str, Any]:
 
 
 class GgufReader(gguf.GGUFReader):
-    """gguf's reader, held to the end of the file and to counts that a model may have.
+    """gguf's reader with bounds checks: offsets within the file, counts within _MAX_ENTRIES.
 
     Raises:
         ValueError, KeyError, IndexError: the file is damaged.
     """
 
-    # A plain array: slices of a np.memmap cost three times as much, half a million times.
+    # A plain array: slicing a np.memmap takes three times as long, and there are half a million slices.
     @property
     def data(self) -> np.ndarray:
         return self._data
@@ -58,12 +58,12 @@ class GgufReader(gguf.GGUFReader):
         try:
             super().__init__(path)
         except RecursionError as error:
-            raise ValueError("its metadata nests too deep") from error
+            raise ValueError("its metadata is nested too deeply") from error
 
     def _get(self, offset, dtype, count=1, override_order=None):
         end = int(offset) + int(count) * np.dtype(dtype).itemsize
         if end > len(self._data):
-            raise ValueError(f"it ends before byte {end} of which it speaks")
+            raise ValueError(f"it ends before byte {end}, which its header refers to")
         return super()._get(int(offset), dtype, int(count), override_order)
 
     def _get_field_parts(self, orig_offs, raw_type):
@@ -80,5 +80,5 @@ class GgufReader(gguf.GGUFReader):
 
 def _check_count(what: str, count: int) -> int:
     if count > _MAX_ENTRIES:
-        raise ValueError(f"its {what} would have {count} entries: expected at most {_MAX_ENTRIES}")
+        raise ValueError(f"its {what} has {count} entries: expected at most {_MAX_ENTRIES}")
     return int(count)

@@ -1,6 +1,6 @@
 """Answers a question: python -m dasd_jax.generate --config=… [--checkpoint=STEP|PATH|start] --prompt="What is 17 + 25?"
 
-The question goes into the same prompt as a training problem; the answer is streamed as it is written.
+The question is put into the same prompt as a training problem; the answer is streamed.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ from dasd_jax.run import setup
 from dasd_jax.text.prompts import left_pad
 from dasd_jax.text.tokenizer import Tokenizer
 
-_TOKENS_AT_A_TIME = 4  # between two prints; each costs a round trip to the device
-_PROMPT_BUCKET = 64  # tokens; prompts are padded to a multiple, so that few lengths are compiled
+_TOKENS_AT_A_TIME = 4  # per print; each costs a round trip to the device
+_PROMPT_BUCKET = 64  # tokens; prompts are padded to a multiple to limit the number of compilations
 
 
 def main(argv: list[str]) -> None:
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
         sampling = dataclasses.replace(setup.eval_sampling(config, tokenizer), rollouts=1)
         if len(ids) + _PROMPT_BUCKET + sampling.max_new_tokens > model.context:
             longest = model.context - sampling.max_new_tokens - _PROMPT_BUCKET
-            raise UserError(f"--prompt: {len(ids)} tokens: expected at most {longest}")
+            raise UserError(f"--prompt: {len(ids)} tokens with its template: expected at most {longest}")
         for piece in stream(model, sampling, params, tokenizer, ids, config.run.seed):
             print(piece, end="", flush=True)
         print()
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
 def stream(
     model: ModelConfig, sampling: sampler.Sampling, params: Params, tokenizer: Tokenizer, ids: list[int], seed: int
 ) -> Iterator[str]:
-    """The answer to one prompt, in pieces of text as they are sampled."""
+    """Yields the answer to one prompt in pieces of text as they are sampled."""
     tokens, mask = left_pad([ids], -(-len(ids) // _PROMPT_BUCKET) * _PROMPT_BUCKET, tokenizer.pad_id)
     mesh = jax.sharding.get_mesh()
     prompts = replicate(mesh, PromptBatch(tokens, mask, np.zeros(1, np.int32)))
@@ -80,13 +80,13 @@ def stream(
     printed = ""
     while True:
         state = advance(params, queue, state)
-        response, length, over = jax.device_get((state.response, state.length, state.over))
+        response, length, done = jax.device_get((state.response, state.length, state.done))
         whole = tokenizer.decode(response[0][: length[0]])
-        # A character may be cut between two tokens: its first half waits for the second.
-        ready = whole if over else whole.rstrip("\ufffd")
+        # A character may span two tokens: an incomplete one is held back.
+        ready = whole if done else whole.rstrip("\ufffd")
         yield ready[len(printed) :]
         printed = ready
-        if over:
+        if done:
             return
 
 

@@ -1,8 +1,8 @@
-"""Several processes that run one program, on several hosts: their start, what they agree on, and how they end.
+"""Multi-process runs: start-up, agreement between processes, and shutdown.
 
-Every process runs the same command. Device programs are jitted over all devices; what is decided on the host is either
-computed from numbers that are equal everywhere, or comes from process 0. Small values travel through the coordination
-service of jax.distributed, which needs no device and can be asked from a thread. With one process all of this is free.
+Every process runs the same command. Device programs are jitted over all devices; host decisions are computed from
+values that are equal on every host, or broadcast from process 0. Small values are exchanged through the coordination
+service of jax.distributed, which needs no device and can be called from a thread. With one process it is all a no-op.
 """
 
 import argparse
@@ -19,41 +19,41 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
-from jax._src import distributed  # its client holds the key-value store, which has no public name
+from jax._src import distributed  # its client is the key-value store, which has no public API
 
 from dasd_jax.errors import UserError
 
-START_DEADLINE_S = 300  # for all processes to meet
-_FAREWELL_MS = 10_000  # for all processes to hear that one has failed
-_FOREVER_MS = 10**9  # eleven days: a process that is gone ends the wait much earlier
+START_DEADLINE_S = 300  # for all processes to connect
+_EXIT_BARRIER_MS = 10_000  # for all processes to learn that one has failed
+_NO_TIMEOUT_MS = 10**9  # eleven days: a lost process ends the wait much earlier
 
-_turn = itertools.count()  # of `gather`: every process takes part in each, so that the numbers agree
-_leaving = threading.Lock()
+_gather_ids = itertools.count()  # all processes make the same sequence of `gather` calls, so the ids agree
+_exiting = threading.Lock()  # held by the thread that ends the process
 
 
 def add_flags(flags: argparse.ArgumentParser) -> None:
-    """The flags of a command that runs in several processes."""
+    """Adds the flags of a command that can run in several processes."""
     group = flags.add_argument_group(
-        "several hosts", "the same command on each; on a TPU slice without these flags, everything is found"
+        "several hosts", "run the same command on each; on a TPU slice these flags are not needed"
     )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 runs, and a free port there")
-    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    group.add_argument("--process", type=int, metavar="I", help="which this one is, 0 to N-1")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 and a free port on it")
+    group.add_argument("--processes", type=int, metavar="N", help="number of processes")
+    group.add_argument("--process", type=int, metavar="I", help="index of this process, 0 to N-1")
 
 
 def start(flags: argparse.Namespace, same: dict[str, Any]) -> None:
-    """Meets the other processes and makes sure that they are about to do the same; with one process nothing.
+    """Connects the processes and checks that they run the same command; does nothing with one process.
 
     Args:
-        same: by the name of a flag or field, what has to be equal everywhere.
+        same: flag or field → value that must be equal in all processes.
 
     Raises:
-        UserError: flags that do not fit together, or processes that differ. One that does not come ends this process
-            after START_DEADLINE_S with one line and exit code 2: JAX itself would abort.
+        UserError: inconsistent flags, or processes that differ. If a process is missing, this one exits after
+            START_DEADLINE_S with one line and exit code 2, where JAX itself would abort.
     """
     address, count, index = flags.coordinator, flags.processes, flags.process
     if (address, count, index) == (None, None, None):
-        # JAX sets the platform by itself where it sees TPU chips.
+        # JAX sets the platform itself if it finds TPU chips.
         if not (jax.config.jax_platforms or "").startswith("tpu"):
             return
         here, missing = "this VM", "the VMs of the slice"
@@ -66,14 +66,14 @@ def start(flags: argparse.Namespace, same: dict[str, Any]) -> None:
                 address,
                 count,
                 index,
-                # Under Slurm JAX would take one device for a process, whatever the flags say.
+                # Under Slurm, JAX would assign one device per process, whatever the flags say.
                 cluster_detection_method="deactivate" if address else None,
                 initialization_timeout=2 * START_DEADLINE_S,
             )
         except ValueError:
             if address:
                 raise
-            return  # a TPU of one host, in a place that says nothing of others
+            return  # a single-host TPU in an environment without cluster information
     watch = threading.Thread(target=_watch, args=(distributed.global_state.client,), daemon=True)
     watch.start()
     atexit.register(_end_watch, distributed.global_state.client, watch)
@@ -81,7 +81,7 @@ def start(flags: argparse.Namespace, same: dict[str, Any]) -> None:
     for other, (name, *devices) in enumerate(found):
         if devices != found[0][1:]:
             raise UserError(
-                f"--process: process {other} ({name}) has {devices[0]} × {devices[1]}, process 0 ({found[0][0]}) "
+                f"--process: process {other} ({name}) has {devices[0]} × {devices[1]}, process 0 ({found[0][0]}) has "
                 f"{found[0][1]} × {found[0][2]}: expected the same devices on every host"
             )
     check_same(lambda: {"jax": jax.__version__, **same})
@@ -103,7 +103,7 @@ def _check_flags(address: str | None, count: int | None, index: int | None) -> N
 
 @contextlib.contextmanager
 def _deadline(here: str, missing: str, address: str | None):
-    """Ends the process when what is done inside takes too long."""
+    """Exits the process if the body takes longer than START_DEADLINE_S."""
 
     def give_up():
         host, _, port = (address or "").rpartition(":")
@@ -115,7 +115,7 @@ def _deadline(here: str, missing: str, address: str | None):
             except OSError as error:
                 reached = f" (process 0 does not answer at {address}: {error.strerror or error})"
         print(
-            f"error: --coordinator: {here} waited {START_DEADLINE_S} s, and not all of {missing} came{reached}: "
+            f"error: --coordinator: {here} waited {START_DEADLINE_S} s for {missing}, and not all connected{reached}: "
             "expected the same command on every host",
             file=sys.stderr,
             flush=True,
@@ -135,42 +135,42 @@ def _deadline(here: str, missing: str, address: str | None):
 
 
 def is_main() -> bool:
-    """Whether this is process 0, which writes all files but the arrays of checkpoints, and prints."""
+    """Whether this is process 0, which prints, and writes all files except checkpoint arrays."""
     return jax.process_index() == 0
 
 
 def gather(value: Any) -> list[Any]:
-    """The values of all processes, by process, in every one of them; JSON's types. All of them have to call it."""
+    """All-gathers JSON values: one per process, in process order. Collective: every process must call it."""
     if jax.process_count() == 1:
         return [value]
-    client, turn, here = distributed.global_state.client, next(_turn), jax.process_index()
-    client.key_value_set(f"dasd_jax/{turn}/{here}", json.dumps(value))
-    keys = [f"dasd_jax/{turn}/{process}" for process in range(jax.process_count())]
-    values = [json.loads(client.blocking_key_value_get(key, _FOREVER_MS)) for key in keys]
-    if turn:
-        # Everyone is in this turn: the one before has been read.
-        client.key_value_delete(f"dasd_jax/{turn - 1}/{here}")
+    client, call, here = distributed.global_state.client, next(_gather_ids), jax.process_index()
+    client.key_value_set(f"dasd_jax/{call}/{here}", json.dumps(value))
+    keys = [f"dasd_jax/{call}/{process}" for process in range(jax.process_count())]
+    values = [json.loads(client.blocking_key_value_get(key, _NO_TIMEOUT_MS)) for key in keys]
+    if call:
+        # All processes have entered this call, so the values of the previous one have been read.
+        client.key_value_delete(f"dasd_jax/{call - 1}/{here}")
     return values
 
 
 def from_main(function: Callable[[], Any]) -> Any:
-    """What the function returns in process 0, in every process; JSON's types. It is called there alone."""
+    """Broadcasts the function's JSON result from process 0, where alone it is called. Collective."""
     return gather(function() if is_main() else None)[0]
 
 
 def barrier() -> None:
-    """Returns when every process is here."""
+    """Returns when every process has called it."""
     gather(None)
 
 
 def check_same(facts: Callable[[], dict[str, Any]]) -> None:
-    """Refuses processes that differ; with one process the function is not called.
+    """Checks that all processes agree; with one process `facts` is not called.
 
     Args:
-        facts: by the name of a flag or field, what has to be equal everywhere; JSON's types.
+        facts: returns flag or field → JSON value that must be equal in all processes.
 
     Raises:
-        UserError: naming the first field in which this process differs from process 0, in those that do.
+        UserError: this process differs from process 0; names the first field that does.
     """
     if jax.process_count() == 1:
         return
@@ -182,26 +182,26 @@ def check_same(facts: Callable[[], dict[str, Any]]) -> None:
                 f"{name}: {value!r} in process {jax.process_index()}, {theirs.get(name)!r} in process 0: "
                 "expected the same on every host"
             )
-    barrier()  # nobody goes on before all are known to agree
+    barrier()  # no process continues until all are known to agree
 
 
 def share(size: int) -> slice:
-    """This process's part of so many rows of work: the parts of all processes cover each row once."""
+    """This process's part of `size` rows; the parts of all processes cover each row once."""
     count, index = jax.process_count(), jax.process_index()
     return slice(size * index // count, size * (index + 1) // count)
 
 
-# ------------------------------------------------------------------------------------------------ the end
+# ------------------------------------------------------------------------------------------------ shutdown
 
 
 def leave(code: int, line: str) -> NoReturn:
-    """Ends a process that has failed, with a line on stderr, and all others with it.
+    """Exits a failed process with a line on stderr, and all other processes with it.
 
     Args:
-        line: "" for none.
+        line: "" prints none.
     """
     if distributed.global_state.client is not None:
-        _claim()
+        _claim_exit()
     if line:
         print(line, file=sys.stderr)
     if distributed.global_state.client is None:
@@ -210,54 +210,54 @@ def leave(code: int, line: str) -> NoReturn:
 
 
 def stop_others(code: int, line: str) -> None:
-    """Ends all processes with this code, the others with this line, wherever they are; alone, returns.
+    """Exits all processes with this code, the others also with this line; returns if there is one process.
 
-    They may wait in a device program for this one, and would do so until JAX misses its heartbeat.
+    The others may be blocked in a device program on this one, until JAX notices the missing heartbeat.
     """
     client = distributed.global_state.client
     if client is None:
         return
     for process in range(jax.process_count()):
-        _tell(client, process, [jax.process_index(), code, line])
-    _end(client, code)
+        _report_failure(client, process, [jax.process_index(), code, line])
+    _exit_together(client, code)
 
 
-def _claim() -> None:
-    """Returns once in a process, to the one who will end it."""
-    if not _leaving.acquire(blocking=False):
+def _claim_exit() -> None:
+    """Returns to the first thread that calls it, which ends the process; blocks all others."""
+    if not _exiting.acquire(blocking=False):
         threading.Event().wait()
 
 
 def _watch(client) -> None:
-    """Ends this process when another says that it has failed."""
-    failed = json.loads(client.blocking_key_value_get(_told(jax.process_index()), _FOREVER_MS))
+    """Exits this process when another reports a failure."""
+    failed = json.loads(client.blocking_key_value_get(_failure_key(jax.process_index()), _NO_TIMEOUT_MS))
     if failed and failed[0] != jax.process_index():
         process, code, line = failed
-        _claim()
+        _claim_exit()
         print(f"error: process {process}: {line or 'ended'}", file=sys.stderr)
-        _end(client, code)
+        _exit_together(client, code)
 
 
 def _end_watch(client, watch: threading.Thread) -> None:
-    """Before Python ends, which a thread inside of the client would not survive."""
-    _tell(client, jax.process_index(), None)
+    """Ends the watch thread at exit: Python would crash with a thread inside the client."""
+    _report_failure(client, jax.process_index(), None)
     watch.join()
 
 
-def _told(process: int) -> str:
+def _failure_key(process: int) -> str:
     return f"dasd_jax/failed/{process}"
 
 
-def _tell(client, process: int, failed: list | None) -> None:
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # it has been told before
-        client.key_value_set(_told(process), json.dumps(failed))
+def _report_failure(client, process: int, failed: list | None) -> None:
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # already reported
+        client.key_value_set(_failure_key(process), json.dumps(failed))
 
 
-def _end(client, code: int) -> NoReturn:
+def _exit_together(client, code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # not all of them can hear
-        client.wait_at_barrier("dasd_jax/failed", _FAREWELL_MS)
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # some processes may not respond
+        client.wait_at_barrier("dasd_jax/failed", _EXIT_BARRIER_MS)
     if jax.process_index() == 0:
-        time.sleep(1)  # it holds the service, without which the others would abort
-    os._exit(code)  # without JAX's own farewell, which waits for processes that are no longer there
+        time.sleep(1)  # process 0 hosts the coordination service, without which the others would abort
+    os._exit(code)  # skips JAX's own shutdown, which waits for processes that are gone

@@ -1,10 +1,10 @@
 """The device mesh and the rules that map logical axes to it; the only file that names mesh axes.
 
-    data    rows are split, parameters are copied
-    fsdp    rows are split, parameters are split along their model width and gathered layer by layer
-    tensor  heads, feed-forward and vocabulary are split
+    data    rows are sharded, parameters are replicated
+    fsdp    rows are sharded, parameters are sharded along the model width and gathered layer by layer
+    tensor  heads, feed-forward and vocabulary are sharded
 
-Axes are explicit: a layout that does not fit fails when the program is traced, and not silently on the device.
+Axes are explicit: an inconsistent sharding is an error when the program is traced.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from dasd_jax.fields import Fields, Range, field
 AXES = ("data", "fsdp", "tensor")
 
 TRAIN = {"rows": ("data", "fsdp"), "embed": "fsdp", "heads": "tensor", "ff": "tensor", "vocab": "tensor"}
-# Decoding reads every parameter once a token: gathered over fsdp beforehand, it costs no traffic in the loop.
+# Decoding reads every parameter once per token: gathered over fsdp beforehand, the loop needs no communication.
 ROLLOUT = TRAIN | {"embed": None}
 
 
@@ -31,19 +31,19 @@ _SIZE = Range(lambda size: size == -1 or size >= 1, "a positive number, or -1")
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig(Fields):
-    """Devices along each axis; -1 on one of them takes all that the others leave."""
+    """Devices along each axis; -1 on one axis takes all remaining devices."""
 
     group: ClassVar[str] = "mesh"
 
-    data: int = field(1, _SIZE, "devices that split rows and copy parameters")
-    fsdp: int = field(-1, _SIZE, "devices that split rows and parameters; -1: all that are left")
-    tensor: int = field(1, _SIZE, "devices that split heads, feed-forward and vocabulary")
+    data: int = field(1, _SIZE, "devices that shard rows and replicate parameters")
+    fsdp: int = field(-1, _SIZE, "devices that shard rows and parameters; -1: all remaining ones")
+    tensor: int = field(1, _SIZE, "devices that shard heads, feed-forward and vocabulary")
 
     def shape(self, num_devices: int) -> tuple[int, int, int]:
-        """(data, fsdp, tensor) whose product is num_devices.
+        """(data, fsdp, tensor) with product num_devices.
 
         Raises:
-            UserError: the sizes cannot multiply to num_devices.
+            UserError: the product cannot be num_devices.
         """
         sizes = [self.data, self.fsdp, self.tensor]
         known = math.prod(size for size in sizes if size != -1)
@@ -61,15 +61,15 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     """The explicit (data, fsdp, tensor) mesh over `devices` (default: all of them)."""
     devices = jax.devices() if devices is None else devices
     shape = config.shape(len(devices))
-    # An axis may be a part of one of the slice's, such as 32 × 2 of a torus of 8 × 8.
+    # A mesh axis may split a physical axis, as for 32 × 2 on a torus of 8 × 8.
     placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(placed, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
 def spec(*axes: str | None, rules: dict = TRAIN) -> PartitionSpec:
-    """The PartitionSpec of an array whose dimensions carry these logical axes (None = not split).
+    """The PartitionSpec of an array with these logical axes (None = not sharded).
 
-    Inside `per_shard` the axes that split rows are not there: every array is a shard's own.
+    Inside `per_shard` the row axes are manual and left out: every array is local to its shard.
     """
     manual = jax.sharding.get_abstract_mesh().manual_axes
 
@@ -83,21 +83,21 @@ def spec(*axes: str | None, rules: dict = TRAIN) -> PartitionSpec:
 
 
 def reshard(x: jax.Array, *axes: str | None, rules: dict = TRAIN) -> jax.Array:
-    """`x` laid out as `spec(*axes)` says, inside a jitted program."""
+    """`x` resharded to `spec(*axes)`, inside a jitted program."""
     return jax.sharding.reshard(x, spec(*axes, rules=rules))
 
 
 def gather(x: jax.Array, *axes: str | None) -> jax.Array:
-    """A parameter laid out as `spec(*axes)` says, "embed" among them, made whole along it inside a jitted program.
+    """All-gathers a parameter sharded as `spec(*axes)` along its "embed" axis, inside a jitted program.
 
-    Its gradient is summed over the devices that split the rows and split again by one reduce-scatter, however often the
-    parameter is used: until then it stays a sum that no device has made. What is gathered already stays as it is.
+    Its gradient is reduce-scattered over the row axes once, however often the parameter is used: until then it stays
+    unreduced. A parameter that is already gathered is returned as it is.
     """
     over, now, dim = _row_splits(), jax.typeof(x).sharding.spec, axes.index("embed")
     if now.reduced or set(over) & set(jax.sharding.get_abstract_mesh().manual_axes):
         return x
 
-    def whole(part: jax.Array) -> jax.Array:
+    def gathered(part: jax.Array) -> jax.Array:
         for name in over:
             if now[dim] == name:
                 part = jax.lax.all_gather(part, name, axis=dim, tiled=True, to="reduced")
@@ -107,41 +107,40 @@ def gather(x: jax.Array, *axes: str | None) -> jax.Array:
 
     if not over:
         return jax.sharding.reshard(x, spec(*axes, rules=ROLLOUT))
-    return jax.shard_map(whole, out_specs=PartitionSpec(*spec(*axes, rules=ROLLOUT), reduced=set(over)))(x)
+    return jax.shard_map(gathered, out_specs=PartitionSpec(*spec(*axes, rules=ROLLOUT), reduced=set(over)))(x)
 
 
 def left_to_sum(part: jax.Array) -> jax.Array:
-    """Inside a `shard_map` over all axes: a device's part of a gradient of what `gather` returned."""
+    """Inside a `shard_map` over all axes: marks a device's partial gradient of a gathered parameter as unreduced."""
     over = _row_splits()
     return jax.lax.pcast(part, over, to="unreduced") if over else jax.lax.psum(part, TRAIN["rows"])
 
 
 def sum_to_be(*axes: str | None) -> PartitionSpec:
-    """Its layout outside: a sum over the rows' devices that is not made."""
+    """The PartitionSpec of such a gradient outside the `shard_map`: unreduced over the row axes."""
     return PartitionSpec(*spec(*axes), unreduced=set(_row_splits()))
 
 
 def _row_splits() -> tuple[str, ...]:
-    """The mesh axes that split rows; none where there is nothing to sum."""
+    """The mesh axes that shard rows; empty if there is one shard and nothing to reduce."""
     return TRAIN["rows"] if row_shards(jax.sharding.get_abstract_mesh()) > 1 else ()
 
 
 def named(mesh: Mesh, *axes: str | None, rules: dict = TRAIN) -> NamedSharding:
-    """The same layout as a sharding of `mesh`, for arrays that enter or leave a program."""
+    """`spec(*axes)` as a NamedSharding of `mesh`, for inputs and outputs of a program."""
     return NamedSharding(mesh, spec(*axes, rules=rules))
 
 
 def on_mesh(mesh: Mesh, abstract: jax.ShapeDtypeStruct) -> NamedSharding:
-    """The sharding of a traced array on real devices: tracing knows the layout, not the devices (None: on each)."""
+    """The sharding of a traced array on `mesh`: tracing knows the spec, not the devices (None: replicated)."""
     return NamedSharding(mesh, abstract.sharding.spec if abstract.sharding else PartitionSpec())
 
 
 def per_shard(function, in_axes, out_axes):
-    """`function` run by every shard of the rows on its own part, each in its own time; heads stay split as they are.
+    """`function` mapped over the row shards, which need not run in lockstep; the tensor axis stays automatic.
 
     Args:
-        in_axes: for each argument "rows" where its leading axis is split over the shards, None where all of it goes to
-            every one of them.
+        in_axes: for each argument "rows" if its leading axis is sharded over rows, None if it is replicated.
         out_axes: the same for the results.
     """
     in_specs, out_specs = jax.tree.map(
@@ -153,10 +152,10 @@ def per_shard(function, in_axes, out_axes):
 
 
 def per_device(function, in_axes, out_axes):
-    """`function` run by every device on its own part of the arrays.
+    """`function` mapped over all devices, on local shards.
 
     Args:
-        in_axes: for each argument a tuple with the logical axis of each dimension.
+        in_axes: for each argument a tuple of the logical axes of its dimensions.
         out_axes: the same for the result.
     """
     manual = jax.sharding.get_abstract_mesh().manual_axes
@@ -171,33 +170,33 @@ def per_device(function, in_axes, out_axes):
 
 
 def merge_rows(x: jax.Array) -> jax.Array:
-    """[B, G, ...] → [rows, ...] with rows = B·G: no data moves."""
+    """[B, G, ...] → [rows, ...] with rows = B·G, without data movement."""
     shape = (x.shape[0] * x.shape[1], *x.shape[2:])
     return jax.lax.reshape(x, shape, out_sharding=spec("rows", *(None,) * (len(shape) - 1)))
 
 
 def split_rows(x: jax.Array, group: int, axis: int = 0) -> jax.Array:
-    """[rows, ...] → [B, G, ...], the inverse of `merge_rows`, or the same one axis further in."""
+    """[rows, ...] → [B, G, ...], the inverse of `merge_rows`; `axis` is the position of rows."""
     shape = (*x.shape[:axis], x.shape[axis] // group, group, *x.shape[axis + 1 :])
     axes = (*(None,) * axis, "rows", *(None,) * (len(shape) - axis - 1))
     return jax.lax.reshape(x, shape, out_sharding=spec(*axes))
 
 
 def row_shards(mesh: Mesh) -> int:
-    """How many parts the rows of a batch are split into."""
+    """The number of shards of the row axis."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def put_rows(mesh: Mesh, tree):
-    """Host arrays with a leading row axis, equal in every process, placed with their rows split over the mesh.
+    """Places host arrays, equal in every process, with their leading row axis sharded over the mesh.
 
-    A process places the rows of its own devices and nothing else.
+    Each process places only the rows of its own devices.
     """
     return jax.tree.map(lambda x: _place(x, named(mesh, "rows", *(None,) * (np.ndim(x) - 1))), tree)
 
 
 def replicate(mesh: Mesh, tree):
-    """Host arrays, equal in every process, placed whole on every device."""
+    """Places host arrays, equal in every process, replicated on every device."""
     return jax.tree.map(lambda x: _place(x, named(mesh)), tree)
 
 
@@ -207,17 +206,17 @@ def _place(x, sharding: NamedSharding) -> jax.Array:
 
 
 def fetch(tree):
-    """Arrays of the mesh as NumPy arrays, whole and in every process; all processes have to call it."""
+    """Full NumPy copies of sharded arrays in every process. Collective: every process must call it."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def check_divides(mesh: Mesh, what: str, size: int, axis: str | None, rules: dict) -> None:
-    """Refuses a dimension that the mesh cannot split evenly.
+    """Checks that the mesh divides a dimension evenly.
 
     Raises:
-        UserError: naming the mesh axis, its size and the dimension.
+        UserError: it does not; names the mesh axis, its size and the dimension.
     """
     split_over = rules.get(axis) if axis else None
     for name in (split_over,) if isinstance(split_over, str) else split_over or ():

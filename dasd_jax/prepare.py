@@ -1,8 +1,8 @@
 """Makes a data set of problems: python -m dasd_jax.prepare --input=FILE[,FILE…] --output=DIR [--layout=…|--columns=…]
 
-Reads JSONL or Parquet, leaves out and counts what cannot be verified and what stands there twice, and writes a TFDS
-data set in ArrayRecord form, without TensorFlow: features question, answer, solution and hint, one split, train.
-DIR/prepared.json holds the counts. A config reads it as tfds:DIR. FILE and DIR may lie in a bucket, gs://…
+Reads JSONL or Parquet, drops and counts unverifiable problems and duplicates, and writes a TFDS data set in ArrayRecord
+format, without TensorFlow: features question, answer, solution and hint, one split, train. DIR/prepared.json holds the
+counts. A config reads it as tfds:DIR. FILE and DIR may be in a bucket (gs://…).
 """
 
 import argparse
@@ -41,8 +41,8 @@ def main(argv: list[str]) -> None:
     )
     flags.add_argument("--input", required=True, metavar="FILE[,FILE…]", help=".jsonl or .parquet, local or gs://")
     flags.add_argument("--output", required=True, metavar="DIR", help="folder of the data set; must not exist yet")
-    flags.add_argument("--layout", default="auto", metavar="NAME", help="one of those below (default: by its columns)")
-    flags.add_argument("--columns", default="", metavar="FIELD=COLUMN,…", help="for any other file; see below")
+    flags.add_argument("--layout", default="auto", metavar="NAME", help="a layout listed below (default: by columns)")
+    flags.add_argument("--columns", default="", metavar="FIELD=COLUMN,…", help="columns of any other file; see below")
     asked = flags.parse_args(argv)
     layout = _layout(asked.layout, asked.columns)
     inputs = [path for path in asked.input.split(",") if path]
@@ -55,22 +55,22 @@ def main(argv: list[str]) -> None:
 
 
 def prepare(inputs: Sequence[str], output: str, layout: Layout | None, settings: dict[str, str]) -> dict[str, Any]:
-    """Writes the data set, whole or not at all.
+    """Writes the data set atomically.
 
     Args:
-        layout: of all files; None to recognise that of each.
-        settings: what else decides the outcome, kept in the record.
+        layout: of all files; None recognises the layout of each file.
+        settings: further inputs that determine the result, kept in the record.
 
     Returns:
-        The record: inputs with their sha256, settings, and the counts `read`, `kept` and `dropped` by reason. That of
-        the folder where it holds this very data set already.
+        The record: inputs with their sha256, settings, and the counts `read`, `kept` and `dropped` by reason. If the
+        output already holds this data set, its existing record.
 
     Raises:
-        UserError: files that cannot be read, nothing left of them, or an output that holds something else.
+        UserError: files that cannot be read, no problems left, or an output that holds something else.
     """
     target = epath.Path(output).expanduser()
     recipe = {"inputs": [[epath.Path(path).name, _sha256(path)] for path in inputs], **settings}
-    with buckets.reaching(target, "--output"):
+    with buckets.client_errors(target, "--output"):
         if target.exists() if buckets.is_bucket(target) else os.path.exists(target):
             return _same(target, recipe)
     if buckets.is_bucket(target):
@@ -83,8 +83,8 @@ def prepare(inputs: Sequence[str], output: str, layout: Layout | None, settings:
         first = next(rows, None)
         if first is None:
             reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "no rows"
-            raise UserError(f"--input: {','.join(inputs)}: no problem is left: {reasons}")
-        # TFDS writes into folders of the set's name and version, which name nothing here, and leaves others behind.
+            raise UserError(f"--input: {','.join(inputs)}: no problems left: {reasons}")
+        # TFDS writes into NAME/VERSION subfolders, which are redundant here, and leaves temporary folders behind.
         with tempfile.TemporaryDirectory(dir=folder) as draft:
             kept, written = _write(Path(draft), _name(target), first, rows)
             for path in list(written.iterdir()):
@@ -95,8 +95,8 @@ def prepare(inputs: Sequence[str], output: str, layout: Layout | None, settings:
 
 
 def _problems(inputs: Sequence[str], layout: Layout | None, dropped: Counter[str]) -> Iterator[Fields]:
-    """The problems that stay, in the order of the files; the others are counted in `dropped`."""
-    # Digests and not questions: the largest public file repeats 17,000 problems in 1.8 million rows, others do not.
+    """The problems kept, in file order; the others are counted in `dropped`."""
+    # Digests instead of questions bound the memory: the largest public file has 1.8 million rows.
     seen: set[bytes] = set()
     for path in inputs:
         try:
@@ -130,17 +130,17 @@ def _recognised(path: str, row: dict) -> Layout:
     layout = layouts.recognise(row)
     if layout is None:
         raise UserError(
-            f"{path}: no known layout has its columns {', '.join(sorted(row))}: "
+            f"{path}: no known layout has the columns {', '.join(sorted(row))}: "
             "expected --columns=question=COLUMN,answer=COLUMN"
         )
     return layout
 
 
 def _layout(name: str, columns: str) -> Layout | None:
-    """What the flags ask for; None: to be recognised."""
+    """The layout that the flags select; None: recognise it from the columns."""
     if columns:
         if name != "auto":
-            raise UserError(f"--layout: {name!r} beside --columns: expected one of them")
+            raise UserError(f"--layout: {name!r}: expected it or --columns, not both")
         pairs = [pair.partition("=") for pair in columns.split(",")]
         if not all(field and column for field, _, column in pairs):
             raise UserError(f"--columns: {columns!r}: expected FIELD=COLUMN,FIELD=COLUMN")
@@ -159,7 +159,7 @@ def _write(draft: Path, name: str, first: Fields, rest: Iterator[Fields]) -> tup
     import tensorflow_datasets as tfds
 
     class Info(tfds.core.DatasetInfo):
-        """Without the question to Google's own bucket, which leaves an empty temporary folder behind."""
+        """Skips the query to Google's public bucket, which leaves an empty temporary folder behind."""
 
         def initialize_from_bucket(self):
             pass
@@ -188,20 +188,20 @@ def _write(draft: Path, name: str, first: Fields, rest: Iterator[Fields]) -> tup
 
     Problems.name = name
     tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloads, and of a folder that is about to move
+    with contextlib.redirect_stdout(io.StringIO()):  # its messages mention downloads and the temporary folder
         builder = Problems(data_dir=draft, file_format="array_record")
         builder.download_and_prepare()
     return builder.info.splits["train"].num_examples, Path(builder.data_dir)
 
 
 def _name(target: PurePath) -> str:
-    """The data set's name in TFDS, which knows only words and underscores."""
+    """The data set's name in TFDS, which allows only word characters."""
     name = re.sub(r"\W+", "_", target.name.lower(), flags=re.ASCII).strip("_")
     return name if name[:1].isalpha() else f"problems_{name}"
 
 
 def _same(target: epath.Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    """The record of a folder that holds the data set of `recipe`; raises UserError when it holds anything else."""
+    """The record of a folder that holds the data set of `recipe`; raises UserError if it holds anything else."""
     try:
         record = json.loads((target / _RECORD).read_text())
     except (OSError, ValueError):
@@ -210,7 +210,7 @@ def _same(target: epath.Path, recipe: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"--output: {target} exists and holds something else: expected a folder that does not exist yet"
         )
-    print(f"{target} is there already, made from the same files")
+    print(f"{target} already exists, made from the same files")
     return record
 
 

@@ -1,7 +1,7 @@
-"""The lowest floor of numerics: from hidden state to log-probabilities over the vocabulary.
+"""Shared numerics from hidden states to log-probabilities over the vocabulary.
 
-The sampler and the objective both stand on these functions, so that the probability with which a token was
-drawn and the probability with which it is scored come from the same arithmetic.
+The sampler and the objective both use these functions, so that sampling and scoring compute a token's log-probability
+with the same arithmetic.
 """
 
 from functools import partial
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from dasd_jax.batch import Array
 from dasd_jax.mesh import spec
 
-# On TPU the default precision would turn float32 products into bfloat16 ones; bfloat16 inputs are not affected.
+# TPUs multiply float32 in bfloat16 at the default precision; bfloat16 inputs are not affected.
 EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -33,13 +33,13 @@ def log_probs(hidden: Array, unembed: Array, temperature: float) -> Array:
         temperature: positive.
 
     Returns:
-        f32[rows, S, V] in nats, the vocabulary split like `unembed`.
+        f32[rows, S, V] in nats, the vocabulary sharded like `unembed`.
     """
     return log_probs_and_norm(hidden, unembed, temperature)[0]
 
 
 def log_probs_and_norm(hidden: Array, unembed: Array, temperature: float) -> tuple[Array, Array]:
-    """`log_probs`, and the log-normaliser f32[rows, S] that the logits are above them."""
+    """`log_probs`, and the log-normaliser f32[rows, S]: logits minus log-probabilities."""
     z = logits(hidden, unembed, temperature, out_sharding=spec("rows", None, "vocab"))
     return jax.nn.log_softmax(z, axis=-1), jax.nn.logsumexp(z, axis=-1)
 
@@ -52,7 +52,7 @@ def entropy(logp: Array) -> Array:
 def pick(logp: Array, token: Array) -> Array:
     """logp[..., token]: f32[..., V], i32[...] → f32[...].
 
-    A masked sum instead of a gather: it stays local where the vocabulary is split over devices.
+    A masked sum instead of a gather: it stays local if the vocabulary is sharded.
     """
     ids = jax.lax.broadcasted_iota(jnp.int32, logp.shape, logp.ndim - 1)
     return jnp.sum(jnp.where(ids == token[..., None], logp, 0.0), axis=-1)

@@ -1,1 +1,1 @@
-"""Commands of a person's own machine that run others: on TPU slices, or many at a time."""
+"""Commands that run on your own machine and launch others: on TPU slices, or as a sweep."""

@@ -1,6 +1,6 @@
-"""What the launcher runs: a job, and for each action the commands of this machine, as a pure function.
+"""The launcher's plan: a job and the local commands of each action, as pure functions.
 
-Every command is a list of arguments. What a VM's shell is to read is quoted once, by shlex, into ssh's --command.
+Every command is a list of arguments. Commands for a VM's shell are quoted once, by shlex, into ssh's --command.
 """
 
 import dataclasses
@@ -12,14 +12,14 @@ from dasd_jax.errors import UserError
 
 POLL_S = 30
 MAX_BACKOFF_S = 1800
-# Looks at a slice in a row at which it is there but cannot be reached or started: then it is given up. gcloud itself
-# tries each connection for a minute.
+# Consecutive polls at which an existing slice cannot be reached or started before it is given up. gcloud itself retries
+# each connection for a minute.
 MAX_MISSES = 5
-LOST = ("FAILED", "PREEMPTED", "STOPPED", "SUSPENDED", "TERMINATED")  # states that a slice does not come back from
+LOST = ("FAILED", "PREEMPTED", "STOPPED", "SUSPENDED", "TERMINATED")  # states that a slice does not recover from
 
 _VM = "dasd_jax/launchers/vm.sh"
 
-# ------------------------------------------------------------------------------------------------ what is asked for
+# ------------------------------------------------------------------------------------------------ job and slice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Slice:
     """A slice of TPU chips.
 
     Attributes:
-        name: generation and size, as in v5e-16. The size counts chips; that of v5p counts TensorCores, two a chip.
-        accelerator: Google's name of it.
-        runtime: the version of the VMs' software.
-        vms: machines it hangs on; each has to run the same command.
+        name: generation and size, as in v5e-16. The size counts chips; for v5p it counts TensorCores, two per chip.
+        accelerator: Google's accelerator type.
+        runtime: the software version of the VMs.
+        vms: number of VMs; each has to run the same command.
     """
 
     name: str
@@ -44,8 +44,8 @@ class Slice:
 class _Generation:
     accelerator: str
     runtime: str
-    cores: int  # that the size counts, a chip
-    single: int  # chips that one VM may have; in larger slices each has 4
+    cores: int  # per chip, as the size counts them
+    single: int  # most chips of a single-VM slice; in larger slices each VM has 4
     sizes: tuple[int, ...]
 
 
@@ -57,10 +57,10 @@ _GENERATIONS = {
 
 
 def slice_of(name: str) -> Slice:
-    """The slice of a name.
+    """The slice with this name.
 
     Raises:
-        UserError: there is none of this name.
+        UserError: there is no such slice.
     """
     generation, _, size = name.partition("-")
     if generation not in _GENERATIONS:
@@ -80,18 +80,18 @@ class Job:
 
     Attributes:
         name: of the queued resource and of its node.
-        slice: None for the actions that need no more than the name.
+        slice: None for actions that need only the name.
         capacity: on-demand, spot or reserved.
-        direct: the node is created at once or not at all, without a queue.
-        connect: external-ip, internal-ip or iap: how ssh reaches the VMs.
-        create_flags: further flags of gcloud's create.
+        direct: create the node immediately or fail, without the queue.
+        connect: how ssh reaches the VMs: external-ip, internal-ip or iap.
+        create_flags: extra flags for gcloud's create.
         bucket: mounted at /bucket; "" for none.
-        secrets: environment variable → name in Secret Manager, "" to take it from this machine's environment.
-        command: what runs on every VM, in the repository's folder; empty for the actions without one.
+        secrets: environment variable → name in Secret Manager, "" to take it from the local environment.
+        command: runs on every VM, in the repository's folder; empty for actions without one.
         workdir: the command's --workdir.
-        worker: the VM whose logs are asked for.
-        keep: the slice stays when the command is finished.
-        home: of the person on this machine.
+        worker: the VM whose logs are shown.
+        keep: do not delete the slice when the command is finished.
+        home: the local user's home folder.
     """
 
     name: str
@@ -111,19 +111,19 @@ class Job:
     home: Path
 
 
-# ------------------------------------------------------------------------------------------------ the plan
+# ------------------------------------------------------------------------------------------------ steps of each action
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One command of this machine, and what it is for."""
+    """One local command and its purpose."""
 
     why: str
     argv: tuple[str, ...]
 
 
 def plan(job: Job, action: str) -> list[Step]:
-    """The commands of an action in their order; for `run`, those of a run that nothing interrupts."""
+    """The commands of an action, in order; for `run`, those of an uninterrupted run."""
     return _PLANS[action](job)
 
 
@@ -136,32 +136,32 @@ def _up(job: Job) -> list[Step]:
     else:
         runtime = f"--runtime-version={job.slice.runtime}"
         create = _gcloud(job, "queued-resources", "create", job.name, f"--node-id={job.name}", runtime, *wanted)
-    return [*_ssh_key(job), Step("ask for the slice", create)]
+    return [*_ssh_key(job), Step("request the slice", create)]
 
 
 def _ssh_key(job: Job) -> list[Step]:
-    """gcloud connects to many VMs at a time only with a key that is there already and in the agent."""
+    """gcloud connects to several VMs at once only if its key already exists and is in the ssh agent."""
     key = str(job.home / ".ssh" / "google_compute_engine")
     if job.slice.vms == 1:
         return []
     make = 'test -e "$0" || ssh-keygen -q -t rsa -N "" -f "$0"'
     return [
-        Step("make gcloud's ssh key unless it is there", ("bash", "-c", make, key)),
-        Step("put it into the agent; without one: eval $(ssh-agent)", ("ssh-add", "-q", key)),
+        Step("create gcloud's ssh key unless it exists", ("bash", "-c", make, key)),
+        Step("add it to the ssh agent; if none is running: eval $(ssh-agent)", ("ssh-add", "-q", key)),
     ]
 
 
-def _look(job: Job) -> list[Step]:
+def _describe(job: Job) -> list[Step]:
     if job.direct:
         words = ("tpu-vm", "describe", job.name, "--format=value(state,healthDescription)")
     else:
         words = ("queued-resources", "describe", job.name, "--format=value(state.state,state.failedData.error.message)")
-    return [Step("how is the slice?", _gcloud(job, *words))]
+    return [Step("query the state of the slice", _gcloud(job, *words))]
 
 
 def _wait(job: Job) -> list[Step]:
-    why = f"again every {POLL_S} s until it is {'READY' if job.direct else 'ACTIVE'}"
-    return [dataclasses.replace(step, why=why) for step in _look(job)]
+    why = f"query every {POLL_S} s until the slice is {'READY' if job.direct else 'ACTIVE'}"
+    return [dataclasses.replace(step, why=why) for step in _describe(job)]
 
 
 def _copy(job: Job) -> list[Step]:
@@ -170,7 +170,7 @@ def _copy(job: Job) -> list[Step]:
     unpack = "rm -rf dasd_jax && mkdir dasd_jax && tar -xzf dasd_jax.tar.gz -C dasd_jax"
     return [
         Step("pack the tracked files", ("bash", "-o", "pipefail", "-c", pack, packed)),
-        Step("send them to every VM", _scp(job, packed, "dasd_jax.tar.gz")),
+        Step("copy them to every VM", _scp(job, packed, "dasd_jax.tar.gz")),
         Step("unpack them", _ssh(job, unpack)),
     ]
 
@@ -182,15 +182,15 @@ def _setup(job: Job) -> list[Step]:
 
 def _start(job: Job) -> list[Step]:
     check = _ssh_vm(job, "check", str(job.slice.chips), str(job.slice.vms))
-    # With the platform named, a busy chip is an error and not a run on the CPU.
+    # With an explicit platform, a busy chip is an error instead of a fallback to the CPU.
     settings = ["JAX_PLATFORMS=tpu,cpu"]
-    # Compiled programs differ by topology: one folder for each kind of slice.
+    # Compiled programs depend on the topology: one folder per kind of slice.
     settings += [f"JAX_COMPILATION_CACHE_DIR=/bucket/jax_cache/{job.slice.name}"] if job.bucket else []
     kept = [f"{name}={secret}" for name, secret in job.secrets.items() if secret]
     settings += [f"SECRETS={' '.join(kept)}"] if kept else []
     run = ("env", *settings, "bash", _VM, "start", job.workdir, *job.command)
     return [
-        Step(f"see {job.slice.chips} chips on {job.slice.vms} VM(s)", check),
+        Step(f"check that JAX sees {job.slice.chips} chips on {job.slice.vms} VM(s)", check),
         *_send_secrets(job),
         Step("start the command on every VM", _ssh(job, shlex.join(run))),
     ]
@@ -201,27 +201,27 @@ def _send_secrets(job: Job) -> list[Step]:
     if not names:
         return []
     file = str(job.home / ".cache" / "dasd_jax" / f"{job.name}.secrets")
-    # The values are named here and read by the shell that runs this: no plan and no argument holds them.
+    # Only variable names appear here; the local shell reads the values, so no plan and no argument contains them.
     values = "".join(f'printf "export %s=%q\\n" {name} "${name}"; ' for name in names)
     send = f'umask 077; trap \'rm -f "$0"\' EXIT; mkdir -p "$(dirname "$0")"; {{ {values}}} > "$0"; "$@"'
     argv = ("bash", "-c", send, file, *_scp(job, file, ".dasd_jax.secrets"))
-    return [Step("send the secrets of this environment, in a file that the start deletes", argv)]
+    return [Step("send the secrets from this environment, in a file that `vm.sh start` deletes", argv)]
 
 
 def _probe(job: Job) -> list[Step]:
-    # A VM that nothing was copied to is idle too.
+    # A VM without a copy of the repository is idle too.
     remote = f"if test -e {_VM}; then bash {_VM} status; else echo idle; fi"
-    return [Step("how is the command?", _ssh(job, remote))]
+    return [Step("query the status of the command", _ssh(job, remote))]
 
 
 def _result(job: Job) -> list[Step]:
     done = job.workdir.replace("/bucket", f"gs://{job.bucket}", 1) + "/done.json"
-    return [Step("is the run finished?", ("gcloud", "storage", "cat", done, f"--project={job.project}"))]
+    return [Step("check whether the run is finished", ("gcloud", "storage", "cat", done, f"--project={job.project}"))]
 
 
 def _delete(job: Job) -> list[Step]:
     words = ("tpu-vm", "delete", job.name) if job.direct else ("queued-resources", "delete", job.name, "--force")
-    return [Step("give the slice back", _gcloud(job, *words, "--quiet"))]
+    return [Step("delete the slice", _gcloud(job, *words, "--quiet"))]
 
 
 def _run(job: Job) -> list[Step]:
@@ -236,12 +236,12 @@ _PLANS: dict[str, Callable[[Job], list[Step]]] = {
     "setup": _setup,
     "start": _start,
     "logs": lambda job: [Step("follow the log", _ssh_vm(job, "logs", worker=str(job.worker)))],
-    "status": lambda job: _look(job) + _probe(job),
-    "stop": lambda job: [Step("ask the command to save and end, up to 15 minutes", _ssh_vm(job, "stop"))],
+    "status": lambda job: _describe(job) + _probe(job),
+    "stop": lambda job: [Step("ask the command to save and exit, for up to 15 minutes", _ssh_vm(job, "stop"))],
     "delete": _delete,
     "run": _run,
-    # Parts of the others.
-    "look": _look,
+    # Internal parts of other actions.
+    "describe": _describe,
     "probe": _probe,
     "result": _result,
 }
@@ -249,14 +249,14 @@ ACTIONS = ("up", "wait", "copy", "setup", "start", "logs", "status", "stop", "de
 
 
 def _gcloud(job: Job, *words: str) -> tuple[str, ...]:
-    # Tunnels to TPU VMs are a flag of the alpha commands alone.
+    # Only the alpha commands have the flag for IAP tunnels to TPU VMs.
     alpha = ("alpha",) if job.connect == "iap" and words[1] in ("ssh", "scp") else ()
     return ("gcloud", *alpha, "compute", "tpus", *words, f"--project={job.project}", f"--zone={job.zone}")
 
 
 def _connection(job: Job) -> tuple[str, ...]:
     how = {"external-ip": (), "internal-ip": ("--internal-ip",), "iap": ("--tunnel-through-iap",)}[job.connect]
-    # Nobody has seen the keys of a new VM, and nobody is there to say yes.
+    # A new VM's host key is unknown, and nobody is there to confirm it.
     return (*how, "--strict-host-key-checking=no", "--quiet")
 
 
@@ -274,7 +274,7 @@ def _scp(job: Job, source: str, target: str) -> tuple[str, ...]:
 
 
 def dry_run(job: Job, action: str) -> str:
-    """The commands of an action as a person could type them, each under what it is for."""
+    """The commands of an action as shell lines, each below a comment with its purpose."""
     lines = []
     if job.slice:
         made = "created directly" if job.direct else "queued"
@@ -283,8 +283,8 @@ def dry_run(job: Job, action: str) -> str:
         lines += [f"# {step.why}", shlex.join(step.argv), ""]
     if action == "run":
         lines += [
-            f"# A slice that is lost ({', '.join(LOST)}), or out of reach at {MAX_MISSES} looks:",
-            f"# this, {POLL_S} s to {MAX_BACKOFF_S // 60} min of rest, and again from the top",
+            f"# If the slice is lost ({', '.join(LOST)}), or unreachable at {MAX_MISSES} polls:",
+            f"# delete it, wait {POLL_S} s to {MAX_BACKOFF_S // 60} min, and start over",
             *(shlex.join(step.argv) for step in _delete(job)),
         ]
     return "\n".join(lines).rstrip()

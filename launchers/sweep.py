@@ -1,11 +1,11 @@
-"""Runs a config at many points: python -m launchers.sweep --sweep=FILE.py --config=FILE.py[:ARG] --workdir=DIR
+"""Runs a sweep over a config: python -m launchers.sweep --sweep=FILE.py --config=FILE.py[:ARG] --workdir=DIR
 
-The points come from get_sweep() of the sweep's file (see configs/sweeps/common.py). Each is one training run with a
-workdir in DIR that is named by its overrides; what it prints goes to a .log. Points whose workdir holds done.json are
-not run again, and one that fails stops no other. At the end there is a table; the exit code is 1 if a point failed.
+The points come from get_sweep() in the sweep file (see configs/sweeps/common.py). Each is one training run with a
+workdir in DIR that is named after its overrides; its output goes to a .log. Points whose workdir holds done.json are
+skipped, and a failed point does not stop the others. Finally a table is printed; the exit code is 1 if a point failed.
 
---dry-run prints the command of every point, which a person can run as well. With --slices=FILE each point gets a TPU
-slice of its own: FILE holds flags of launchers.tpu_vm, which runs it, and DIR is in /bucket.
+--dry-run prints the command of every point, which can be run by hand. With --slices=FILE each point runs on its own TPU
+slice: FILE holds flags of launchers.tpu_vm, which runs it, and DIR must be in /bucket.
 """
 
 import concurrent.futures
@@ -34,10 +34,10 @@ class Point:
     """One run of a sweep.
 
     Attributes:
-        overrides: GROUP.FIELD → value, as the sweep's file gives them.
-        workdir: of the run; a path on the slice where there is a job.
-        command: runs it, from the repository's folder.
-        job: the slice that it gets; None when it runs on this machine.
+        overrides: GROUP.FIELD → value, as in the sweep file.
+        workdir: of the run; a path on the slice if there is a job.
+        command: runs the point, from the repository's folder.
+        job: the slice job that runs it; None if it runs on this machine.
     """
 
     overrides: dict[str, Any]
@@ -47,14 +47,14 @@ class Point:
 
 
 def expand(sweep: Iterable[dict], config: str, shared: Sequence[str], workdir: Path) -> list[Point]:
-    """The points of a sweep, each of them checked.
+    """The validated points of a sweep.
 
     Args:
         sweep: the overrides of each point.
         shared: overrides of all points, as on a command line.
 
     Raises:
-        UserError: the sweep is empty or no list of dictionaries, a point is no valid config, or two are the same run.
+        UserError: the sweep is empty or not a list of dictionaries, a point is not a valid config, or two are equal.
     """
     sweep = list(sweep) if isinstance(sweep, Iterable) else [sweep]
     if not sweep or not all(isinstance(overrides, dict) for overrides in sweep):
@@ -63,12 +63,12 @@ def expand(sweep: Iterable[dict], config: str, shared: Sequence[str], workdir: P
     points: dict[str, Point] = {}
     for number, overrides in enumerate(sweep, start=1):
         if twice := given & overrides.keys():
-            raise UserError(f"point {number}: {min(twice)} stands on the command line too: expected one of them")
+            raise UserError(f"point {number}: {min(twice)} is also set on the command line: expected it in one place")
         words = [f"{field}={_text(value)}" for field, value in overrides.items()]
         cli.refuse_secrets(words, f"point {number}")
         name = re.sub(r"[^\w.,=+-]+", "_", ",".join(words), flags=re.ASCII) or "base"
         if len(name) > 200:
-            raise UserError(f"point {number}: {name}: too long for the name of a folder: expected at most 200 letters")
+            raise UserError(f"point {number}: {name}: too long for a folder name: expected at most 200 characters")
         if name in points:
             raise UserError(f"point {number}: {name}: an earlier point has the same workdir: expected distinct ones")
         flags = [f"--config={config}", f"--workdir={workdir / name}", *shared, *(f"--config.{word}" for word in words)]
@@ -81,17 +81,17 @@ def expand(sweep: Iterable[dict], config: str, shared: Sequence[str], workdir: P
 
 
 def _text(value: Any) -> str:
-    """A value as the command line reads it."""
+    """A value in command-line syntax."""
     if isinstance(value, list | tuple):
         return repr(tuple(value))
     return str(value)
 
 
 def on_slices(points: Sequence[Point], flags: str) -> list[Point]:
-    """The same points, each on a slice of its own whose name ends with the point's number.
+    """The same points, each on its own slice, whose name ends with the point's number.
 
     Raises:
-        UserError: a flag in the file is not as expected.
+        UserError: the file has an invalid flag.
     """
     placed = []
     try:
@@ -107,7 +107,7 @@ def on_slices(points: Sequence[Point], flags: str) -> list[Point]:
 
 
 def result(point: Point) -> dict | None:
-    """What done.json of a point holds; None when it is not finished."""
+    """The content of a point's done.json; None if it is not finished."""
     if point.job:
         return tpu_vm.result(point.job)
     path = point.workdir / "done.json"
@@ -135,13 +135,13 @@ def run(points: Sequence[Point], jobs: int, logs: Path) -> dict[Path, int]:
             codes[point.workdir], last_line = future.result()
             print(f"[{len(codes)}/{len(points)}] {point.workdir.name}: {last_line}", flush=True)
     finally:
-        # Ctrl-C reaches the runs as well; those that have not begun are not to begin.
+        # Ctrl-C reaches the running points as well; do not start the others.
         pool.shutdown(cancel_futures=True)
     return codes
 
 
 def _run_one(point: Point, log: Path) -> tuple[int, str]:
-    """(exit code, what to say of it)."""
+    """(exit code, one line for the progress output)."""
     with log.open("ab") as output:
         command = (sys.executable, *point.command[1:])
         code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False).returncode
@@ -152,7 +152,7 @@ def _run_one(point: Point, log: Path) -> tuple[int, str]:
 
 
 def table(points: Sequence[Point], results: Sequence[dict | None], codes: dict[Path, int]) -> str:
-    """The points with their final figures, and under it the means over seeds, as Markdown."""
+    """The points with their final metrics, followed by the means over seeds, as Markdown."""
     fields = list(dict.fromkeys(itertools.chain.from_iterable(point.overrides for point in points)))
     figures = [_figures(done) if done else {} for done in results]
     names = list(dict.fromkeys(itertools.chain.from_iterable(figures)))
@@ -205,14 +205,14 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def main(argv: list[str]) -> None:
     """The command."""
     flags = cli.parser(__doc__)
-    flags.add_argument("--sweep", required=True, metavar="FILE.py", help="has get_sweep(), the points' overrides")
+    flags.add_argument("--sweep", required=True, metavar="FILE.py", help="file with get_sweep(), the points' overrides")
     flags.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
-    flags.add_argument("--slices", default="", metavar="FILE", help="flags of launchers.tpu_vm: a slice for each point")
-    flags.add_argument("--dry-run", action="store_true", help="print the commands, run none")
-    flags.add_argument("--table", action="store_true", help="only the table of what is finished")
+    flags.add_argument("--slices", default="", metavar="FILE", help="flags of launchers.tpu_vm: one slice per point")
+    flags.add_argument("--dry-run", action="store_true", help="print the commands without running them")
+    flags.add_argument("--table", action="store_true", help="only print the table of finished points")
     asked = cli.parse(flags, argv).flags
     if not asked.workdir:
-        raise UserError("--workdir: missing: expected the folder that holds the runs of the sweep")
+        raise UserError("--workdir: missing: expected the folder for the runs of the sweep")
     if asked.jobs < 1:
         raise UserError(f"--jobs: {asked.jobs}: expected at least 1")
     workdir = Path(asked.workdir).expanduser()

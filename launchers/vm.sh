@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# What launchers/tpu_vm.py runs on each VM of a slice, from the home folder:
-#   vm.sh setup [BUCKET]             Python and requirements; the bucket mounted at /bucket
-#   vm.sh check CHIPS VMS            whether all chips of the slice are seen
-#   vm.sh start WORKDIR COMMAND…     in the background, in a session of its own
-#   vm.sh status                     running, "exited CODE", or idle
+# Runs on each VM of a slice, called by launchers/tpu_vm.py from the home folder:
+#   vm.sh setup [BUCKET]             installs Python and requirements; mounts the bucket at /bucket
+#   vm.sh check CHIPS VMS            checks that JAX sees all chips of the slice
+#   vm.sh start WORKDIR COMMAND…     starts COMMAND in the background, in its own session
+#   vm.sh status                     prints running, "exited CODE" or idle
 #   vm.sh logs | stop
-# A failure of its own ends with exit code 70, so that the launcher can tell it from a VM that it cannot reach.
+# Its own failures exit with code 70, which the launcher can tell from an unreachable VM.
 set -Eeuo pipefail
 trap 'exit 70' ERR
 
 self=$(realpath "$0")
 venv=$HOME/dasd_venv
 log=$HOME/.dasd_jax/log
-# By boot, so that a process id from before a restart is never taken for a process of today.
+# One folder per boot, so that a process ID from before a restart is never taken for a current process.
 state=$HOME/.dasd_jax/$(</proc/sys/kernel/random/boot_id)
 mkdir -p "$state"
 
@@ -23,10 +23,10 @@ fail() {
 
 setup() {
     local uv=$HOME/.local/bin/uv
-    # The runtimes have Python 3.10, or none that may be installed into.
+    # The TPU runtimes have Python 3.10, or an externally managed Python.
     [[ -x $uv ]] || curl -LsSf https://astral.sh/uv/install.sh | sh
     "$uv" venv --quiet --allow-existing --python 3.11 "$venv"
-    # Resolved together: libtpu then fits the jax that requirements.txt allows.
+    # Resolved together, so that libtpu matches the jax that requirements.txt allows.
     "$uv" pip install --quiet --python "$venv" -r dasd_jax/requirements.txt 'jax[tpu]'
     if [[ -n ${1:-} ]]; then mount_bucket "$1"; fi
 }
@@ -37,14 +37,14 @@ mount_bucket() {
         curl -fsSL https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee "$key" >/dev/null
         echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main" |
             sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
-        # After a boot the system's own upgrades hold the lock for a while.
+        # After a boot, unattended upgrades hold the lock for a while.
         sudo apt-get -qq -o DPkg::Lock::Timeout=300 update
         sudo apt-get -qq -o DPkg::Lock::Timeout=300 install -y gcsfuse
     fi
     if ! mountpoint -q /bucket; then
         sudo mkdir -p /bucket
         sudo chown "$(id -un)" /bucket
-        # Checkpoints are renamed into place, which a bucket without folders of its own refuses beyond this limit.
+        # Checkpoints are renamed into place; without a hierarchical namespace gcsfuse limits renames to this many files.
         gcsfuse --implicit-dirs --rename-dir-limit=100000 "$1" /bucket
     fi
     ln -sfn /bucket/data dasd_jax/data
@@ -54,7 +54,7 @@ alive() {
     [[ -e $state/group && ! -e $state/exit ]] && kill -0 -- "-$(<"$state/group")" 2>/dev/null
 }
 
-# What an earlier command left behind would hold the chips.
+# Processes and lock files of an earlier command would keep the chips busy.
 clear_chips() {
     if [[ -e $state/group ]]; then kill -KILL -- "-$(<"$state/group")" 2>/dev/null || true; fi
     rm -f /tmp/libtpu_lockfile
@@ -63,7 +63,7 @@ clear_chips() {
 check() {
     if alive; then return; fi
     clear_chips
-    timeout 300 "$venv/bin/python" - "$@" <<'PYTHON' || fail "check: not all $1 chips on $2 VMs are there (above)"
+    timeout 300 "$venv/bin/python" - "$@" <<'PYTHON' || fail "check: JAX does not see all $1 chips on $2 VMs (output above)"
 import sys
 
 import jax
@@ -96,7 +96,7 @@ start() {
     echo $! >"$state/group"
 }
 
-# The leader of the session: outlives the connection, knows how the command ended.
+# The session leader: outlives the ssh connection and records the command's exit code.
 supervise() {
     local workdir=$1 code=0
     shift
@@ -104,18 +104,18 @@ supervise() {
     echo $! >"$state/pid"
     wait $! || code=$?
     if [[ $code == 0 && ! -e $workdir/done.json ]] && announced; then
-        # The command has saved and made room for the maintenance. A restart of the VM comes before the end of this, or
-        # the launcher finds it idle and starts the command on all VMs again.
+        # The command has saved and exited for maintenance. After a restart of the VM, or after this loop, the VM is idle
+        # and the launcher starts the command on all VMs again.
         while announced; do sleep 60; done
         rm -f "$state"/*
         return
     fi
-    # The disk of a VM goes with the slice; names of VMs are new with every slice.
+    # The VM's disk is deleted with the slice; host names are different for every slice.
     { mkdir -p "$workdir/logs" && cp "$log" "$workdir/logs/$(hostname).log"; } || true
     echo "$code" >"$state/exit"
 }
 
-# Whether Google is about to do maintenance on this VM.
+# Whether Google has announced maintenance of this VM.
 announced() {
     local notice
     notice=$(curl -sf -H 'Metadata-Flavor: Google' \
@@ -123,7 +123,7 @@ announced() {
         [[ $notice != NONE ]]
 }
 
-# Values reach the command's environment and nothing else: no argument, no metadata, no file that stays.
+# Values go only into the command's environment: not into arguments, metadata or files that are kept.
 read_secrets() {
     local file=$HOME/.dasd_jax.secrets pair value
     if [[ -e $file ]]; then
@@ -153,13 +153,13 @@ logs() {
 
 stop() {
     alive || return 0
-    # The command alone is asked: its worker processes are needed until it has saved.
+    # Signals the command only: its worker processes are needed until it has saved.
     kill -TERM "$(<"$state/pid")" || true
     for _ in {1..900}; do
         alive || return 0
         sleep 1
     done
-    echo "$(hostname): stop: not ended after 15 minutes, killed" >&2
+    echo "$(hostname): stop: still running after 15 minutes, killed" >&2
     clear_chips
 }
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 TINY = "--config=configs/qwen_math.py:tiny"
 CHIP = Chip(flops=1e12, hbm=2**30, hbm_rate=1e11, ici_rate=1e10, shapes=("1x1",))
 PROGRAMS = ["re-layout", "rollout", "evaluation", "score", "update"]
-NEAR = "--topology: 'v5e:3x4': expected such as v5e:4x4, v5e:2x4, v5e:8x8"
+NEAR = "--topology: 'v5e:3x4': expected a known slice, nearest are v5e:4x4, v5e:2x4, v5e:8x8"
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_what_a_person_has_to_mend_is_one_line(say, monkeypatch):
     for args, expected in (
         ([TINY, "--topology=v5e:3x4"], NEAR),
         ([TINY, "--topology=v4:2x2x2"], "--topology: 'v4:2x2x2': expected GENERATION:SHAPE with a generation of v5e"),
-        ([TINY, "--topology=v5e:2x2"], "--topology: the TPU compiler is missing: expected libtpu: make libtpu"),
+        ([TINY, "--topology=v5e:2x2"], "--topology: the TPU compiler libtpu is missing: run `make libtpu`"),
         ([TINY], "the following arguments are required: --topology"),
     ):
         code, _, error = say(*args)
@@ -61,7 +61,7 @@ def test_what_does_not_fit_is_named_with_its_parts_and_what_would_help(say):
     assert list(rows) == PROGRAMS and code == 1
     assert [name for name, row in rows.items() if not row["fits"]] == ["re-layout", "rollout", "evaluation"]
     (line,) = [line for line in error.splitlines() if line.startswith("error: rollout")]
-    assert "does not fit into 0.00 GiB a chip: 0.00 GiB resident beside it; 0.00 GiB arguments; " in line
+    assert "does not fit into 0.00 GiB per chip: 0.00 GiB other resident arrays; 0.00 GiB arguments; " in line
     assert line.endswith("Change rollout.slots (fewer), mesh.tensor (larger)")
     columns = command.heading(report).splitlines()[-2].count("|")
     assert [command.line(row).count("|") for row in report["programs"]] == [columns] * len(PROGRAMS)

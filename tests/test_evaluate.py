@@ -45,7 +45,7 @@ def test_a_file_of_other_settings_is_refused_and_left_alone(tmp_path):
     path = tmp_path / "4.partial.jsonl"
     Partial(path, IDENTITY).append([answers(7)])
     before = path.read_bytes()
-    with pytest.raises(UserError, match="was begun with run.eval_samples = 2, not 128: expected the same settings, or"):
+    with pytest.raises(UserError, match="was written with run.eval_samples = 2, not 128: expected the same settings"):
         Partial(path, IDENTITY | {"run.eval_samples": 128})
     path.write_bytes(before + b"half a line\n")
     with pytest.raises(UserError, match="is damaged"):

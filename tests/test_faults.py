@@ -335,7 +335,7 @@ def test_a_permission_that_is_lost_while_a_checkpoint_is_written_is_one_line(run
         code, _, err = run("run.steps=4", "run.checkpoint_every=1")
     assert code == 1 and err.count("\n") == 1
     assert err.startswith(
-        "error: checkpoint 000002 could not be written: Permission denied: expected room and permission"
+        "error: checkpoint 000002 could not be written: Permission denied: expected free space and write permission"
     )
     code, out, err = run("run.steps=4", "run.checkpoint_every=1")
     assert (code, err) == (0, "") and f"resumed from {tmp_path / 'w' / 'checkpoints' / '000001'}" in out
@@ -347,7 +347,7 @@ def test_a_workdir_that_cannot_be_written_is_refused_at_the_door(monkeypatch, ru
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     code, out, err = run("run.steps=3")
     assert (code, out) == (2, "")
-    assert err == f"error: --workdir: {tmp_path / 'w'}: {tmp_path} is not a folder that can be written\n"
+    assert err == f"error: --workdir: {tmp_path / 'w'}: {tmp_path} is not a writable folder\n"
     assert not (tmp_path / "w").exists()
 
 

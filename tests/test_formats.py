@@ -27,11 +27,11 @@ def gguf(*, kv_count=1, value_type=9, element_type=4, length=1, elements=b"\0" *
     [
         ({"length": 2**60}, "entries: expected at most"),
         ({"length": 2**20}, "it ends before byte"),
-        ({"kv_count": 2**63}, "its metadata would have"),
+        ({"kv_count": 2**63}, "its metadata has"),
         ({"kv_count": 2}, "it ends before byte"),
         ({"element_type": 8, "elements": struct.pack("<Q", 2**62)}, "it ends before byte"),
         ({"element_type": 99}, "99"),
-        ({"element_type": 9, "elements": struct.pack("<IQ", 9, 1) * 5000}, "nests too deep"),
+        ({"element_type": 9, "elements": struct.pack("<IQ", 9, 1) * 5000}, "is nested too deeply"),
     ],
 )
 def test_a_length_that_the_file_does_not_have_is_refused_at_once(change, said, tmp_path):

@@ -193,7 +193,7 @@ def test_a_host_that_does_not_come_up_is_named_within_the_deadline(tmp_path):
     commands = started([], [], count=3)
     commands = [["-c", early + "cli.run(train.main)", *command[1:], f"--workdir={tmp_path}"] for command in commands]
     first, second = refused(together(*commands))
-    expected = "waited 2 s, and not all of the 3 processes (--processes) came (process 0 "
+    expected = "waited 2 s for the 3 processes (--processes), and not all connected (process 0 "
     assert first.startswith(f"error: --coordinator: process 0 {expected}")
     assert second.startswith(f"error: --coordinator: process 1 {expected}")
     assert "(process 0 answers at 127.0.0.1:" in first

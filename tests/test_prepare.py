@@ -91,7 +91,7 @@ def test_an_existing_folder_is_left_alone(tmp_path, capsys, refused):
     prepare.main([f"--input={source}", f"--output={output}"])
     before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
     prepare.main([f"--input={source}", f"--output={output}"])
-    assert "is there already, made from the same files" in capsys.readouterr().out
+    assert "already exists, made from the same files" in capsys.readouterr().out
     assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
     lines(source, {"question": "1+1?", "answer": "3"})
     for folder in (output, tmp_path):
@@ -136,26 +136,26 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path, refused, monk
     for argv, expected in (
         ([f"--input={tmp_path}/no.jsonl"], f"--input: no such file '{tmp_path}/no.jsonl'"),
         (["--input=,"], "--input: ',': expected at least one file"),
-        ([f"--input={table}"], f"--input: {table}: expected a file that ends in .parquet or .jsonl"),
+        ([f"--input={table}"], f"--input: {table}: expected a file name that ends in .parquet or .jsonl"),
         ([f"--input={broken}"], f"--input: {broken}: cannot be read as Parquet ("),
         (["--input=gs://bucket/a.jsonl"], "--input: gs://bucket/a.jsonl: cannot be reached (ImportError: "),
-        ([f"--input={late}"], f"--input: {late}:10: no field 'answer', expected it beside question"),
-        ([f"--input={empty}"], f"--input: {empty}: no problem is left: no rows"),
-        ([f"--input={worked}"], f"--input: {worked}: no problem is left: 1 not a single verifiable answer"),
+        ([f"--input={late}"], f"--input: {late}:10: no field 'answer', the row has question"),
+        ([f"--input={empty}"], f"--input: {empty}: no problems left: no rows"),
+        ([f"--input={worked}"], f"--input: {worked}: no problems left: 1 no unique verifiable answer"),
         (
             [f"--input={other}"],
-            f"--input: {other}: no known layout has its columns result, task: "
+            f"--input: {other}: no known layout has the columns result, task: "
             "expected --columns=question=COLUMN,answer=COLUMN",
         ),
         (
             [f"--input={other}", "--columns=question=task,answer=final"],
-            f"--input: {other}:1: no field 'final', expected it beside result, task",
+            f"--input: {other}:1: no field 'final', the row has result, task",
         ),
         ([f"--input={known}", "--columns=question"], "--columns: 'question': expected FIELD=COLUMN,FIELD=COLUMN"),
         ([f"--input={known}", "--columns=text=a"], "--columns: 'text=a': unknown field 'text', expected one of"),
         ([f"--input={known}", "--layout=gsm"], f"--layout: 'gsm': expected auto or one of {layouts}"),
-        ([f"--input={known}", "--layout=dapo"], f"--input: {known}:1: no field 'prompt', expected it beside answer"),
-        ([f"--input={known}", "--layout=dapo", "--columns=question=a"], "--layout: 'dapo' beside --columns: expected"),
+        ([f"--input={known}", "--layout=dapo"], f"--input: {known}:1: no field 'prompt', the row has answer"),
+        ([f"--input={known}", "--layout=dapo", "--columns=question=a"], "--layout: 'dapo': expected it or --columns"),
         ([f"--input={known}", "--overwrite"], "unrecognized arguments: --overwrite"),
         ([], "the following arguments are required: --input"),
     ):
@@ -165,7 +165,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path, refused, monk
     error = refused(f"--input={known}", "--output=gs://bucket/data")
     assert error.startswith("error: --output: gs://bucket/data: cannot be reached (ImportError: Please install gcsfs")
     error = refused(f"--input={known}", f"--output={known}/data")
-    assert error == f"error: --output: {known}/data: {known} is not a folder that can be written\n"
+    assert error == f"error: --output: {known}/data: {known} is not a writable folder\n"
 
 
 class Bucket(MemoryFileSystem):
@@ -220,7 +220,7 @@ def test_a_bucket_holds_the_same_data_set_as_a_folder(tmp_path, bucket, capsys, 
 
     before = {name: file.modified for name, file in bucket.store.items()}
     prepare.main(["--input=gs://b/in/p.jsonl", "--output=gs://b/sets/data"])
-    assert "is there already, made from the same files" in capsys.readouterr().out
+    assert "already exists, made from the same files" in capsys.readouterr().out
     lines(local, *rows[1:])
     assert "exists and holds something else" in refused(f"--input={local}", "--output=gs://b/sets/data")
     assert {name: file.modified for name, file in bucket.store.items()} == before
@@ -289,7 +289,7 @@ def test_from_published_files_to_a_score_without_tensorflow(tmp_path):
     assert done.returncode == 0, done.stderr
     # 24 training problems, 4 of them in a benchmark; 11 to evaluate, 8 of them at a time with 4 samples each.
     assert "24 read, 0 duplicates, 24 kept, 4 in a benchmark, 20 training, 11 to evaluate" in done.stdout
-    assert "8 of 11 are answered already" in done.stdout and "calls: [32, 12, 12]" in done.stdout
+    assert "8 of 11 problems are already answered" in done.stdout and "calls: [32, 12, 12]" in done.stdout
     rows = [line.split()[:2] for line in done.stdout.splitlines() if "±" in line and "held out" not in line]
     named = [row for row in rows if row[0] in ("aime25", "math500", "macro")]
     assert named == [["aime25", "4"], ["math500", "7"], ["macro", "11"]]

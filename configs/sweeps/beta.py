@@ -1,4 +1,4 @@
-"""How much the teacher weighs beside the verifier: beta from 0, which is GRPO, over three seeds.
+"""Weight of the teacher term relative to the verifier: beta from 0, which is GRPO, over three seeds.
 
 python -m launchers.sweep --sweep=configs/sweeps/beta.py --config=configs/smollm2_math.py --workdir=runs/beta
 """

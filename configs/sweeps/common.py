@@ -1,6 +1,6 @@
-"""How the points of a sweep are put together: each is a dictionary of overrides, GROUP.FIELD → value.
+"""Functions that build the points of a sweep: each point is a dictionary of overrides, GROUP.FIELD → value.
 
-A file beside this one has get_sweep() → points; `launchers/sweep.py` runs them. The functions nest:
+A sweep file defines get_sweep() → points; `launchers/sweep.py` runs them. The functions nest:
 
     grid(each("objective.beta", (0.0, 0.1)), seeds(3))      6 points
     zipped(each("rollout.problems", (64, 128)), each("optim.minibatches", (2, 4)))      2 points
@@ -25,7 +25,7 @@ def seeds(count: int) -> list[Point]:
 
 
 def grid(*parts: Iterable[Point]) -> list[Point]:
-    """Every combination of one point of each part; the last part changes fastest.
+    """The Cartesian product of the parts, merged; the last part varies fastest.
 
     Raises:
         ValueError: two parts set the same field.
@@ -34,7 +34,7 @@ def grid(*parts: Iterable[Point]) -> list[Point]:
 
 
 def zipped(*parts: Iterable[Point]) -> list[Point]:
-    """The first points of all parts together, then the second ones, and so on.
+    """Merges the first points of all parts, then the second ones, and so on.
 
     Raises:
         ValueError: parts of different lengths, or two that set the same field.

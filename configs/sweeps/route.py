@@ -1,4 +1,4 @@
-"""Which way the teacher pushes: each direction map, and no teacher at all, over three seeds.
+"""Direction of the teacher term: each route map, and GRPO without a teacher, over three seeds.
 
 python -m launchers.sweep --sweep=configs/sweeps/route.py --config=configs/smollm2_math.py --workdir=runs/route
 """

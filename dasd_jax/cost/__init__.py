@@ -1,1 +1,1 @@
-"""What a compiled program costs on a chip: FLOPs counted from the model, collectives read from the compiler's text."""
+"""The cost of a compiled program on a chip: FLOPs counted from the model, collectives parsed from the HLO text."""

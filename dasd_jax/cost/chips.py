@@ -1,4 +1,4 @@
-"""The chips that we know: what Google's pages say of them, and what of their memory a program may use."""
+"""Known TPU chips: peak rates from Google's pages, and the memory that a program may use."""
 
 import dataclasses
 
@@ -11,11 +11,11 @@ class Chip:
     specifications.
 
     Attributes:
-        flops: bfloat16 operations a second, at most.
+        flops: peak bfloat16 FLOP/s.
         hbm: bytes that a program may use, as the compiler counts them; the pages say 16, 95 and 32 GB.
-        hbm_rate: bytes a second.
-        ici_rate: bytes a second that leave a chip when all its links are busy, half of the pages' bidirectional figure.
-        shapes: topologies of slices, in chips.
+        hbm_rate: bytes/s.
+        ici_rate: outgoing bytes/s of a chip with all links busy, half of the pages' bidirectional figure.
+        shapes: slice topologies, in chips.
     """
 
     flops: float

@@ -1,9 +1,9 @@
-"""Bytes of collectives, read from the text of a compiled program.
+"""Bytes sent by collectives, parsed from the HLO text of a compiled program.
 
-A program is computations that call one another. What stands in a loop's body happens as often as the loop turns; of the
-branches of a conditional the dearest is taken. On TPU a reduce-scatter may be written as a fusion `all-reduce-scatter`
-around an all-reduce, and an asynchronous collective stands in every fusion between its start and its end: it is counted
-at its start.
+A module is a set of computations that call one another. Collectives in a loop body are multiplied by its trip count; of
+a conditional the most expensive branch is counted. On TPU a reduce-scatter may appear as a fusion `all-reduce-scatter`
+around an all-reduce, and an asynchronous collective appears in every fusion from its start to its end: it is counted at
+its start.
 """
 
 import dataclasses
@@ -28,11 +28,11 @@ class Collective:
 
     Attributes:
         kind: one of KINDS.
-        bytes: what a chip sends each time, in a ring.
-        shape: of the whole array or arrays, as the text has it.
-        group: the devices among which it happens, by their place in the mesh; the first of such groups.
-        times: how often it happens, loops of known length multiplied out.
-        steps: whether it stands in a loop whose length the text does not tell; then `times` is for each turn of it.
+        bytes: bytes that a chip sends per execution, in a ring.
+        shape: of the result array or arrays, as in the text.
+        group: the devices of the first replica group, by their position in the mesh.
+        times: number of executions, with loops of known trip count multiplied out.
+        steps: whether it is in a loop of unknown trip count; `times` is then per iteration.
     """
 
     kind: str
@@ -47,7 +47,7 @@ def collectives(text: str) -> list[Collective]:
     """Every collective of an optimised HLO module.
 
     Raises:
-        ValueError: the text is not as expected; a figure that misses something would be worse than none.
+        ValueError: the text is not as expected; an incomplete sum would be worse than none.
     """
     computations = _computations(text)
     entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.MULTILINE)
@@ -57,7 +57,7 @@ def collectives(text: str) -> list[Collective]:
 
 
 def totals(found: list[Collective], *, steps: int) -> dict[str, float]:
-    """Bytes a chip by kind, loops of unknown length taken to turn `steps` times."""
+    """Bytes per chip by kind, with `steps` iterations for loops of unknown trip count."""
     sums = dict.fromkeys(KINDS, 0.0)
     for one in found:
         sums[one.kind] += one.bytes * one.times * (steps if one.steps else 1)
@@ -69,7 +69,7 @@ class _Instruction:
     name: str
     shape: str
     op: str
-    rest: str  # from behind the bracket that opens the operands
+    rest: str  # after the opening parenthesis of the operands
 
 
 def _computations(text: str) -> dict[str, list[_Instruction]]:
@@ -89,13 +89,13 @@ def _of(computations: dict, name: str, times: int, steps: bool) -> Iterator[Coll
     for one in body:
         kind = one.op.removesuffix("-start")
         if kind in KINDS:
-            # The fusions between start and end of an asynchronous collective name it again.
+            # The fusions between start and end of an asynchronous collective repeat it.
             if "chain_id=" not in one.rest or starts:
                 yield _collective(one, kind, name, times, steps)
         elif one.op == "while":
-            turns = _turns(computations, one, body)
+            trips = _trip_count(computations, one, body)
             inside = _called(one, "body")
-            yield from _of(computations, inside, times * (turns or 1), steps or turns is None)
+            yield from _of(computations, inside, times * (trips or 1), steps or trips is None)
         elif one.op == "conditional":
             branches = [list(_of(computations, branch, times, steps)) for branch in _branches(one)]
             yield from max(branches, key=lambda found: sum(c.bytes * c.times for c in found))
@@ -116,8 +116,8 @@ def _branches(one: _Instruction) -> list[str]:
     return [_called(one, "true_computation"), _called(one, "false_computation")]
 
 
-def _turns(computations: dict, loop: _Instruction, around: list[_Instruction]) -> int | None:
-    """How often a loop turns that counts from a constant up to a constant by 1; None if it is any other."""
+def _trip_count(computations: dict, loop: _Instruction, around: list[_Instruction]) -> int | None:
+    """Trip count of a loop that counts from one constant to another by 1; None for any other loop."""
     if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.rest):
         return int(known[1])
     condition = {one.name: one for one in computations[_called(loop, "condition")]}
@@ -156,21 +156,21 @@ def _collective(one: _Instruction, kind: str, computation: str, times: int, step
     shape, group = one.shape, _group(one)
     size = len(group)
     if one.op.endswith("-start") and kind in ("all-gather", "collective-permute"):
-        # The result of a start is (operands, results, …).
+        # The result of a start op is (operands, results, …).
         arrays = _split(shape)
         shape = arrays[1] if len(arrays) > 1 else shape
     whole = _shape_bytes(shape)
     if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
         kind = "reduce-scatter"
     elif kind == "reduce-scatter":
-        whole *= size  # the text has the shape of a part
+        whole *= size  # the text has the shape of a shard
     share = (size - 1) / size
     sent = {"all-reduce": 2 * whole * share, "collective-permute": whole}.get(kind, whole * share)
     return Collective(kind, sent, re.sub(r"\{[^}]*\}|/\*.*?\*/", "", shape), group, times, steps)
 
 
 def _split(shape: str) -> list[str]:
-    """The parts of a tuple's shape."""
+    """The element shapes of a tuple's shape."""
     if not shape.startswith("("):
         return [shape]
     parts, depth, start = [], 0, 1
@@ -192,7 +192,7 @@ def _shape_bytes(shape: str) -> int:
 
 
 def _group(one: _Instruction) -> tuple[int, ...]:
-    """The devices of the first group, by their place in the program's mesh; all groups are as large."""
+    """The devices of the first replica group, by their position in the mesh; all groups have the same size."""
     if mesh := re.search(
         r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]*)\](?:T\(([\d,]*)\))?\))? \{([^}]*)\}", one.rest
     ):
@@ -202,7 +202,7 @@ def _group(one: _Instruction) -> tuple[int, ...]:
             for name, major, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", mesh[4])
         }
         ids = _iota(mesh[2] or str(math.prod(axes.values())), mesh[3]).reshape(*axes.values())
-        # A part of an axis, written (major)size, takes steps of what lies below it.
+        # A sub-axis, written (major)size, has the stride of the axis divided by major and size.
         places = [[place * (axes[a] // math.prod(named[a])) for place in range(named[a][1])] if a in named else [0]
                   for a in axes]  # fmt: skip
         return tuple(ids[np.ix_(*places)].ravel().tolist())

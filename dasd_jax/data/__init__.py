@@ -1,1 +1,1 @@
-"""Problems from their sources, and the random-access pipeline that turns them into prompt batches."""
+"""Problem sources and the random-access pipeline that turns problems into prompt batches."""

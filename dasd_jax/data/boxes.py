@@ -1,16 +1,16 @@
-"""Final answers in their box, as responses and published solutions write them."""
+"""Boxed final answers in responses and published solutions."""
 
 import re
 from collections.abc import Iterator
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is text
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is literal text
 
 
 def boxes(text: str) -> Iterator[str]:
-    r"""The content of every `\boxed{...}` and `\fbox{...}`, the last opening first; "" for one that never closes.
+    r"""The content of every `\boxed{...}` and `\fbox{...}`, last opening first; "" for an unclosed box.
 
-    One pass over the text, and no content before it is asked for: thousands of open or nested boxes cost no more.
+    One pass over the text, contents sliced lazily: thousands of unclosed or nested boxes stay linear.
     """
     starts = [box.end() for box in _BOX.finditer(text)]
     ends, opened = {}, []

@@ -1,15 +1,15 @@
-"""Contexts: what a teacher is shown of the problems and the rollouts of a batch, as text.
+"""Teacher contexts: the privileged text a teacher is shown, made from the problems and rollouts of a batch.
 
-    answer, solution, hint   of the problem
+    answer, solution, hint   fields of the problem
     partial_solution         the first part of its solution, and its answer
-    sibling                  right responses of the rollout's group
-    wrong_siblings           wrong ones
+    sibling                  correct responses from the rollout's group
+    wrong_siblings           incorrect responses from the rollout's group
     none                     nothing: the student's own prompt
     other_problem            the default context of another problem of the batch
     without_problem          the default context alone, without the question
 
-The default, "", is what the problem's source says (`privileged=` in its spec), or else data.privileged. `none` and
-`other_problem` are controls: what they do to a run is not the work of a context that is true of the problem.
+The default, "", is the kind that the problem's source names (`privileged=` in its spec), else data.privileged. `none`
+and `other_problem` are controls: their effect on a run does not come from a context that belongs to the problem.
 """
 
 import dataclasses
@@ -22,20 +22,20 @@ import numpy as np
 from dasd_jax.data.sources import Problem, privileged_of
 from dasd_jax.text import prompts
 
-# Made of what the group wrote, so that each rollout has its own.
+# Made from the group's responses, so that each rollout has its own.
 PER_ROLLOUT = frozenset(["sibling", "wrong_siblings"])
 
 _OF_DEFAULT = ("", "other_problem", "without_problem")
 
-# A share of whole segments stays one when float32 rounds it down.
+# Keeps a fraction of exactly k segments at k when float32 rounds it down.
 _ROUNDING = 1e-6
 
-Text = tuple[str, str]  # the kind, which chooses the words around it, and the text itself
+Text = tuple[str, str]  # (kind, which selects the surrounding wording; the text itself)
 
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """The rollouts of a batch and how they were judged: B*G rows, problem-major."""
+    """The rollouts of a batch and their verdicts: B*G rows, problem-major."""
 
     texts: Sequence[str]
     correct: np.ndarray  # f32[rows], 0 or 1
@@ -43,7 +43,7 @@ class Written:
 
 
 def kinds(sources: Sequence[str], privileged: str, context: str) -> frozenset[str]:
-    """The kinds of text that a teacher is shown, from the config alone.
+    """The kinds of text that a teacher is shown, determined by the config alone.
 
     Args:
         sources: data.sources, at least one spec.
@@ -52,40 +52,40 @@ def kinds(sources: Sequence[str], privileged: str, context: str) -> frozenset[st
 
     Raises:
         ValueError: an unknown context.
-        UserError: a spec is at fault.
+        UserError: a spec is invalid.
     """
     if context not in ("", *prompts.CONTEXTS):
-        raise ValueError(f"context {context!r}: expected one of {', '.join(prompts.CONTEXTS)}, or nothing")
+        raise ValueError(f"context {context!r}: expected one of {', '.join(prompts.CONTEXTS)}, or ''")
     if context not in _OF_DEFAULT:
         return frozenset([context])
     return frozenset(privileged_of(spec) or privileged for spec in sources)
 
 
 def per_rollout(shown: frozenset[str]) -> bool:
-    """Whether a batch holds prompts for each rollout of every problem, given its `kinds`; else one for each problem."""
+    """Whether teacher prompts are per rollout, given their `kinds`; otherwise there is one per problem."""
     return not shown.isdisjoint(PER_ROLLOUT)
 
 
 def batch_shape(shown: frozenset[str], problems: int, group: int, count: int) -> tuple[int, ...]:
-    """The axes of a TeacherBatch before that of tokens: (B,) or (B, G, K).
+    """The leading axes of a TeacherBatch, before tokens: (B,) or (B, G, K).
 
     Raises:
-        ValueError: several prompts are asked for where each problem has one.
+        ValueError: `count` is not 1 although each problem has one prompt.
     """
     if per_rollout(shown):
         return problems, group, count
     if count != 1:
-        raise ValueError(f"count {count}: expected 1 of {', '.join(sorted(shown))}, which is made of the problem")
+        raise ValueError(f"count {count}: expected 1 for context kinds {', '.join(sorted(shown))}, one per problem")
     return (problems,)
 
 
 def may_be_missing(shown: frozenset[str], context: str) -> bool:
-    """Whether some teachers may have no context: the default of problems that are left always exists and fits."""
+    """Whether some teachers may lack a context: the default context of kept problems always exists and fits."""
     return per_rollout(shown) or context not in ("", "none", "without_problem")
 
 
 def has(problem: Problem, kind: str) -> bool:
-    """Whether there is such a text of a problem, or may be once it is answered."""
+    """Whether a problem has a text of this kind, or may have one once it is answered."""
     return kind in PER_ROLLOUT or bool(_of_problem(problem, kind, alpha=1.0))
 
 
@@ -99,15 +99,15 @@ def texts(
     written: Written | None,
     alpha: float,
 ) -> list[list[Text]]:
-    """What the teacher of each row is shown, at most `count` texts each.
+    """The texts shown to the teacher of each row, at most `count` per row.
 
     Args:
         context: one of `prompts.CONTEXTS`, or "".
         default_kinds: the kind of each problem's default context.
-        problems: B of them.
-        group: rows a problem, problem-major: G, or 1 where nothing is made of rollouts.
-        written: the rollouts of all rows, for kinds that are made of them.
-        alpha: of partial_solution, in [0, 1].
+        problems: B problems.
+        group: rows per problem, problem-major: G, or 1 if no kind is made from rollouts.
+        written: the rollouts of all rows, for kinds made from rollouts.
+        alpha: the fraction of the solution that partial_solution shows, in [0, 1].
     """
     shown_kinds = default_kinds if context in _OF_DEFAULT else [context] * len(problems)
     of_rollouts = {kind: siblings(written, kind, group, count) for kind in PER_ROLLOUT.intersection(shown_kinds)}
@@ -122,10 +122,10 @@ def texts(
 
 
 def siblings(written: Written, kind: str, group: int, count: int) -> list[list[str]]:
-    """Finished responses of each row's group that the verifier judged right, or wrong for kind wrong_siblings.
+    """Finished responses of each row's group that the verifier judged correct, or incorrect for kind wrong_siblings.
 
-    The first `count` of them in the order of the group, without their thinking. As they are shown, none is blank, equal
-    to what the row itself wrote, or equal to another.
+    The first `count` of them in group order, without their thinking. After removing it, blank texts, duplicates and
+    copies of the row's own response are left out.
     """
     judged = written.finished & ((written.correct > 0) == (kind == "sibling"))
     said = [text.rpartition("</think>")[2].strip() for text in written.texts]
@@ -139,15 +139,15 @@ def siblings(written: Written, kind: str, group: int, count: int) -> list[list[s
 
 
 def beginning(solution: str, alpha: float) -> str:
-    """The first floor(alpha * m) of a solution's m segments, as they are written.
+    """The first floor(alpha * m) of a solution's m segments, verbatim.
 
-    Segments are the lines that are not blank; of a solution in one line, its sentences.
+    Segments are non-blank lines, or sentences if the solution is one line.
 
     Raises:
         ValueError: alpha is not in [0, 1].
     """
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha {alpha}: expected a share of the solution, 0 to 1")
+        raise ValueError(f"alpha {alpha}: expected a fraction in [0, 1]")
     solution = solution.strip()
     ends = [line.end() for line in re.finditer(r"[^\n]*\S", solution)]
     if len(ends) == 1:
@@ -157,24 +157,24 @@ def beginning(solution: str, alpha: float) -> str:
 
 
 def _of_problem(problem: Problem, kind: str, alpha: float) -> list[Text]:
-    """The one text of a kind that is made of the problem alone, or none."""
+    """The text of a kind that is made from the problem alone, as a list of one, or empty."""
     if kind == "none":
         return []
     if kind == "partial_solution":
         if not problem.solution.strip():
             return []
         start = beginning(problem.solution, alpha)
-        # Where nothing of it is shown, the words are those of the answer, as there is no beginning to speak of.
+        # If alpha leaves no segment, only the answer is shown, with the wording of kind answer.
         return [(kind, prompts.partial_solution(start, problem.answer)) if start else ("answer", problem.answer)]
     text = getattr(problem, kind).strip()
     return [(kind, text)] if text else []
 
 
 def _of_other_problems(rows: list[list[Text]], problems: Sequence[Problem], group: int) -> list[list[Text]]:
-    """For each row what the same rollout of the next problem is shown, cyclically.
+    """For each row, the texts that the same rollout of the next problem is shown, cyclically.
 
-    Passed over are problems that have nothing to show, the same problem drawn twice, and those with a text of the row
-    itself. Where all are, the row has none.
+    Skips problems without a text, copies of the same problem, and those that share a text with the row. A row for which
+    every other problem is skipped gets none.
     """
 
     def others(row: int):

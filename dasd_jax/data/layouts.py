@@ -1,6 +1,6 @@
-"""The layouts in which mathematics problems are published: one row of a file → a problem, or why it is left out.
+"""Column layouts of published mathematics data sets: one row of a file → a problem, or why it is dropped.
 
-A layout is known by its columns. `of_columns` makes one for any other file.
+A layout is recognised by its columns. `of_columns` makes one for any other file.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ _NEEDED = ("question", "answer")
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """The texts of one problem; "" is a text that the row does not have."""
+    """The texts of one problem; "" where the row has none."""
 
     question: str
     answer: str
@@ -28,18 +28,18 @@ class Fields:
 
 @dataclasses.dataclass(frozen=True)
 class Drop:
-    """Why a row is left out, in words that stand after a count."""
+    """Why a row is dropped; printed after a count."""
 
     reason: str
 
 
 EMPTY_QUESTION = Drop("empty question")
 NO_ANSWER = Drop("no answer")
-NOT_ONE_ANSWER = Drop("not a single verifiable answer")
+NOT_ONE_ANSWER = Drop("no unique verifiable answer")
 NEEDS_IMAGE = Drop("needs an image")
 PROOF = Drop("proof without a final answer")
 NOT_ENGLISH = Drop("not in English")
-UNKNOWN_PROMPT = Drop("unknown words around the question")
+UNKNOWN_PROMPT = Drop("unrecognised prompt wrapper")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +47,8 @@ class Layout:
     """How to read the rows of one layout.
 
     Attributes:
-        columns: those that tell it from the others; a row has them all.
-        read: row → the fields of its problem, or the reason to leave it out. Raises UserError for a value of a type
-            that the layout does not have.
+        columns: the columns that identify the layout; every row has all of them.
+        read: row → the fields of its problem, or the reason to drop it. Raises UserError for a value of the wrong type.
     """
 
     name: str
@@ -59,17 +58,17 @@ class Layout:
 
 
 def recognise(columns: Collection[str]) -> Layout | None:
-    """The first layout of `LAYOUTS` whose columns are all there."""
+    """The first layout of `LAYOUTS` whose columns are all present."""
     return next((layout for layout in LAYOUTS if set(layout.columns) <= set(columns)), None)
 
 
 def of_columns(columns: Mapping[str, str]) -> Layout:
-    """The layout of a file whose columns a person names: field → column; what is not named keeps its own name.
+    """The layout of a file with user-specified columns: field → column; unnamed fields map to the column of that name.
 
-    A named column has to be there; `solution` and `hint` may be absent when they are not named.
+    A named column must exist; `solution` and `hint` may be absent if they are not named.
 
     Raises:
-        UserError: a field that no problem has.
+        UserError: an unknown field.
     """
     for name in columns:
         if name not in FIELDS:
@@ -80,17 +79,17 @@ def of_columns(columns: Mapping[str, str]) -> Layout:
 
 
 def check_columns(layout: Layout, row: Mapping[str, Any]) -> None:
-    """Raises UserError, naming the column, when a row lacks one that the layout needs."""
+    """Raises UserError, naming the column, if a row lacks one that the layout needs."""
     for column in layout.columns:
         if column not in row:
-            raise UserError(f"no field {column!r}, expected it beside {', '.join(sorted(row)) or 'nothing'}")
+            raise UserError(f"no field {column!r}, the row has {', '.join(sorted(row)) or 'none'}")
 
 
 def as_text(row: Mapping[str, Any], column: str, *, number: bool = False) -> str:
-    """The stripped text of one column: "" when it is null or absent; TFDS gives bytes and NumPy scalars.
+    """The stripped text of one column, "" if null or absent; accepts the bytes and NumPy scalars that TFDS returns.
 
     Args:
-        number: whether it may also be a number, as answers are.
+        number: whether numbers are accepted too, as for answers.
 
     Raises:
         UserError: a value of another type.
@@ -109,7 +108,7 @@ def as_text(row: Mapping[str, Any], column: str, *, number: bool = False) -> str
     if not isinstance(value, str):
         raise UserError(f"field {column!r} is a {type(value).__name__}, expected a string")
     if any("\ud800" <= char <= "\udfff" for char in value):
-        raise UserError(f"field {column!r} is {value!r:.50}, expected text of whole characters (UTF-8)")
+        raise UserError(f"field {column!r} is {value!r:.50}, expected valid UTF-8 text")
     return value.strip()
 
 
@@ -127,7 +126,7 @@ def _checked(question: str, answer: str, solution: str = "", hint: str = "") -> 
     answer = _without_dollars(answer)
     if not answer:
         return NO_ANSWER
-    # A worked solution in the answer's place, as in GSM8K: the verifier would compare every response with all of it.
+    # A worked solution in the answer column, as in GSM8K: the verifier would compare every response with all of it.
     if "\n" in answer:
         return NOT_ONE_ANSWER
     return Fields(question, answer, solution, hint)
@@ -144,14 +143,14 @@ _DAPO_PROMPT = re.compile(
     r"\s*Remember to put your answer on its own line after \"Answer:\"\.\s*",
     re.DOTALL,
 )
-# Either half of the wrapping: with it left in, the question would ask for one format and our instruction for another.
-_DAPO_TRACES = ("Solve the following math problem step by step.", "put your answer on its own line")
+# Either half of DAPO's wrapper: left in the question, it would ask for a different answer format than our instruction.
+_DAPO_WRAPPER_PARTS = ("Solve the following math problem step by step.", "put your answer on its own line")
 
 
 def _dapo(row: Mapping[str, Any]) -> Fields | Drop:
     messages, reward = row["prompt"], row["reward_model"]
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise UserError(f"field 'prompt' is a {type(messages).__name__}, expected a list of role and content")
+        raise UserError(f"field 'prompt' is a {type(messages).__name__}, expected messages with role and content")
     if not isinstance(reward, dict):
         raise UserError(f"field 'reward_model' is a {type(reward).__name__}, expected ground_truth and style")
     asked = [as_text(message, "content") for message in messages]
@@ -159,7 +158,7 @@ def _dapo(row: Mapping[str, Any]) -> Fields | Drop:
         return UNKNOWN_PROMPT
     wrapped = _DAPO_PROMPT.fullmatch(asked[0])
     question = wrapped["question"] if wrapped else asked[0]
-    if any(trace in question for trace in _DAPO_TRACES):
+    if any(part in question for part in _DAPO_WRAPPER_PARTS):
         return UNKNOWN_PROMPT
     return _checked(question, as_text(reward, "ground_truth", number=True))
 
@@ -170,8 +169,8 @@ def _boxed(row: Mapping[str, Any]) -> Fields | Drop:
 
 
 def _last_box(text: str) -> str:
-    """The content of the last box that closes and holds something; "" without one."""
-    # A line break inside it is a space to LaTeX.
+    """The content of the last closed, non-empty box; "" without one."""
+    # LaTeX treats a line break inside it as a space.
     return next(filter(None, (" ".join(box.split()) for box in boxes(text))), "")
 
 
@@ -185,7 +184,7 @@ def _olympiad(row: Mapping[str, Any]) -> Fields | Drop:
     if "proof" in as_text(row, "question_type").lower():
         return PROOF
     answers = _texts(row, "final_answer")
-    # A tolerance is not something that the verifier knows: it would refuse an answer that the exam accepts.
+    # The verifier has no tolerances: it would reject answers that the exam accepts.
     needs_judge = as_text(row, "answer_type") == "Need_human_evaluate" or as_text(row, "error")
     if row.get("is_multiple_answer") or len(answers) > 1 or needs_judge:
         return NOT_ONE_ANSWER
@@ -193,20 +192,20 @@ def _olympiad(row: Mapping[str, Any]) -> Fields | Drop:
 
 
 def _texts(row: Mapping[str, Any], column: str) -> list[str]:
-    """The texts of a column that holds a list of strings, without empty ones."""
+    """The non-empty strings of a column that holds a list of strings."""
     values = row.get(column) or []
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise UserError(f"field {column!r} is {values!r:.50}, expected a list of strings")
     return [value.strip() for value in values if value.strip()]
 
 
-# The narrow ones first: the first match counts.
+# The most specific first: the first match is used.
 LAYOUTS: Sequence[Layout] = (
     Layout(
         "dapo_processed",
         "open-r1/DAPO-Math-17k-Processed",
         ("prompt", "solution", "source_prompt"),
-        # What it calls the solution is the final answer.
+        # Its column `solution` holds the final answer.
         lambda row: _checked(as_text(row, "prompt"), as_text(row, "solution", number=True)),
     ),
     Layout("dapo", "BytedTsinghua-SIA/DAPO-Math-17k", ("prompt", "reward_model"), _dapo),

@@ -1,8 +1,8 @@
-"""From problems to prompt batches: tokenised once, too long ones dropped and counted, read at any position.
+"""From problems to prompt batches: tokenised once, overlong prompts dropped and counted, random access by position.
 
-The position of a run in its data is one integer, the number of batches drawn: batch n is the same on every host and on
-any number of them, whatever came before. A host places the rows of its own devices (`mesh.put_rows`): together they
-hold each example of the batch once.
+The data position of a run is one integer, the number of batches drawn: batch n does not depend on the host, the number
+of hosts or earlier batches. Each host places the rows of its own devices (`mesh.put_rows`); together they hold every
+example of the batch once.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ from dasd_jax.text.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class PromptText:
-    """What stands around a problem, the same for the student and the teacher."""
+    """The prompt text around a problem, shared by student and teacher."""
 
     instruction: str  # name in prompts.INSTRUCTIONS
-    sources: tuple[str, ...]  # data.sources, whose specs may say what the teacher is shown of their problems
-    privileged: str  # the same for those that do not, a name in prompts.PRIVILEGED
+    sources: tuple[str, ...]  # data.sources, whose specs may name a context kind for their problems
+    privileged: str  # the context kind for the other sources, a name in prompts.PRIVILEGED
     enable_thinking: bool | None
     shots: tuple[Problem, ...]
 
@@ -37,7 +37,7 @@ class PromptText:
         return self._encode(tokenizer, prompts.student_messages(problem.question, **self._common()))
 
     def kind(self, problem: Problem) -> str:
-        """The kind of a problem's default context."""
+        """The context kind of a problem by default."""
         return problem.privileged or self.privileged
 
     def kinds(self, context: str) -> frozenset[str]:
@@ -47,14 +47,14 @@ class PromptText:
     def teacher(
         self, tokenizer: Tokenizer, problem: Problem, kind: str, text: str, *, with_question: bool = True
     ) -> list[int]:
-        """Token ids of the same prompt with a text of that kind in it; blank text gives the student's."""
+        """Token ids of the student's prompt with a text of that kind inserted; a blank text inserts nothing."""
         messages = prompts.teacher_messages(
             problem.question, context_kind=kind, context=text, with_question=with_question, **self._common()
         )
         return self._encode(tokenizer, messages)
 
     def target(self, tokenizer: Tokenizer, problem: Problem) -> list[int]:
-        """Token ids of the reference response, ended by a stop token: what supervised fine-tuning imitates."""
+        """Token ids of the reference response with a final stop token: the target of supervised fine-tuning."""
         answer = prompts.format_answer(problem.answer, self.instruction)
         text = f"{problem.solution}\n\n{answer}" if problem.solution else answer
         return [*tokenizer.encode(text), tokenizer.stop_ids[0]]
@@ -68,11 +68,11 @@ class PromptText:
 
 
 class PromptSet:
-    """Problems whose prompts fit, tokenised and padded; `example_id` is the index of a problem in it.
+    """Problems whose prompts fit, tokenised and padded; `example_id` indexes `problems`.
 
     Attributes:
-        problems: those that are left.
-        dropped: reason → how many problems were left out.
+        problems: the problems kept.
+        dropped: reason → number of problems dropped.
     """
 
     def __init__(
@@ -90,13 +90,13 @@ class PromptSet:
 
         Args:
             student_width: tokens, P.
-            teacher_width: tokens, Q. A problem whose default context is missing, or does not fit, is left out for
-                every method, so that all of them learn from the same problems; 0 makes no teacher prompts.
+            teacher_width: tokens, Q. A problem whose default context is missing or does not fit is dropped for every
+                method, so that all methods train on the same problems; 0 makes no teacher prompts.
             target_width: tokens of the reference response, R, for supervised fine-tuning; 0 makes no targets.
-            field: the one that names the problems, for the message when none fits.
+            field: the config field that names the problems, for the error message if none fits.
 
         Raises:
-            UserError: no problem has the context that was asked for and fits.
+            UserError: no problem has the requested context and fits.
         """
         kept, student, teacher, targets = [], [], [], []
         widths = {"student prompt": student_width, "teacher prompt": teacher_width, "reference response": target_width}
@@ -108,14 +108,14 @@ class PromptSet:
                 continue
             encoded = {"student prompt": text.student(tokenizer, problem)}
             if teacher_width:
-                # A sibling is not written yet: until then its place is blank.
+                # Siblings are not sampled yet: the context is blank until then.
                 context = "" if kind in contexts.PER_ROLLOUT else getattr(problem, kind)
                 encoded["teacher prompt"] = text.teacher(tokenizer, problem, kind, context)
             if target_width:
                 encoded["reference response"] = text.target(tokenizer, problem)
-            misfit = next((what for what, ids in encoded.items() if len(ids) > widths[what]), None)
-            if misfit:
-                self.dropped[f"{misfit} longer than {widths[misfit]} tokens"] += 1
+            too_long = next((what for what, ids in encoded.items() if len(ids) > widths[what]), None)
+            if too_long:
+                self.dropped[f"{too_long} longer than {widths[too_long]} tokens"] += 1
                 continue
             kept.append(problem)
             student.append(encoded["student prompt"])
@@ -129,11 +129,11 @@ class PromptSet:
             ]
             if f"no {text.privileged}" in self.dropped:
                 field = f"data.privileged: {text.privileged!r}"
-            raise UserError(f"{field}: no problem is left of {len(problems)}: dropped {', '.join(reasons)}")
+            raise UserError(f"{field}: all {len(problems)} problems were dropped: {', '.join(reasons)}")
         self.problems: list[Problem] = kept
         self._tokenizer, self._text = tokenizer, text
         self._student_width, self._teacher_width, self._target_width = student_width, teacher_width, target_width
-        # Kept at their own lengths: padded to the widths of a long-context run they would be gigabytes.
+        # Stored unpadded: padded to the widths of a long-context run they would take gigabytes.
         self._student, self._teacher, self._target = (
             [np.asarray(ids, np.int32) for ids in sequences] for sequences in (student, teacher, targets)
         )
@@ -147,12 +147,12 @@ class PromptSet:
         return {"student_prompt": tokens[0], "student_prompt_mask": mask[0], "example_id": np.int32(index)}
 
     def digest(self) -> str:
-        """A checksum of all token ids: equal where problems, tokenizer and the text around them are."""
+        """A checksum of all token ids: changes with the problems, the tokenizer or the prompt text."""
         arrays = (array for pair in (self._student, self._teacher, self._target) for array in pair)
         return hashlib.sha256(b"".join(hashlib.sha256(array).digest() for array in arrays)).hexdigest()
 
     def check_context(self, context: str) -> None:
-        """Refuses a context that is made of problems and that none of them has.
+        """Checks that at least one problem has a context that is made from the problem.
 
         Raises:
             ValueError: an unknown context.
@@ -162,8 +162,8 @@ class PromptSet:
             if not any(contexts.has(problem, kind) for problem in self.problems):
                 needed = "solution" if kind == "partial_solution" else kind
                 raise UserError(
-                    f"data.sources: none of the {len(self)} training problems has a {needed}: the method shows its "
-                    f"teacher context {context!r}, expected it of some"
+                    f"data.sources: none of the {len(self)} training problems has a {needed}: expected at least one, "
+                    f"since the method shows its teacher context {context!r}"
                 )
 
     def teacher_batch(
@@ -176,31 +176,31 @@ class PromptSet:
         written: contexts.Written | None = None,
         alpha: float = 1.0,
     ) -> TeacherBatch:
-        """What a teacher reads of a batch of problems and their rollouts.
+        """The teacher prompts of a batch of problems and their rollouts.
 
-        Without context, or with one whose prompt does not fit, it reads the student's prompt, and `shown` is False.
+        Without a context, or with one that does not fit, it is the student's prompt, and `shown` is False.
 
         Args:
             example_id: i32[B].
             context: one of `prompts.CONTEXTS`, or "" for the default.
-            count: prompts a rollout, K; 1 where the context is made of problems.
-            group: rollouts a problem, G.
-            written: the B*G rollouts; may be left out where the context is made of problems.
-            alpha: the share of the solution that partial_solution shows, in [0, 1].
+            count: prompts per rollout, K; 1 if the context is made from the problem.
+            group: rollouts per problem, G.
+            written: the B*G rollouts; may be None if the context is made from the problem.
+            alpha: the fraction of the solution that partial_solution shows, in [0, 1].
 
         Returns:
-            NumPy arrays. The prompt is i32[B, Q], or [B, G, K, Q] for all problems where any kind of the context is
-            made of rollouts: the config alone decides, see `contexts.kinds`.
+            NumPy arrays. The prompt is i32[B, Q], or [B, G, K, Q] for all problems if any kind of the context is made
+            from rollouts; the config alone decides, see `contexts.kinds`.
 
         Raises:
-            ValueError: an unknown context, an alpha out of range, or a count above 1 where each problem has one prompt.
+            ValueError: an unknown context, an alpha out of range, or a count above 1 with one prompt per problem.
         """
         shape = contexts.batch_shape(self._text.kinds(context), len(example_id), group, count)
         group = math.prod(shape[1:2])
         problems = [self.problems[i] for i in example_id]
         default = [self._text.kind(problem) for problem in problems]
         rows = contexts.texts(context, default, problems, group, count=count, written=written, alpha=alpha)
-        # Rollouts of a group are shown the same few texts.
+        # Cached: rollouts of a group are shown the same few texts.
         encode = functools.cache(functools.partial(self._with_context, context))
         shown, sequences = np.zeros((len(rows), count), np.bool_), []
         for row, texts in enumerate(rows):
@@ -217,7 +217,7 @@ class PromptSet:
     def blank_teacher_batch(
         self, example_id: np.ndarray, context: str = "", count: int = 1, *, group: int
     ) -> TeacherBatch:
-        """`teacher_batch` of the same arguments without any context: the student's prompts in the teacher's width."""
+        """`teacher_batch` of the same arguments without context: the student's prompts at the teacher's width."""
         shape = contexts.batch_shape(self._text.kinds(context), len(example_id), group, count)
         sequences = [self._student[i] for i in example_id for _ in range(math.prod(shape[1:]))]
         return self._teacher_batch(sequences, np.zeros(shape, np.bool_))
@@ -240,15 +240,15 @@ class PromptSet:
         return prompts.right_pad(ids, self._target_width, self._tokenizer.pad_id)
 
     def batches(self, size: int, seed: int) -> grain.MapDataset:
-        """An endless random-access sequence of PromptBatch-es; each epoch in an order of its own.
+        """An endless random-access sequence of PromptBatch, reshuffled in each epoch.
 
-        No problem stands twice in a batch; an epoch's incomplete last batch is left out.
+        No problem occurs twice in a batch; an epoch's incomplete last batch is dropped.
 
         Raises:
-            UserError: fewer problems than one batch holds.
+            UserError: fewer problems than the batch size.
         """
         if size > len(self):
-            raise UserError(f"rollout.problems: {size}: expected at most the {len(self)} training problems that fit")
+            raise UserError(f"rollout.problems: {size}: expected at most {len(self)}, the training problems that fit")
         return (
             grain.MapDataset.source(self)
             .seed(seed)
@@ -259,10 +259,10 @@ class PromptSet:
         )
 
     def in_order(self, size: int, example_ids: Sequence[int]) -> Iterator[tuple[PromptBatch, np.ndarray]]:
-        """These problems in batches of `size`, the last one filled up with the first of them.
+        """These problems in batches of `size`; the last batch is padded by repeating the first problems.
 
         Yields:
-            PromptBatch, and bool[size] that is False where a problem fills up.
+            PromptBatch, and bool[size] that is False for padding.
         """
         for start in range(0, len(example_ids), size):
             places = np.arange(start, start + size)

@@ -1,14 +1,14 @@
-"""Problems with verifiable answers, from source specs that a sweep or a command line can override.
+"""Problems with verifiable answers, loaded from source specs that a sweep or a command line can override.
 
-    gym:chain_sum?min_terms=2&max_terms=2&size=4000&seed=0      a reasoning-gym task and its own config fields
-    jsonl:/path/file.jsonl?question=problem&answer=final_answer one object a line; the query maps columns
+    gym:chain_sum?min_terms=2&max_terms=2&size=4000&seed=0      a reasoning-gym task and its config fields
+    jsonl:/path/file.jsonl?question=problem&answer=final_answer one object per line; the query maps columns
     parquet:/path/file.parquet?question=problem                 the same for the rows of a Parquet file
-    tfds:/path/to/prepared/dataset?split=train                  a TFDS data set in ArrayRecord form, no TensorFlow
+    tfds:/path/to/prepared/dataset?split=train                  a TFDS data set in ArrayRecord format, no TensorFlow
 
-Paths may lie in a bucket, gs://…
+Paths may be in a bucket (gs://…).
 
-`privileged=answer|solution|hint|sibling` in the query of any of them says what the teacher is shown of its problems.
-Every mistake in a spec or in a file is a `UserError` that starts with the field that names it.
+`privileged=answer|solution|hint|sibling` in any query selects the default teacher context of its problems. Every error
+in a spec or a file is a `UserError` that starts with the config field that names the spec.
 """
 
 import ast
@@ -31,41 +31,41 @@ from dasd_jax.data import buckets, layouts, tables
 from dasd_jax.errors import UserError
 from dasd_jax.text.prompts import PRIVILEGED
 
-# These tasks walk over sets while they draw, so the same (spec, index) is another problem in the next process: a
-# resumed run, a second host and the verifier's workers would each see their own.
-_UNREPEATABLE_TASKS = frozenset(
+# These tasks iterate over sets while they generate, so (spec, index) gives a different problem in every process: a
+# resumed run, a second host and the verifier's workers would not see the same problems.
+_NONDETERMINISTIC_TASKS = frozenset(
     ["isomorphic_strings", "knight_swap", "list_functions", "polynomial_multiplication", "ransom_note", "word_ladder"]
 )
 
-_MAX_DRAWN = 100_000  # problems of one reasoning-gym source; more would be minutes before the first step
-_DRAW_S = 5.0  # seconds one of them may take; the slowest tasks take some milliseconds
+_MAX_GYM_PROBLEMS = 100_000  # per reasoning-gym source; more would delay the first step by minutes
+_PROBLEM_TIMEOUT_S = 5.0  # per reasoning-gym problem; the slowest tasks take a few milliseconds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One problem with its reference answer; (source, index) finds it again in any process."""
+    """One problem with its reference answer; (source, index) identifies it in every process."""
 
     question: str
     answer: str
-    solution: str = ""  # worked solution, "" when the source has none
+    solution: str = ""  # worked solution, "" if the source has none
     hint: str = ""
     source: str  # the spec it came from
-    index: int  # its place inside that source, before duplicates are removed
+    index: int  # its position in that source, before duplicates are removed
     scorer: str  # "math": math-verify against `answer`; "task": the reasoning-gym task's own `score_answer`
-    privileged: str = ""  # what the teacher is shown, where the spec says it; "" leaves it to data.privileged
+    privileged: str = ""  # default teacher context if the spec names one; "" means data.privileged
 
 
 def load_source(spec: str, field: str = "data.sources") -> list[Problem]:
-    """Every problem of one source, in its own order.
+    """Every problem of one source, in source order.
 
     Raises:
-        UserError: the spec or its data are at fault; starts with `field`, the one that names the spec.
+        UserError: the spec or its data are invalid; starts with `field`, the config field that names the spec.
     """
-    with _naming(field, spec):
+    with _prefix_errors(field, spec):
         scheme, target, query, privileged = _parsed(spec)
         problems = list(_LOADERS[scheme](spec, target, query))
         if not problems:
-            raise UserError("no problems in it, expected at least one")
+            raise UserError("it holds no problems, expected at least one")
     return [dataclasses.replace(problem, privileged=privileged) for problem in problems]
 
 
@@ -73,14 +73,14 @@ def privileged_of(spec: str, field: str = "data.sources") -> str:
     """`Problem.privileged` of every problem of a source, without loading it.
 
     Raises:
-        UserError: the spec is at fault; starts with `field`.
+        UserError: the spec is invalid; starts with `field`.
     """
-    with _naming(field, spec):
+    with _prefix_errors(field, spec):
         return _parsed(spec)[-1]
 
 
 @contextlib.contextmanager
-def _naming(field: str, spec: str) -> Iterator[None]:
+def _prefix_errors(field: str, spec: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
@@ -88,7 +88,7 @@ def _naming(field: str, spec: str) -> Iterator[None]:
 
 
 def _parsed(spec: str) -> tuple[str, str, dict[str, str], str]:
-    """Scheme, what stands behind it, its query without `privileged`, and that."""
+    """(scheme, target, query without `privileged`, value of `privileged` or "")."""
     scheme, colon, rest = spec.partition(":")
     if not colon or scheme not in _LOADERS:
         raise UserError(f"unknown scheme, expected one of {', '.join(f'{name}:' for name in _LOADERS)}")
@@ -100,7 +100,7 @@ def _parsed(spec: str) -> tuple[str, str, dict[str, str], str]:
 
 
 def load_problems(specs: Sequence[str]) -> tuple[list[Problem], dict[str, int]]:
-    """The sources one after the other; of problems with the same normalised question only the first is kept.
+    """Concatenates the sources; of problems with the same normalised question only the first is kept.
 
     Returns:
       The problems, and the counts `read`, `duplicates` and `kept` = read - duplicates.
@@ -116,15 +116,15 @@ def load_problems(specs: Sequence[str]) -> tuple[list[Problem], dict[str, int]]:
 
 
 def load_benchmarks(specs: Sequence[str]) -> list[Problem]:
-    """The benchmarks one after the other, each in the order of `split_heldout` and otherwise as it was published.
+    """Concatenates the benchmarks, each in the order of `split_heldout` and otherwise as published.
 
-    Its first problems are therefore a mixture of its parts, whatever the order of the file.
+    The first problems of a benchmark are therefore a mixture of its parts, whatever the order of the file.
     """
     return [problem for spec in specs for problem in _by_hash(load_source(spec, "data.benchmarks"))]
 
 
 def labels(specs: Iterable[str]) -> dict[str, str]:
-    """Spec → a name for tables: the task, or the last part of its path; the whole spec where two would be equal."""
+    """Spec → a name for tables: the task, or the last part of its path; the whole spec if two would collide."""
     short = {spec: _label(spec) for spec in specs}
     uses = Counter(short.values())
     return {spec: name if uses[name] == 1 else spec for spec, name in short.items()}
@@ -132,22 +132,22 @@ def labels(specs: Iterable[str]) -> dict[str, str]:
 
 def _label(spec: str) -> str:
     path = spec.partition(":")[2].partition("?")[0].rstrip("/")
-    # Folders that TFDS makes end in a version, which names nothing.
+    # Folders that TFDS creates end in a version, which is not part of the name.
     path = re.sub(r"/\d+\.\d+\.\d+$", "", path)
     return re.sub(r"\.(jsonl|parquet)$", "", path.rpartition("/")[2])
 
 
 def split_heldout(problems: Sequence[Problem], num_heldout: int) -> tuple[list[Problem], list[Problem]]:
-    """(train, heldout): held out are the problems whose normalised question has the smallest sha256.
+    """(train, heldout): the held-out problems are those whose normalised question has the smallest sha256.
 
-    Choice and order (by that hash, in both parts) depend on the questions alone, never on the order of problems or
+    Selection and order (by that hash, in both parts) depend on the questions alone, not on the order of problems or
     sources: the first problems of either part are a mixture of all sources.
-    Problems with the same normalised question would share a hash, so `load_problems` comes first.
+    Problems with the same normalised question would share a hash, so call `load_problems` first.
     """
     if not 0 <= num_heldout < len(problems):
         raise UserError(
             f"data.heldout: {num_heldout}: data.sources holds {len(problems)} distinct problems, "
-            f"expected 0 to {len(problems) - 1} so that some are left to train on"
+            f"expected 0 to {len(problems) - 1} to leave some for training"
         )
     ordered = _by_hash(problems)
     return ordered[num_heldout:], ordered[:num_heldout]
@@ -159,40 +159,40 @@ def _by_hash(problems: Sequence[Problem]) -> list[Problem]:
 
 @functools.lru_cache(maxsize=32)
 def gym_dataset(spec: str) -> Any:
-    """The reasoning-gym data set that a `gym:` spec describes: the same entries in every process that asks."""
+    """The reasoning-gym data set of a `gym:` spec, with the same entries in every process."""
     from reasoning_gym.factory import DATASETS, create_dataset
 
     task, query = _split_query(spec.removeprefix("gym:"))
     query.pop("privileged", None)
     if task not in DATASETS:
         raise UserError(f"no reasoning-gym task {task!r}, nearest are {_nearest(task, DATASETS)}")
-    if task in _UNREPEATABLE_TASKS:
-        raise UserError(f"task {task!r} draws other problems in every process, expected a repeatable task")
+    if task in _NONDETERMINISTIC_TASKS:
+        raise UserError(f"task {task!r} is not deterministic across processes, expected a deterministic task")
     known = [field.name for field in dataclasses.fields(DATASETS[task][1])]
     for name in query:
         if name not in known:
             raise UserError(f"task {task!r} has no field {name!r}, nearest are {_nearest(name, known)}")
     fields = {"seed": 0} | {name: _literal(value) for name, value in query.items()}
-    for name, least, most in (("seed", 0, 2**63 - 1), ("size", 1, _MAX_DRAWN)):
+    for name, least, most in (("seed", 0, 2**63 - 1), ("size", 1, _MAX_GYM_PROBLEMS)):
         value = fields.get(name, least)
         if type(value) is not int or not least <= value <= most:
             raise UserError(f"{name} is {value!r:.100}, expected an integer of {least} to {most}")
     try:
         return create_dataset(task, **fields)
     except Exception as error:
-        # 100 tasks by many hands: their validation raises AssertionError, ValueError, TypeError and more.
-        raise UserError(f"task {task!r} refuses its fields: {error}") from error
+        # The 100 tasks validate differently: AssertionError, ValueError, TypeError and more.
+        raise UserError(f"task {task!r} rejects its fields: {error}") from error
 
 
 def _gym_problems(spec: str, _task: str, _query: Mapping[str, str]) -> Iterator[Problem]:
     dataset = gym_dataset(spec)
     for index in range(len(dataset)):
         try:
-            with _within(_DRAW_S):
+            with _time_limit(_PROBLEM_TIMEOUT_S):
                 entry = dataset[index]
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"the task fails to draw its problem {index}: {reason}") from error
+            raise UserError(f"the task failed to generate problem {index}: {reason}") from error
         if not entry["answer"]:
             raise UserError(f"problem {index} has no reference answer, expected a task whose problems all have one")
         yield Problem(
@@ -206,16 +206,16 @@ def _gym_problems(spec: str, _task: str, _query: Mapping[str, str]) -> Iterator[
 
 
 @contextlib.contextmanager
-def _within(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError inside when it takes longer; only Python's main thread can be interrupted."""
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in the body after `seconds`; no limit outside the main thread, which alone gets signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def late(*_):
+    def on_alarm(*_):
         raise TimeoutError(f"it takes longer than {seconds:.0f} s")
 
-    before = signal.signal(signal.SIGALRM, late)
+    before = signal.signal(signal.SIGALRM, on_alarm)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
@@ -238,14 +238,14 @@ def _tfds_problems(spec: str, path: str, query: Mapping[str, str]) -> Iterator[P
     columns = dict(query)
     split = columns.pop("split", "train")
     folder = epath.Path(path).expanduser()
-    with buckets.reaching(folder):
+    with buckets.client_errors(folder):
         found = folder.is_dir()
     if not found:
         raise UserError(f"no such directory {path!r}")
 
     def rows(folder: epath.PathLike) -> list[tables.Row]:
         try:
-            # The files themselves are opened where the first row is read.
+            # The files are opened only when the first row is read.
             source = tfds.builder_from_directory(folder).as_data_source(split)
             return [(f"{path}:{split}[{i}]", source[i]) for i in range(len(source))]
         except Exception as error:
@@ -254,7 +254,7 @@ def _tfds_problems(spec: str, path: str, query: Mapping[str, str]) -> Iterator[P
 
     if not buckets.is_bucket(folder):
         return _mapped_problems(spec, rows(folder), columns)
-    # Every problem is read at once: a copy needs the one client that the other sources use, and each file once.
+    # All rows are read anyway: copying reads each file once, with the bucket client that the other sources use.
     with buckets.local_copy(folder) as copy:
         return _mapped_problems(spec, rows(copy), columns)
 
@@ -268,7 +268,7 @@ _LOADERS = {
 
 
 def _mapped_problems(spec: str, rows: Iterable[tables.Row], columns: Mapping[str, str]) -> Iterator[Problem]:
-    """One problem a row; a column that the spec names must exist, `solution` and `hint` may otherwise be absent."""
+    """One problem per row; a column named in the spec must exist, `solution` and `hint` may otherwise be absent."""
     for name in columns:
         if name not in layouts.FIELDS:
             raise UserError(f"unknown query key {name!r}, expected one of {', '.join(layouts.FIELDS)}")
@@ -288,24 +288,24 @@ def _mapped_problems(spec: str, rows: Iterable[tables.Row], columns: Mapping[str
 
 
 def _split_query(rest: str) -> tuple[str, dict[str, str]]:
-    # Not urllib's parse_qs: it turns "+" into a space, and operators=("+","-") is a value of several tasks.
+    # Not urllib's parse_qs: it turns "+" into a space, and operators=("+","-") is a value in several tasks.
     target, _, query = rest.partition("?")
     pairs = [pair.partition("=") for pair in query.split("&") if pair]
     for name, equals, value in pairs:
         if not (name and equals and value):
-            raise UserError(f"{name + equals + value!r} in its query, expected name=value")
+            raise UserError(f"{name + equals + value!r} in the query, expected name=value")
     return target, {name: value for name, _, value in pairs}
 
 
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: nested too deep
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: nested too deeply
         return text
 
 
 def normalise(question: str) -> str:
-    """What two questions share when they are the same problem."""
+    """Case-folded question with collapsed white space: equal for duplicates."""
     return " ".join(question.casefold().split())
 
 

@@ -1,12 +1,12 @@
-"""Checkpoints: Orbax writes the arrays, a manifest of ours says what is valid.
+"""Checkpoints: Orbax writes the arrays, our manifest marks them as complete and valid.
 
-    checkpoints/000020/params/      the model, all that evaluation and generation need
+    checkpoints/000020/params/      the parameters, sufficient for evaluation and generation
     checkpoints/000020/rest/        every other field of TrainState: optimiser state, step, data position, teachers
-    checkpoints/000020/manifest.json    architecture, whether it is the best yet, sha256 of every file; written last
+    checkpoints/000020/manifest.json    architecture, whether it is the best so far, sha256 of every file; written last
 
-Every process writes the arrays of its own devices, process 0 the manifest when all have: the folder is shared by all.
-A folder without a manifest, or whose files differ from it, does not count, whatever its name: Orbax restores flipped
-bytes without a word and takes an empty folder for the latest step.
+Every process writes the arrays of its own devices to a shared folder, then process 0 writes the manifest. A folder is
+valid only if its files match its manifest: Orbax itself restores corrupted bytes silently and takes an empty folder for
+the latest step.
 """
 
 import contextlib
@@ -35,28 +35,28 @@ from dasd_jax.objective.contract import View
 
 
 class Writer:
-    """Writes the checkpoints of one run while the run goes on.
+    """Writes the checkpoints of one run asynchronously.
 
-    A save that does not happen is an error, raised at the next call of any method.
+    A failed write is raised by the next call of any method.
     """
 
     def __init__(self, workdir: Path, model: ModelConfig, *, keep: int, keep_every: int = 0):
-        """Of finished ones stay the newest `keep`, the best, and those of every `keep_every`-th step (0: none)."""
+        """Keeps the newest `keep` finished checkpoints, the best, and those of every `keep_every`-th step (0: none)."""
         self._workdir, self._model, self._keep, self._keep_every = workdir, model, keep, keep_every
         self._thread, self._failure = None, None
 
     def save(self, state: TrainState, *, best: bool = False) -> Path:
-        """Starts to write the state as the newest checkpoint, when the one before is finished.
+        """Waits for the previous write, then starts to write the state as the newest checkpoint.
 
         Args:
-            state: copied when this returns: its memory may be given up.
-            best: it has the best held-out average so far: it stays until there is a better one.
+            state: copied before this returns, so that it may be donated.
+            best: it has the best held-out average so far, and is kept until there is a better one.
 
         Returns:
-            The folder; it counts once `wait` has returned.
+            The folder; it is complete once `wait` has returned.
 
         Raises:
-            TrainingError: it, or the one before, could not be written.
+            TrainingError: this checkpoint, or the previous one, could not be written.
         """
         self.wait()
         folder = self._workdir / "checkpoints" / f"{int(state.step):06d}"
@@ -72,12 +72,12 @@ class Writer:
         return folder
 
     def check(self) -> None:
-        """Raises what went wrong since; does not wait."""
+        """Raises the error of a failed write, if any; does not wait."""
         if self._failure:
             raise self._failure
 
     def wait(self) -> None:
-        """Returns when the last one is whole."""
+        """Returns when the last checkpoint is complete; raises if its write failed."""
         if self._thread:
             self._thread.join()
         self.check()
@@ -87,15 +87,15 @@ class Writer:
             finish()
             if hosts.is_main():
                 self._remove_old()
-        except Exception as error:  # of whatever storage lies below: it must reach the run
+        except Exception as error:  # any error of the storage backend must reach the main thread
             self._failure = self._failed(folder, error)
             self._failure.__cause__ = error
 
     def _failed(self, folder: Path, error: Exception) -> TrainingError:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
         return TrainingError(
-            f"checkpoint {folder.name} could not be written: {reason}: expected room and permission in "
-            f"{folder.parent}. Those before it stay, and the same command goes on from there"
+            f"checkpoint {folder.name} could not be written: {reason}: expected free space and write permission in "
+            f"{folder.parent}. Earlier checkpoints are kept; the same command resumes from the last one"
         )
 
     def _remove_old(self) -> None:
@@ -106,28 +106,28 @@ class Writer:
 
 
 def write(folder: Path, model: ModelConfig, trees: dict[str, Any], *, best: bool = False) -> None:
-    """Writes trees of arrays, each into a folder of its name, and the manifest of all that then lies in `folder`."""
+    """Writes each tree of arrays into a subfolder of its name, then the manifest of all files in `folder`."""
     begin(folder, model, trees, best=best)()
 
 
 def begin(folder: Path, model: ModelConfig, trees: dict[str, Any], *, best: bool = False) -> Callable[[], None]:
-    """The first half of `write`: the arrays are copied when it returns.
+    """Starts `write`; the arrays are copied to host memory before it returns.
 
     Returns:
-        The second half, which may run in another thread: it waits for the arrays to lie in `folder`, and adds the
-        manifest that makes them count.
+        A function that finishes the write, in any thread: it waits until the arrays are written, then adds the
+        manifest.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as started:
         for name, tree in trees.items():
-            # Compressed, floats are a tenth smaller and take a core four times as long.
+            # Compression saves a tenth of the bytes and takes four times the CPU time.
             handler = ocp.PyTreeCheckpointHandler(use_compression=False)
             writer = started.enter_context(ocp.AsyncCheckpointer(handler))
             writer.save((folder / name).absolute(), ocp.args.PyTreeSave(tree))
         writing = started.pop_all()
 
     def finish() -> None:
-        writing.close()  # waits, in process 0 until the others have written their parts
+        writing.close()  # waits; in process 0 also for the parts of the other processes
         if hosts.is_main():
             manifest = {"architecture": dataclasses.asdict(model), "best": best, "files": _checksums(folder)}
             files.write_json(folder / "manifest.json", manifest)
@@ -136,15 +136,15 @@ def begin(folder: Path, model: ModelConfig, trees: dict[str, Any], *, best: bool
 
 
 def latest(workdir: Path, *, set_aside: bool) -> Path | None:
-    """The newest whole checkpoint, or None.
+    """The newest valid checkpoint, or None.
 
     Args:
-        set_aside: rename newer ones that are damaged and remove those that were never finished, with a line on stdout;
-            only for the run that owns the folder, since another may be writing one at this moment.
+        set_aside: rename newer ones that are damaged and remove unfinished ones, with a line on stdout; only for the
+            run that owns the folder, since another process could still be writing an unfinished one.
 
     Raises:
-        UserError: with `set_aside`, there were finished ones and none of them is whole.
-        OSError: one could not be read, which says nothing of what is in it.
+        UserError: with `set_aside`, there are finished checkpoints and none is valid.
+        OSError: a file could not be read, so its checkpoint may still be valid.
     """
     for folder in reversed(_folders(workdir)):
         problem = damage(folder)
@@ -162,39 +162,41 @@ def latest(workdir: Path, *, set_aside: bool) -> Path | None:
         print(f"checkpoint {folder.name}: {problem}; set aside as {aside.name}")
     if set_aside and (damaged := sorted((workdir / "checkpoints").glob("*.damaged"))):
         raise UserError(
-            f"--workdir: {workdir}: no checkpoint is whole, the newest is {damaged[-1].name}: expected another "
-            "--workdir, or this one without checkpoints/ and metrics.jsonl, where the run begins again"
+            f"--workdir: {workdir}: no checkpoint is valid, the newest is {damaged[-1].name}: expected another "
+            "--workdir, or to start over, this one without checkpoints/ and metrics.jsonl"
         )
     return None
 
 
 def find(workdir: Path, which: str) -> Path:
-    """The checkpoint that a person names: "" for the newest, "best", a step number, or a path.
+    """The checkpoint that --checkpoint selects: "" for the newest, "best", a step number, or a path.
 
     Raises:
-        UserError: it does not exist, is not whole or cannot be read.
+        UserError: it does not exist, is not valid or cannot be read.
     """
     try:
         return _find(workdir, which)
     except OSError as error:
         where = error.filename or workdir
-        raise UserError(f"--checkpoint: {where}: {error.strerror or error}: expected files that can be read") from error
+        raise UserError(f"--checkpoint: {where}: {error.strerror or error}: expected readable files") from error
 
 
 def _find(workdir: Path, which: str) -> Path:
     if not which:
         folder = latest(workdir, set_aside=False)
         if folder is None:
-            raise UserError(f"--checkpoint: {workdir} holds no whole checkpoint: expected one; has the run started?")
+            raise UserError(
+                f"--checkpoint: {workdir} has no valid checkpoint: expected the workdir of a run that has saved one"
+            )
         return folder
     if which == "best":
         which = _best(workdir)
         if not which:
-            raise UserError(f"--checkpoint: best: {workdir} has none: expected a run with run.eval_every")
+            raise UserError(f"--checkpoint: best: {workdir} has no best checkpoint: expected a run with run.eval_every")
     folder = workdir / "checkpoints" / f"{int(which):06d}" if which.isdecimal() else Path(which).expanduser()
     try:
         there = folder.is_dir()
-    except OSError:  # no name that a folder could have
+    except OSError:  # an invalid folder name
         there = False
     if not there:
         have = ", ".join(str(int(path.name)) for path in _folders(workdir)) or "none"
@@ -206,29 +208,29 @@ def _find(workdir: Path, which: str) -> Path:
 
 
 def restore_params(folder: Path, mesh: Mesh) -> tuple[ModelConfig, Params]:
-    """Architecture and parameters of a whole checkpoint, laid out for training on `mesh`.
+    """Architecture and parameters of a valid checkpoint, sharded for training on `mesh`.
 
     Raises:
-        UserError: its manifest vouches for what is no checkpoint of ours.
+        UserError: the manifest or the arrays are not those of a checkpoint of ours.
     """
     try:
         model = ModelConfig.from_dict(formats.read_object(folder / "manifest.json")["architecture"])
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"checkpoint {folder}: its manifest names no architecture that is known: {error}") from error
+        raise UserError(f"checkpoint {folder}: its manifest has no known architecture: {error}") from error
     return model, _restore_tree(folder / "params", param_table.abstract(model, mesh))
 
 
 def restore(
     folder: Path, mesh: Mesh, optimizer: optax.GradientTransformation, views: Mapping[str, View]
 ) -> tuple[ModelConfig, TrainState]:
-    """Architecture and state of a whole checkpoint, laid out for training on `mesh`."""
+    """Architecture and state of a valid checkpoint, sharded for training on `mesh`."""
     model, params = restore_params(folder, mesh)
     rest = _rest(abstract_state(params, mesh, optimizer, views))
     return model, TrainState(params=params, **_restore_tree(folder / "rest", rest))
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
-    """All but the parameters; a field without arrays is left as it is made."""
+    """All fields of the state except the parameters."""
     return {name: value for name, value in vars(state).items() if name != "params"}
 
 
@@ -236,13 +238,13 @@ def _restore_tree(folder: Path, target: Any) -> Any:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(folder.absolute(), target)
-    except Exception as error:  # of Orbax, TensorStore and their parsers, which share no class
+    except Exception as error:  # Orbax, TensorStore and their parsers have no common base class
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"checkpoint {folder}: it is not what its manifest says: {reason}") from error
+        raise UserError(f"checkpoint {folder}: its arrays do not match its manifest: {reason}") from error
 
 
 def new_state(params: Params, optimizer: optax.GradientTransformation, views: Mapping[str, View]) -> TrainState:
-    """The state before the first step; under jit the optimiser's arrays are made in place in their shardings."""
+    """The state before the first step; under jit the optimiser state is created directly in its shardings."""
     counts = {name: jnp.zeros((), jnp.int32) for name in ("step", "batches_drawn")}
     return TrainState(params=params, opt_state=optimizer.init(params), teachers=teachers.start(params, views), **counts)
 
@@ -250,7 +252,7 @@ def new_state(params: Params, optimizer: optax.GradientTransformation, views: Ma
 def abstract_state(
     params: Params, mesh: Mesh, optimizer: optax.GradientTransformation, views: Mapping[str, View]
 ) -> TrainState:
-    """Shapes, dtypes and shardings of `new_state`, from parameters or from theirs."""
+    """Shapes, dtypes and shardings of `new_state`, from parameters or their abstract arrays."""
     fresh = jax.eval_shape(lambda params: new_state(params, optimizer, views), params)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_mesh(mesh, x)), fresh)
 
@@ -260,9 +262,9 @@ def _folders(workdir: Path) -> list[Path]:
 
 
 def _best(workdir: Path) -> str:
-    """The name of the newest finished checkpoint that was the best when it was written, "" where none was."""
+    """The name of the newest finished checkpoint that was the best when written, "" if there is none."""
     for folder in reversed(_folders(workdir)):
-        # The manifest says both, so that a kill cannot come between them.
+        # Completion and best are in one manifest, so that a kill cannot separate them.
         with contextlib.suppress(OSError, ValueError, KeyError):
             if formats.read_object(folder / "manifest.json")["best"]:
                 return folder.name
@@ -275,10 +277,10 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 
 def damage(folder: Path) -> str:
-    """What is wrong with a checkpoint, in a few words; empty when it is whole.
+    """What is wrong with a checkpoint, in a few words; "" if it is valid.
 
     Raises:
-        OSError: a file of it could not be read.
+        OSError: one of its files could not be read.
     """
     try:
         expected = formats.read_object(folder / "manifest.json")["files"]

@@ -1,4 +1,4 @@
-"""The optimiser: global-norm clipping, AdamW and a schedule over optimiser steps."""
+"""The optimiser: global-norm clipping, AdamW and a learning-rate schedule over optimiser steps."""
 
 import optax
 
@@ -6,7 +6,7 @@ from dasd_jax.config import OptimGroup
 
 
 def make_schedule(config: OptimGroup, num_updates: int) -> optax.Schedule:
-    """Learning rate by optimiser step: linear warm-up from peak / warmup_steps, then constant or a cosine to 0."""
+    """Learning rate by optimiser step: linear warm-up from peak / warmup_steps, then constant or cosine decay to 0."""
     peak, warmup = config.learning_rate, config.warmup_steps
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, max(num_updates - warmup, 1))
@@ -14,12 +14,12 @@ def make_schedule(config: OptimGroup, num_updates: int) -> optax.Schedule:
         after = optax.constant_schedule(peak)
     if not warmup:
         return after
-    # The first step already moves: a rollout batch is too dear to be thrown away at rate 0.
+    # Warm-up starts above 0: a first update at rate 0 would waste an expensive rollout batch.
     return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1)), after], [warmup])
 
 
 def make_optimizer(config: OptimGroup, num_updates: int) -> optax.GradientTransformation:
-    """Clip to `grad_clip`, then AdamW with the schedule of `make_schedule`."""
+    """Clipping to `grad_clip`, then AdamW with `make_schedule`."""
     return optax.chain(
         optax.clip_by_global_norm(config.grad_clip),
         optax.adamw(
@@ -34,5 +34,5 @@ def make_optimizer(config: OptimGroup, num_updates: int) -> optax.GradientTransf
 
 
 def updates_done(opt_state: optax.OptState) -> int:
-    """How many updates the schedule has counted: those that were skipped are not among them."""
+    """The number of updates applied, without skipped ones."""
     return int(optax.tree_utils.tree_get(opt_state, "ScaleByScheduleState").count)

@@ -15,7 +15,6 @@ Where this differs from the paper's text, or fills what the text leaves open:
 
 import dataclasses
 import math
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +35,6 @@ SCALES = ("mean_abs", "mad", "std", "none")
 @dataclasses.dataclass(frozen=True)
 class DasdParams(Fields):
     """Constants of DASD; the defaults are ours where the paper leaves them open."""
-
-    group: ClassVar[str] = "objective"
 
     form: str = field("sampled", one_of("sampled", "full"), "credit of the drawn token, or its expectation")
     rho: float = field(0.2, inside(0, 1), "share of a response's tokens that are forks")
@@ -67,7 +64,7 @@ def dasd(
 
     Returns:
         (credit f32[rows, R], 0 where mask is False; scalars for the log). `hp.repel_kl_max` needs the divergence of
-        every token, which this function is not given: it holds in `METHOD`.
+        every token, which this function is not given: only `METHOD` applies it.
     """
     live = jnp.any(mask, axis=1)
     credit, _, _, metrics = _credit(student_logp, teacher_logp, entropy, mask, live, group_advantage, hp, hp.beta)
@@ -84,7 +81,7 @@ def _credit(student_logp, teacher_logp, entropy, mask, live, verifier, hp, beta,
         route = jnp.where(verifier[:, None] == 0, 0.0, route)
     metrics = {}
     if reverse_kl is not None:
-        # Of all that the router repels: among what the bound lets through it could never exceed the bound.
+        # Over all that the router repels: over what the bound lets through it could never exceed the bound.
         metrics["gap/repel_kl"] = masked_mean(reverse_kl, mask & (route < 0))
         if hp.repel_kl_max:
             held = (route < 0) & (reverse_kl > hp.repel_kl_max)

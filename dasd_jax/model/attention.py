@@ -143,15 +143,20 @@ def _splash(window: int, query: Array, key: Array, value: Array, valid: Array) -
 
 
 def _cudnn(window: int, query: Array, key: Array, value: Array, valid: Array, implementation: str = "cudnn") -> Array:
-    """cuDNN's flash attention through JAX, which needs valid positions first and a query at every position."""
+    """cuDNN's flash attention through JAX, which needs valid positions first and a query at every position.
+
+    Its backward pass takes an even number of positions, so an odd one gets another that is not valid.
+    """
     new, places = query.shape[1], key.shape[2]
+    odd = places % 2
     first = jnp.argmax(valid, axis=1)
 
     def rolled(x: Array, by: Array) -> Array:
         return jax.vmap(partial(jnp.roll, axis=0))(x, by)
 
-    query = rolled(jnp.pad(query, ((0, 0), (places - new, 0), (0, 0), (0, 0))), -first)
-    key, value = (rolled(jnp.swapaxes(x, 1, 2), -first) for x in (key, value))
+    query = rolled(jnp.pad(query, ((0, 0), (places - new, odd), (0, 0), (0, 0))), -first)
+    key, value = (jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (key, value))
+    key, value = rolled(key, -first), rolled(value, -first)
     length = jnp.maximum(jnp.sum(valid, axis=1, dtype=jnp.int32), 1)
     out = jax.nn.dot_product_attention(
         query,
@@ -163,7 +168,7 @@ def _cudnn(window: int, query: Array, key: Array, value: Array, valid: Array, im
         local_window_size=(window - 1, 0) if window else None,
         implementation=implementation,
     )
-    return rolled(out, first)[:, places - new :]
+    return rolled(out, first)[:, places - new : places]
 
 
 # ------------------------------------------------------------------------------------------------ XLA

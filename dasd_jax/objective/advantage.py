@@ -1,4 +1,4 @@
-"""The verifier's part of a token's credit: group-relative advantages, one number a response."""
+"""The verifier's part of a token's credit: group-relative advantages, one number per response."""
 
 import jax.numpy as jnp
 
@@ -28,7 +28,6 @@ def group_advantage(reward: Array, live: Array, group: int) -> Array:
 def smallest_advantage(group: int) -> float:
     """The smallest non-zero |A| of 0/1 rewards in a group of G: that of the majority in a split of 1 against G - 1.
 
-    With the sample standard deviation it is 1 / √G; a token's credit from elsewhere that is larger can change the
-    verifier's sign.
+    With the sample standard deviation it is 1 / √G; a larger term of another source can flip the verifier's sign.
     """
     return group**-0.5

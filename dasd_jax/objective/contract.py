@@ -1,7 +1,8 @@
 """The contract between a method and the learner: Scored → method.signal → Signal → update.
 
-A method (dasd_jax/methods, one file each) says what is read of which teachers and turns it into numbers a token; the
-learner computes those readings, and the update reads nothing but the `Signal`. Neither knows the other's names.
+A method (dasd_jax/methods, one file each) says which statistics of which teachers it reads and turns them into numbers
+per token; the learner computes those statistics, and the update reads nothing but the `Signal`. Neither knows the
+other's names.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ class View:
             frozen: those that the run started from | ema: a moving average | snapshot: a copy made every few steps.
         rate: of ema: the student's share in each update of the average, in (0, 1).
         every: of snapshot: steps between two copies.
-        count: K, prompts a rollout.
+        count: K, prompts per rollout.
     """
 
     context: str = ""
@@ -40,7 +41,9 @@ class View:
     def __post_init__(self):
         if self.weights not in WEIGHTS or self.count < 1:
             raise ValueError(f"{self}: expected weights of {', '.join(WEIGHTS)} and a count of at least 1")
-        if (self.weights == "ema") != (0 < self.rate < 1) or (self.weights == "snapshot") != (self.every >= 1):
+        rate = 0 < self.rate < 1 if self.weights == "ema" else self.rate == 0
+        every = self.every >= 1 if self.weights == "snapshot" else self.every == 0
+        if not (rate and every):
             raise ValueError(f"{self}: expected a rate in (0, 1) of ema alone, and every >= 1 of snapshot alone")
 
 
@@ -48,19 +51,19 @@ class View:
 class Shape:
     """How a batch is laid out; static.
 
-    Rows are problem-major, G a problem. Minibatch m holds the problems m, m + M, m + 2M, …
+    Rows are problem-major, G per problem. Minibatch m holds the problems m, m + M, m + 2M, …
     """
 
     rollouts: int  # G
-    minibatches: int  # M, optimiser steps a rollout batch
+    minibatches: int  # M, optimiser steps per rollout batch
     max_new_tokens: int  # R
 
 
 @struct.dataclass
 class ViewStats:
-    """What one teacher says of the response tokens; f32[K, rows, R] in nats.
+    """One teacher's statistics at the response tokens; f32[K, rows, R] in nats.
 
-    Where a rollout's teacher is not shown anything, it equals the student: a gap and divergences of exactly 0.
+    Where a rollout's teacher is shown nothing it equals the student: the gap and the divergences are exactly 0.
     """
 
     logp: Array  # of the sampled token
@@ -93,7 +96,7 @@ class Scored:
 class Signal:
     """All that the update reads of a method; f32[rows, R].
 
-    `weight`, `kl` and `nll` hold their divisors (objective/normalise.py): the update adds up and divides nothing. A
+    `weight`, `kl` and `nll` include their divisors (objective/normalise.py): the update only adds up. A
     token is in the loss where any of them is not 0.
     """
 
@@ -113,7 +116,7 @@ class Guard:
     Attributes:
         level: its warn and stop levels are the fields guards.<level>_warn and guards.<level>_stop.
         reads: names in the log; their means over the guard's window are handed to `reading`.
-        reading: means → (name, value), or None where the method's settings leave nothing to watch.
+        reading: (means, hp) → (name, value), or None where the method's settings leave nothing to watch.
         high_is_bad: warns above the level, otherwise below it.
         means: what it means when it is beyond its level, in a few words.
     """
@@ -145,8 +148,8 @@ class Method:
         notice: (hp, G) → a line to say when a run starts, or "".
         guards: numbers that it wants watched.
         anneals: its teacher's part is multiplied by knobs["teacher_weight"], which guards.on_collapse=anneal lowers.
-        watched: names in the log whose means over the run stand in its summary.
-        rollouts: False: it learns from reference responses, one a problem, and nothing is sampled or verified.
+        watched: names in the log whose means over the run appear in its summary.
+        rollouts: False: it learns from reference responses, one per problem; nothing is sampled or verified.
     """
 
     fields: type

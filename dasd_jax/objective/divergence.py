@@ -24,11 +24,11 @@ class Divergence:
     the tree `Signal.given` with leaves f32[rows, r, 1]; and all but the first `sums`.
 
     Attributes:
-        views: the teachers that it reads, names in `Method.views`, one prompt a rollout each.
+        views: the teachers that it reads, names in `Method.views`, each with one prompt per rollout.
         summary: (ls, lts, given) → sums, a tree of f32[rows, r, 1], from the whole vocabulary.
         value: (ls, lts, given, sums) → f, f32[rows, r, words].
-        slope: (ls, lts, given, sums) → p_S(v) · ∂ Σ_w f(w) / ∂ p_S(v), f32[rows, r, words]; then the loss's gradient by
-            a logit is slope(v) - p_S(v) · Σ_w slope(w). What a formula takes as a constant lies in given or sums.
+        slope: (ls, lts, given, sums) → p_S(v) · ∂ Σ_w f(w) / ∂ p_S(v), f32[rows, r, words]; then the gradient by the
+            logit of v is slope(v) - p_S(v) · Σ_w slope(w). What a formula takes as a constant lies in given or sums.
     """
 
     views: tuple[str, ...]
@@ -80,8 +80,8 @@ def gjsd(view: str, b: float, entry_max: float = math.inf) -> Divergence:
 def top_k_tail(view: str, k: int, b: float) -> Divergence:
     """`gjsd` over the student's k likeliest words and one more that holds all the rest (SDPO, arXiv 2601.20802).
 
-    The words are those above a threshold halfway between the student's ranks k and k + 1, in log-probability: forward
-    and backward pass compute it in two ways, whose rounding would otherwise choose other words.
+    The words are those above a threshold halfway between the student's ranks k and k + 1, in log-probability: the
+    forward and the backward pass compute it differently, and without that margin rounding could select other words.
     """
 
     def summary(ls, lts, given):
@@ -114,7 +114,7 @@ def _term(b: float, ls: Array, lt: Array) -> Array:
 
 
 def _term_slope(b: float, ls: Array, lt: Array) -> Array:
-    """p_S times its derivative by p_S."""
+    """p_S times the term's derivative by p_S."""
     if b == 0:
         return -jnp.exp(lt)
     if b == 1:

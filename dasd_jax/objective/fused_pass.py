@@ -6,8 +6,8 @@ By words       a block of the vocabulary over the whole response: log-sum-exp, w
                that block's own rows of the unembedding's gradient, finished in one product over all tokens, and its
                share of the hidden states' gradient.
 
-Between forward and backward remain the views, the tokens and a few numbers a token. The idea of recomputing by blocks
-from a stored log-sum-exp is that of arXiv 2205.14135 and, over the vocabulary, arXiv 2411.09009.
+Between forward and backward only the views, the tokens and a few numbers per token are kept. The idea of recomputing by
+blocks from a stored log-sum-exp is that of arXiv 2205.14135 and, over the vocabulary, arXiv 2411.09009.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,7 +53,7 @@ def _placed(hidden: Array, unembed: Array) -> Outputs:
 
 
 def _forward(divergence, temperature, chunk, student: Outputs, teachers, response, given):
-    """The result, and what the backward pass needs: beside the arguments a few numbers a token."""
+    """The result, and what the backward pass needs: besides the arguments, a few numbers per token."""
     if divergence is None:
         logp, norm = _logp_and_norm(temperature, chunk, student, response)
         return (logp, None), (student, (), response, None, None, (norm,))
@@ -68,7 +68,7 @@ def _forward(divergence, temperature, chunk, student: Outputs, teachers, respons
         given = jax.tree.map(lambda x: x[..., None], given)
         sums = divergence.summary(ls, lts, given)
         total = jnp.sum(divergence.value(ls, lts, given, sums), axis=-1)
-        # The gradient by a logit takes the sum of all slopes, which a block of words does not see.
+        # The gradient by a logit needs the sum of all slopes, which a block of words does not see.
         slopes = jnp.sum(divergence.slope(ls, lts, given, sums), axis=-1)
         return vocab.pick(ls, token), total, (slopes, sums), (norm, *norms)
 
@@ -85,7 +85,7 @@ def _backward(divergence, temperature, chunk, residuals, cotangents):
         partial(_gradient_sweep, divergence, temperature, _num_blocks(hidden, chunk)),
         out_specs=(spec("vocab", "rows", None, None), sum_to_be("vocab", None)),
     )
-    # Of the hidden states each device's parts lie along a leading axis; the unembedding's are summed by `gather`.
+    # The devices' parts of d_hidden lie along a leading axis; those of d_unembed are summed by `gather`'s gradient.
     d_hidden, d_unembed = sweep(residuals, cotangents)
     return (jnp.sum(d_hidden, axis=0).astype(hidden.dtype), d_unembed), None, None, None
 

@@ -1,4 +1,4 @@
-"""Divisors of the loss, as weights a token: what a sum of token losses is divided by stands in `Signal.weight`.
+"""Divisors of the loss, as weights per token in `Signal.weight`: the loss is then a plain sum over tokens.
 
 Minibatch m holds the problems m, m + M, m + 2M, …, which the score step knows, so every divisor is written here once,
 for the whole minibatch and all devices; microbatches and shards then only add up.

@@ -10,7 +10,7 @@ from dasd_jax.batch import Array
 
 @dataclasses.dataclass(frozen=True)
 class ClipRange:
-    """Ratios of new to old probability outside [1 - low, 1 + high] stop counting."""
+    """[1 - low, 1 + high]: the ratios of new to old probability beyond which a token gains nothing more."""
 
     low: float
     high: float
@@ -25,7 +25,7 @@ def clipped(logp: Array, old_logp: Array, advantage: Array, clip: ClipRange) -> 
         advantage: f32[rows, R].
 
     Returns:
-        (what is to be raised, f32[rows, R]; bool[rows, R], where the clip stops the gradient).
+        (the gain to be maximised, f32[rows, R]; bool[rows, R], where the clip stops the gradient).
         Source: arXiv 1707.06347, equation 7.
     """
     old_logp, advantage = jax.lax.stop_gradient((old_logp, advantage))

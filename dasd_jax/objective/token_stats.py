@@ -45,8 +45,8 @@ def token_stats(
         chunk: positions of the response at a time; memory grows with rows * chunk * V.
 
     Returns:
-        TokenStats. Differentiable in all outputs, by making the logits of each chunk again; losses stand on the
-        functions below, whose gradient is fused.
+        TokenStats. Differentiable in all outputs, by recomputing the logits of each chunk; losses use the functions
+        below, whose gradient is fused.
     """
 
     def stats(state: Array, token: Array, *teacher_states: Array) -> TokenStats:

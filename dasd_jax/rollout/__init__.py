@@ -1,1 +1,1 @@
-"""The sampling loop over the KV cache, and what is counted before and after it."""
+"""The sampling loop over the KV cache, its memory estimate, and repetition statistics."""

@@ -1,17 +1,17 @@
-"""How often responses repeat themselves."""
+"""Repetition within responses."""
 
 import numpy as np
 
 
 def repeated_frac(response: np.ndarray, mask: np.ndarray, n: int = 4) -> float:
-    """The share of a batch's n-grams that stand in the same response before.
+    """The fraction of a batch's n-grams that occur earlier in the same response.
 
     Args:
         response: i32[rows, R].
-        mask: bool[rows, R], a run from the left.
+        mask: bool[rows, R], True for a prefix of each row.
 
     Returns:
-        0 where no response has n tokens.
+        0 if no response has n tokens.
     """
     total = repeated = 0
     for tokens, length in zip(response, mask.sum(axis=1), strict=True):

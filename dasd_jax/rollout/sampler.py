@@ -1,7 +1,7 @@
-"""Sampling over the KV cache: prefill once per problem, then one token a slot and step until every row has stopped.
+"""Sampling over the KV cache: prefill once per problem, then one token per slot and step until every row has stopped.
 
-Continuous batching inside one program: a slot whose row has ended takes the next row of the queue at once, so a batch
-costs what its tokens cost, and not its longest row times all rows.
+Continuous batching inside one program: a slot whose row has ended takes the next row of the queue, so the cost of a
+batch follows its number of tokens instead of its longest row times the number of rows.
 """
 
 import dataclasses
@@ -24,55 +24,55 @@ PURPOSES = {"train": 0, "eval": 1, "generate": 2}
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How to sample; hashable, so that it is a static argument of jitted functions."""
+    """Sampling parameters; hashable, for use as a static argument of jitted functions."""
 
     rollouts: int  # G, per problem
     max_new_tokens: int  # R
-    stop_ids: tuple[int, ...]  # each of them ends a response
+    stop_ids: tuple[int, ...]  # any of them ends a response
     pad_id: int
-    temperature: float = 1.0  # 0 takes the arg-max, with log-probabilities at temperature 1
-    top_k: int = 0  # keep the k likeliest tokens; 0 keeps all
-    top_p: float = 1.0  # keep the smallest set of likeliest tokens with this mass
-    slots: int = 0  # rows that a shard decodes at a time; 0: all that it has
-    refill_at: int = 1  # free slots at which the next rows are begun
+    temperature: float = 1.0  # 0 is greedy, with log-probabilities at temperature 1
+    top_k: int = 0  # keep the k most likely tokens; 0 keeps all
+    top_p: float = 1.0  # keep the smallest set of most likely tokens with this mass
+    slots: int = 0  # rows that a shard decodes at a time; 0: all its rows
+    refill_at: int = 1  # number of free slots that triggers a refill
 
     def slots_of(self, rows: int) -> int:
-        """Slots of a shard that has so many rows."""
+        """Slots of a shard with this many rows."""
         return min(self.slots or rows, rows)
 
 
 @struct.dataclass
 class SamplerState:
-    """The loop's state of one shard: a queue of rows, and slots in which some of them are being written.
+    """The loop state of one shard: a queue of rows, and slots in which some of them are being decoded.
 
-    Invariant: of the row in slot s the tokens before `token[s]` are cached, its prompt's among them, and `written[s]`
-    tokens of its response are drawn. A free slot holds row number `rows`, writes nowhere and is computed along.
+    Invariant: for the row in slot s, the prompt and response tokens before `token[s]` are cached, and `written[s]`
+    response tokens are sampled. A free slot holds row number `rows`; it is computed, but its writes are dropped.
     """
 
-    row: Array  # i32[slots], the row that is written there
-    token: Array  # i32[slots], its last token: the prompt's last one at the start
-    written: Array  # i32[slots], tokens of its response
+    row: Array  # i32[slots], the row in each slot
+    token: Array  # i32[slots], its last token: at first that of the prompt
+    written: Array  # i32[slots], response tokens sampled so far
     cache: KVCache  # of the slots
-    next_row: Array  # i32[], the first of the queue that waits
+    next_row: Array  # i32[], the next row of the queue
     steps: Array  # i32[], tokens decoded per slot
     response: Array  # i32[rows, R]
     logp: Array  # f32[rows, R]
     length: Array  # i32[rows], tokens of each response so far
-    finished: Array  # bool[rows], a stop token ended the row
+    finished: Array  # bool[rows], the response ends with a stop token
 
     @property
     def live(self) -> Array:
-        """bool[slots], where a row is being written."""
+        """bool[slots], True where a row is being decoded."""
         return self.row < self.length.shape[0]
 
     @property
-    def over(self) -> Array:
-        """bool[], every row of the queue is written."""
+    def done(self) -> Array:
+        """bool[], every row of the queue has ended."""
         return ~jnp.any(self.live) & (self.next_row == self.length.shape[0])
 
 
 def row_keys(seed: int, purpose: str, step: Array, example_id: Array, rollouts: int) -> Array:
-    """One key a row, folded from (seed, purpose, step, example_id, rollout): never stored, always found again.
+    """One key per row, folded from (seed, purpose, step, example_id, rollout): recomputed, never stored.
 
     Args:
         purpose: train | eval | generate.
@@ -80,15 +80,15 @@ def row_keys(seed: int, purpose: str, step: Array, example_id: Array, rollouts: 
         example_id: i32[B].
 
     Returns:
-        key[B*rollouts], problem-major; the position of a token is folded in where it is drawn.
+        key[B*rollouts], problem-major; the token position is folded in when sampling.
     """
     base = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), PURPOSES[purpose]), step)
     examples = jnp.repeat(reshard(example_id, None), rollouts, total_repeat_length=example_id.shape[0] * rollouts)
-    turns = jnp.tile(jnp.arange(rollouts), example_id.shape[0])
-    return jax.vmap(lambda example, turn: jax.random.fold_in(jax.random.fold_in(base, example), turn))(examples, turns)
+    copies = jnp.tile(jnp.arange(rollouts), example_id.shape[0])
+    return jax.vmap(lambda example, copy: jax.random.fold_in(jax.random.fold_in(base, example), copy))(examples, copies)
 
 
-# The parameters in the layout that the loop reads them in: a step of its own, for as many rollouts as follow.
+# Parameters in the layout for decoding: a separate program, run once for all rollouts with these parameters.
 relayout = jax.jit(transformer.for_decoding, static_argnums=0)
 
 
@@ -104,14 +104,14 @@ def rollout(
 ) -> tuple[RolloutBatch, Array]:
     """G responses to each of B problems, exactly as sampled.
 
-    Every shard of the rows works through its own problems, with no communication between shards: a group stays in one.
+    Every row shard decodes its own problems without communication between shards; a group is never split.
 
     Args:
         params: from `relayout`.
-        seed, step: i32[]; with the example ids they decide every draw.
+        seed, step: i32[]; with the example ids they determine every sample.
 
     Returns:
-        (RolloutBatch of B*G rows, problem-major; i32[shards], steps of decoding that each shard took).
+        (RolloutBatch of B*G rows, problem-major; i32[shards], decoding steps of each shard).
     """
     keys = row_keys(seed, purpose, step, prompts.example_id, sampling.rollouts)
 
@@ -128,7 +128,7 @@ def rollout(
 
 @struct.dataclass
 class Queue:
-    """What a shard has to write: B problems, each with its prompt cached but for the last token, and B*G keys."""
+    """The work of a shard: B problems, whose prompts are cached except for the last token, and B*G keys."""
 
     prompts: KVCache
     last_token: Array  # i32[B], of each prompt
@@ -136,14 +136,14 @@ class Queue:
 
 
 def open_queue(config: ModelConfig, sampling: Sampling, params: Params, prompts: PromptBatch, keys: Array) -> Queue:
-    """Prefills the prompts, once for the G rollouts of each; params come from `for_decoding`."""
+    """Prefills each prompt once for its G rollouts; params come from `relayout`."""
     tokens, mask = prompts.student_prompt[:, :-1], prompts.student_prompt_mask[:, :-1]
     _, cache = transformer.forward(config, params, tokens, transformer.prompt_positions(mask), mask)
     return Queue(cache, prompts.student_prompt[:, -1], keys)
 
 
 def begin(config: ModelConfig, sampling: Sampling, queue: Queue) -> SamplerState:
-    """Nothing written yet; with a slot for every row all rows are in their slots, and share their prompts' cache."""
+    """The initial state; with a slot for every row, all rows start in their slots and share the prompt cache."""
     rows, width = queue.keys.shape[0], sampling.max_new_tokens
     slots = sampling.slots_of(rows)
     if slots == rows:
@@ -169,11 +169,11 @@ def begin(config: ModelConfig, sampling: Sampling, queue: Queue) -> SamplerState
 def advance(
     config: ModelConfig, sampling: Sampling, params: Params, queue: Queue, state: SamplerState, steps: int | None
 ) -> SamplerState:
-    """Goes on for so many steps of decoding (None: as many as it takes), or until every row is written."""
+    """Decodes until every row has ended, or for at most `steps` steps if it is not None."""
     end = None if steps is None else state.steps + steps
 
     def more(state: SamplerState) -> Array:
-        return ~state.over if end is None else ~state.over & (state.steps < end)
+        return ~state.done if end is None else ~state.done & (state.steps < end)
 
     def step(state: SamplerState) -> SamplerState:
         if state.row.shape != state.length.shape:
@@ -185,7 +185,7 @@ def advance(
 
 
 def _refill(sampling: Sampling, queue: Queue, state: SamplerState) -> SamplerState:
-    """Gives free slots the next rows of the queue, once `sampling.refill_at` of them are free."""
+    """Assigns the next rows of the queue to free slots once `sampling.refill_at` slots are free."""
     rows, free = state.length.shape[0], ~state.live
     enough = (jnp.sum(free) >= sampling.refill_at) | (state.next_row == 0)
 
@@ -208,7 +208,7 @@ def _refill(sampling: Sampling, queue: Queue, state: SamplerState) -> SamplerSta
 def _draw(
     config: ModelConfig, sampling: Sampling, params: Params, keys: Array, state: SamplerState, hidden: Array
 ) -> SamplerState:
-    """Draws the next token of every slot's row from hidden [slots, D], and writes it down."""
+    """Samples the next token of every slot from hidden [slots, D] and records it."""
     logp = vocab.log_probs(hidden[:, None], transformer.unembedding(config, params), sampling.temperature or 1.0)[:, 0]
     keys = jax.vmap(jax.random.fold_in)(keys[state.row], state.written)  # a free slot's key is the last row's
     token = draw(reshard(logp, "rows", None), jax.vmap(jax.random.uniform)(keys), sampling)
@@ -216,7 +216,7 @@ def _draw(
     stopped = jnp.isin(token, jnp.array(sampling.stop_ids, jnp.int32))
     ended = stopped | (written == sampling.max_new_tokens)
 
-    # The row number of a free slot lies outside of these arrays: what it would write is dropped.
+    # The row number of a free slot is out of bounds, so its writes are dropped.
     at = (state.row, state.written)
     return state.replace(
         row=jnp.where(ended, state.length.shape[0], state.row),
@@ -231,17 +231,16 @@ def _draw(
 
 
 def draw(logp: Array, uniform: Array, sampling: Sampling) -> Array:
-    """One token a row by inverse distribution function, without a sort of the vocabulary.
+    """Samples one token per row by inverting the CDF, without sorting the vocabulary.
 
-    The row is cut into blocks; one pass sums them, a search over the sums finds the block, a search inside finds the
-    token.
+    The probabilities are summed in blocks; a search over the block sums finds the block, a search inside it the token.
 
     Args:
         logp: f32[rows, V], log-probabilities.
         uniform: f32[rows] in [0, 1).
 
     Returns:
-        i32[rows]; a token that top-k or top-p leaves out, or of probability 0, is never drawn.
+        i32[rows]; tokens excluded by top-k or top-p, or of probability 0, are never sampled.
     """
     if sampling.temperature == 0:
         return jnp.argmax(logp, axis=-1).astype(jnp.int32)
@@ -271,17 +270,17 @@ def _take(x: Array, index: Array) -> Array:
 def _first_above(edges: Array, target: Array) -> Array:
     """The first index whose running sum exceeds the target: f32[rows, n], f32[rows] → i32[rows].
 
-    Rounding may leave the target at or above the last edge; the answer is then the last index that adds any mass.
+    If rounding puts the target at or above the last edge, the result is the last index with non-zero mass.
     """
     last = jnp.argmax(edges, axis=-1)  # the first index at which the sum is complete
     return jnp.minimum(jnp.sum(edges <= target[:, None], axis=-1), last).astype(jnp.int32)
 
 
 def _threshold(prob: Array, weight: Array, least: Array | float) -> Array:
-    """The largest value t for which the weight of {prob ≥ t} is at least `least`: f32[rows, 1].
+    """The largest t for which the total weight of {prob ≥ t} is at least `least`: f32[rows, 1].
 
-    Bisection over the bit patterns of the non-negative floats, whose order is that of the numbers: 31 halvings end at
-    the exact value, so ties at the threshold are all kept.
+    Bisection over the bit patterns of non-negative floats, which are ordered like the numbers: 31 halvings find the
+    exact value, so all ties at the threshold are kept.
     """
     bits = jax.lax.bitcast_convert_type(prob, jnp.int32)
     low = jnp.min(bits, axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""How many rows a device can decode at a time: a count of bytes against the memory that it has."""
+"""The number of rows that a device can decode at a time, from an estimate of its memory use."""
 
 import dataclasses
 import math
@@ -14,40 +14,40 @@ from dasd_jax.model import param_table
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout.sampler import Sampling
 
-# Of the memory, what is left to the compiler: temporaries that are not counted here, and gaps between buffers.
+# Fraction of memory reserved for uncounted temporaries and fragmentation.
 _MARGIN = 0.08
-# Arrays f32[slots, V] that drawing a token holds at a time: logits, probabilities, their blocks and running sums.
+# Arrays f32[slots, V] live while sampling a token: logits, probabilities, their blocks and running sums.
 _DRAW_ARRAYS = 5
 
 
 def bytes_a_device(tree) -> int:
-    """Bytes that one device holds of a tree of arrays, or of their shapes and shardings."""
+    """Bytes per device of a tree of arrays, concrete or abstract."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutBytes:
-    """What a device holds during a rollout, in bytes, beside what is resident."""
+    """Bytes that a rollout needs on a device, in addition to resident arrays."""
 
-    weights: int  # in the layout of decoding, with the copies that joining them makes
-    prompt: int  # keys and values of one prompt: the queue holds each once, and a slot that is refilled its own
-    row: int  # keys and values of one response, and what drawing its next token takes
-    records: int  # tokens and log-probabilities of all rows
-    prefill: int  # activations of the prompts' forward pass, gone before the first token is drawn
+    weights: int  # in the decoding layout, including the copies made while fusing gate and up
+    prompt: int  # keys and values of one prompt: once in the queue, and a copy per slot if slots are refilled
+    row: int  # keys and values of one response, and the arrays for sampling its next token
+    records: int  # sampled tokens and log-probabilities of all rows
+    prefill: int  # activations of the prompts' forward pass, freed before the first token is sampled
 
 
 def rollout_bytes(model: ModelConfig, sampling: Sampling, mesh: Mesh, problems: int, prompt_width: int) -> RolloutBytes:
-    """Counts them.
+    """Estimates the bytes of a rollout.
 
     Args:
-        problems: of a shard.
+        problems: problems per shard.
         prompt_width: tokens, P.
     """
     item, tensor = jnp.dtype(model.compute_dtype).itemsize, mesh.shape[ROLLOUT["heads"]]
     leaves = param_table.abstract(model, mesh, ROLLOUT, model.compute_dtype)
-    joined = {name: leaves["layers"][name] for name in ("gate", "up")}  # there apart while they are joined
+    joined = {name: leaves["layers"][name] for name in ("gate", "up")}  # exist separately while they are fused
     token = cache_bytes(model, item) // tensor
-    widest = max(4 * model.width, 3 * model.ff // tensor)  # of one layer's activations
+    widest = max(4 * model.width, 3 * model.ff // tensor)  # width of one layer's activations
     return RolloutBytes(
         weights=bytes_a_device(leaves) + bytes_a_device(joined),
         prompt=prompt_width * token,
@@ -60,12 +60,12 @@ def rollout_bytes(model: ModelConfig, sampling: Sampling, mesh: Mesh, problems: 
 def slots_that_fit(
     model: ModelConfig, sampling: Sampling, mesh: Mesh, *, memory: int, resident: int, problems: int, prompt_width: int
 ) -> int:
-    """Rows that a device decodes at a time, at most those of its shard.
+    """Rows that a device can decode at a time, at most the rows of its shard.
 
     Args:
-        memory: bytes of a device.
-        resident: bytes of it that stay taken, such as parameters and optimiser state.
-        problems: of the whole batch.
+        memory: bytes per device.
+        resident: bytes per device that stay allocated, such as parameters and optimiser state.
+        problems: problems in the whole batch.
         prompt_width: tokens, P.
 
     Raises:
@@ -80,9 +80,9 @@ def slots_that_fit(
     if slots < 1 or free < needs.prefill:
         gib = {name: f"{size / 2**30:.2f}" for name, size in dataclasses.asdict(needs).items()}
         raise UserError(
-            f"rollout.slots: not one row fits into {memory / 2**30:.2f} GiB a device: {resident / 2**30:.2f} are "
-            f"resident, weights for decoding take {gib['weights']}, each of {problems} prompts {gib['prompt']}, their "
-            f"prefill {gib['prefill']}, records {gib['records']}, a row {gib['row']} GiB: expected more devices along "
+            f"rollout.slots: not one row fits into {memory / 2**30:.2f} GiB per device: {resident / 2**30:.2f} GiB are "
+            f"resident, decoding weights take {gib['weights']}, each of {problems} prompts {gib['prompt']}, their "
+            f"prefill {gib['prefill']}, results {gib['records']}, a row {gib['row']}: expected more devices along "
             "mesh.tensor or mesh.fsdp, or a smaller rollout.max_new_tokens"
         )
     return slots

@@ -13,7 +13,7 @@ from dasd_jax.batch import Outcomes, Params, PromptBatch, RolloutBatch, TeacherB
 from dasd_jax.config import Config
 from dasd_jax.cost.work import Batch, cache_bytes, forward_flops
 from dasd_jax.data import contexts
-from dasd_jax.learner import checkpoint
+from dasd_jax.learner import checkpoint, teachers
 from dasd_jax.learner.optim import make_optimizer
 from dasd_jax.learner.step import StepConfig, score_step, train_step
 from dasd_jax.mesh import ROLLOUT, TRAIN, named, on_mesh, row_shards
@@ -133,6 +133,13 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
         parts=parts,
         fsdp_minimum=fsdp_minimum(passes, 2),
     )
+
+
+def teacher_bytes(config: Config, model: ModelConfig, mesh: Mesh) -> dict[str, int]:
+    """Bytes a device of each copy of the weights that a teacher of the method reads, by policy."""
+    views = config.method.views(config.hp)
+    copies = jax.eval_shape(partial(teachers.start, views=views), param_table.abstract(model, mesh))
+    return {policy: bytes_a_device(_placed(mesh, copy)) for policy, copy in copies.items()}
 
 
 def _rollout(

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from dasd_jax import files, formats, hosts
-from dasd_jax.config import Config
+from dasd_jax.config import Config, older
 from dasd_jax.errors import TrainingError, UserError
 from dasd_jax.learner.step import Experience
 from dasd_jax.mesh import fetch
@@ -36,9 +36,9 @@ def check(config: Config, workdir: Path) -> None:
         return
     with files.reading(path, "--workdir"):
         theirs = formats.read_object(path)
-    if "guards" not in theirs:
+    if older(theirs):
         raise UserError(
-            f"--workdir: {workdir} was written by an older version of this program, whose runs cannot be continued: "
+            f"--workdir: {workdir} was written by another version of this program, whose runs cannot be continued: "
             "expected another --workdir; evaluate and generate still read its checkpoints"
         )
     for group, fields in json.loads(json.dumps(config.to_dict())).items():

@@ -1,7 +1,7 @@
-"""What the student and the teacher are asked, and how that becomes token ids.
+"""Student and teacher prompts, as messages and as token ids.
 
-Both views end in the same words (the answer-format instruction and the template's opening of the assistant's turn);
-the teacher's alone holds the privileged context, between the problem and the instruction.
+Both prompts end with the same text (the answer-format instruction and the template's start of the assistant turn); only
+the teacher's contains the privileged context, between the problem and the instruction.
 """
 
 from collections.abc import Sequence
@@ -15,30 +15,30 @@ from dasd_jax.text.tokenizer import Tokenizer
 Message = dict[str, str]  # {"role": "user" | "assistant", "content": text}
 
 INSTRUCTIONS = {
-    # Word for word the sentence that the Qwen model cards give for mathematics: reasoners have seen it in training.
+    # Verbatim from the Qwen model cards for mathematics: reasoning models have seen it in training.
     "boxed": "Please reason step by step, and put your final answer within \\boxed{}.",
-    # A model too small to reason in words loses its answer among them, so it is asked for nothing but the line.
+    # A model too small to reason step by step loses its answer on the way, so it is asked for the answer line only.
     "answer_line": "Reply with a single line 'Answer: X', where X is the final answer.",
 }
 
 _ANSWERS = {"boxed": "\\boxed{%s}", "answer_line": "Answer: %s"}
 
-# What a teacher may be shown unless its method asks for something else; data/contexts.py says how each is made.
+# Default teacher contexts, for methods that do not choose one; data/contexts.py defines how each is made.
 PRIVILEGED = ("answer", "solution", "hint", "sibling")
 
 CONTEXTS = (*PRIVILEGED, "partial_solution", "wrong_siblings", "none", "other_problem", "without_problem")
 
-# The teacher scores tokens of a student who has seen no context. Left alone it expects a reply that quotes the context
-# and finds every token of an honest attempt unlikely; these words ask for the reply that the student would write.
+# The teacher scores tokens of a student that has not seen the context. Without this instruction it expects a reply that
+# quotes the context and assigns low probability to an independent solution.
 _USE = "Use it to reach the right answer in your own steps, and do not mention that you were given it."
 _AVOID = "Avoid its mistake, reach the right answer in your own steps, and do not mention that you were given it."
 
-# The words before each kind of text, and those behind it.
-_WORDS = {
+# The text before and after each kind of context.
+_CONTEXT_TEMPLATES = {
     "answer": ("The correct answer to this problem is: {}", _USE),
     "solution": ("Here is a correct solution to this problem:\n{}", _USE),
     "hint": ("Here is a hint for this problem:\n{}", _USE),
-    # A response of the same policy that the verifier accepted: not to be trusted in its words, only in its end.
+    # A response of the same policy that the verifier accepted: its answer is correct, its reasoning may not be.
     "sibling": ("Here is an attempt at this problem that reached the correct answer:\n{}", _USE),
     "partial_solution": (
         "Here is the beginning of a correct solution to this problem, and its final answer:\n{}",
@@ -49,7 +49,7 @@ _WORDS = {
 
 
 def student_messages(question: str, *, instruction: str, shots: Sequence[tuple[str, str]] = ()) -> list[Message]:
-    """The conversation that the policy answers.
+    """The messages of the student prompt.
 
     Args:
       question: the problem.
@@ -57,7 +57,7 @@ def student_messages(question: str, *, instruction: str, shots: Sequence[tuple[s
       shots: pairs (question, answer text), rendered as earlier turns with the same instruction.
 
     Returns:
-      Turns that end with a user turn. A system turn is never added: the template decides on its default.
+      Messages that end with a user turn. No system message is added: the template applies its default.
     """
     messages = []
     for shot_question, answer_text in shots:
@@ -74,30 +74,30 @@ def teacher_messages(
     shots: Sequence[tuple[str, str]] = (),
     with_question: bool = True,
 ) -> list[Message]:
-    """The student's conversation with privileged context in its last turn.
+    """The messages of the student prompt with privileged context in the last turn.
 
     Args:
       question, instruction, shots: as in `student_messages`.
-      context_kind: answer, solution, hint, sibling, partial_solution or wrong_siblings; chooses the words around the
+      context_kind: answer, solution, hint, sibling, partial_solution or wrong_siblings; selects the text around the
         context.
-      context: the privileged text. Blank text gives exactly the student's messages, so that the gap is 0.
-      with_question: False leaves the question out of the last turn, for a teacher that knows the context alone.
+      context: the privileged text. A blank one gives exactly the student's messages, so that the gap is 0.
+      with_question: False omits the question from the last turn, for a teacher that sees only the context.
 
     Raises:
       ValueError: an unknown `context_kind`.
     """
-    if context_kind not in _WORDS:
-        raise ValueError(f"context_kind {context_kind!r}: expected one of {', '.join(_WORDS)}")
+    if context_kind not in _CONTEXT_TEMPLATES:
+        raise ValueError(f"context_kind {context_kind!r}: expected one of {', '.join(_CONTEXT_TEMPLATES)}")
     messages = student_messages(question, instruction=instruction, shots=shots)
     if context.strip():
-        before, behind = _WORDS[context_kind]
-        privileged = f"{before.format(context.strip())}\n\n{behind}"
+        before, after = _CONTEXT_TEMPLATES[context_kind]
+        privileged = f"{before.format(context.strip())}\n\n{after}"
         messages[-1] = _user(question if with_question else "", privileged, instruction)
     return messages
 
 
 def partial_solution(beginning: str, answer: str) -> str:
-    """The text of context kind partial_solution: the beginning of a solution, as it is written, and its answer."""
+    """The text of context kind partial_solution: the beginning of a solution, verbatim, and its answer."""
     return f"{beginning}\n\nFinal answer: {answer}"
 
 
@@ -113,13 +113,13 @@ def format_answer(answer: str, style: str) -> str:
 
 
 def render_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, enable_thinking: bool | None = None) -> str:
-    """The text of `messages` in the tokenizer's chat template, up to where the assistant starts to write.
+    """Renders `messages` with the tokenizer's chat template, up to the start of the assistant turn.
 
     Args:
       enable_thinking: passed to the template unless None; a template without thinking modes ignores it.
 
     Raises:
-      UserError: the template is damaged, refuses the messages, or reaches for what the sandbox forbids.
+      UserError: the template is damaged, rejects the messages, or uses something that the sandbox forbids.
     """
     variables = {
         "messages": list(messages),
@@ -140,24 +140,24 @@ def render_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, enable_thi
 def encode_prompt(
     tokenizer: Tokenizer, messages: Sequence[Message], *, enable_thinking: bool | None = None
 ) -> list[int]:
-    """Ids of `render_chat`; special tokens come from the template's text and none is added."""
+    """Token ids of `render_chat`; special tokens come from the template's text, none is added."""
     return tokenizer.encode(render_chat(tokenizer, messages, enable_thinking=enable_thinking))
 
 
 def left_pad(sequences: Sequence[Sequence[int]], width: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """B prompts of uneven length in one array.
+    """Left-pads B prompts to one array.
 
     Returns:
-      (i32[B, width], bool[B, width]): ids that end in the last column, and True where a token is real.
+      (i32[B, width], bool[B, width]): ids right-aligned, and True for real tokens.
 
     Raises:
-      ValueError: a sequence longer than `width`. Prompts are never truncated: the pipeline drops such problems first.
+      ValueError: a sequence longer than `width`. Prompts are never truncated: the pipeline drops such problems.
     """
     return _pad(sequences, width, pad_id, left=True)
 
 
 def right_pad(sequences: Sequence[Sequence[int]], width: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """B responses of uneven length in one array; as `left_pad`, with ids that start in the first column."""
+    """Right-pads B responses to one array; as `left_pad`, with ids left-aligned."""
     return _pad(sequences, width, pad_id, left=False)
 
 

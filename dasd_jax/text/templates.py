@@ -1,8 +1,8 @@
-"""Chat templates are programs from files of strangers: rendered in a process of their own, with bounds on all it takes.
+"""Renders chat templates, which are untrusted programs, in a subprocess with limits on time, memory and output.
 
-Jinja's sandbox keeps a template from Python's objects, and neither from working without end nor from writing without
-end. The process is `python -m dasd_jax.text.templates`; it has no environment variables, opens no file, and speaks one
-JSON line a request and a reply.
+Jinja's sandbox protects Python's objects, but does not bound computation or output. The subprocess is
+`python -m dasd_jax.text.templates`; it has no environment variables, opens no file, and exchanges one JSON line per
+request and reply.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-DEADLINE_S = 10.0  # a prompt; real templates take less than a millisecond
-MAX_CHARS = 4_000_000  # of a prompt
+DEADLINE_S = 10.0  # per prompt; real templates take less than a millisecond
+MAX_CHARS = 4_000_000  # per prompt
 _MEMORY_BYTES = 1 << 30
-_START_S = 60.0
+_START_DEADLINE_S = 60.0
 
 
 class TemplateError(Exception):
@@ -31,14 +31,14 @@ class TemplateError(Exception):
 
 
 def render(template: str, variables: Mapping[str, Any]) -> str:
-    """The text of a template.
+    """Renders a template.
 
     Args:
         template: Jinja, as transformers compiles it: same whitespace rules, loop controls, sandbox and helpers.
-        variables: of JSON's types.
+        variables: JSON values.
 
     Raises:
-        TemplateError: it is damaged, refuses its variables, or takes more time, memory or text than a prompt needs.
+        TemplateError: it is damaged, rejects its variables, or exceeds the limits on time, memory or text.
     """
     with _lock:
         process = _process()
@@ -47,11 +47,11 @@ def render(template: str, variables: Mapping[str, Any]) -> str:
             reply = _line(process, DEADLINE_S)
             if not reply:
                 raise TemplateError(
-                    "it ended its process, as one does that needs too much memory"
+                    "its process died, possibly out of memory"
                     if reply is not None
-                    else f"it was not finished after {DEADLINE_S:.0f} s"
+                    else f"it did not finish within {DEADLINE_S:.0f} s"
                 )
-        except BaseException:  # an interrupted request leaves a reply that would answer the next one
+        except BaseException:  # after an interrupted request, its reply would be read by the next one
             _end(process)
             raise
     rendered, text = json.loads(reply)
@@ -65,7 +65,7 @@ _lock = threading.Lock()
 
 @functools.cache
 def _process() -> subprocess.Popen:
-    """The one process of this one, started when the first prompt asks for it; it ends with its input."""
+    """The rendering subprocess, started at the first request; it exits when its stdin closes."""
     package_root = str(Path(__file__).parents[2])
     process = subprocess.Popen(
         [sys.executable, "-m", "dasd_jax.text.templates"],
@@ -74,11 +74,11 @@ def _process() -> subprocess.Popen:
         stderr=subprocess.DEVNULL,
         bufsize=0,
         env={"PYTHONPATH": os.pathsep.join([package_root, *filter(None, sys.path)])},
-        start_new_session=True,  # Ctrl-C is for the program, which ends this one
+        start_new_session=True,  # Ctrl-C goes to the parent, which ends this process
     )
-    if not _line(process, _START_S):
+    if not _line(process, _START_DEADLINE_S):
         _end(process)
-        raise TemplateError("the process that renders templates did not start")
+        raise TemplateError("the process that renders templates failed to start")
     return process
 
 
@@ -91,10 +91,10 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _line(process: subprocess.Popen, deadline_s: float) -> bytes | None:
-    """Its next line; b"" when it has ended, None when it is late."""
-    late, parts = time.monotonic() + deadline_s, []
+    """The next line of its stdout; b"" if it has exited, None after the deadline."""
+    deadline, parts = time.monotonic() + deadline_s, []
     while not parts or not parts[-1].endswith(b"\n"):
-        if not select.select([process.stdout], [], [], max(0.0, late - time.monotonic()))[0]:
+        if not select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
             return None
         parts.append(os.read(process.stdout.fileno(), 1 << 20))
         if not parts[-1]:
@@ -102,13 +102,13 @@ def _line(process: subprocess.Popen, deadline_s: float) -> bytes | None:
     return b"".join(parts)
 
 
-# From here on: what runs inside the process.
+# Everything below runs inside the subprocess.
 
 
 def _refuse_side_effects(event: str, args: tuple) -> None:
-    """Audit hook: what gets out of the sandbox finds no way to a file, a process or a network."""
+    """Audit hook: code that escapes the sandbox cannot use files, processes or the network."""
     writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-    # Jinja and the codecs import modules when a template first asks for them.
+    # Jinja and the codecs import modules lazily.
     reads = event == "open" and not str(args[0]).endswith((".py", ".pyc", ".so"))
     outside = event.startswith(("os.", "subprocess.", "socket.", "shutil.", "ctypes.")) and event != "os.listdir"
     if writes or reads or outside:
@@ -140,13 +140,13 @@ def _serve() -> None:
     sys.stdout.flush()
     for line in sys.stdin:
         template, variables = json.loads(line)
-        # SIGALRM's default action ends the process inside any computation: it never outlives its parent for long.
+        # SIGALRM's default action kills the process in any computation, so it cannot outlive its parent for long.
         signal.alarm(int(DEADLINE_S) + 1)
         try:
             text = compiled(template).render(**variables)
-            text.encode()  # half a surrogate pair is no text
+            text.encode()  # rejects lone surrogates
             reply = [True, text] if len(text) <= MAX_CHARS else [False, f"{len(text)} characters of text"]
-        except Exception as error:  # a program can fail in any way
+        except Exception as error:  # a template can fail in any way
             reply = [False, " ".join(str(error).split())[:300] or type(error).__name__]
         signal.alarm(0)
         with contextlib.suppress(BrokenPipeError):

@@ -134,7 +134,7 @@ def test_a_share_of_whole_segments_is_not_lost_to_rounding():
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
 def test_an_alpha_that_is_no_share_is_refused(alpha):
-    with pytest.raises(ValueError, match="alpha .*: expected a share of the solution, 0 to 1"):
+    with pytest.raises(ValueError, match=r"alpha .*: expected a fraction in \[0, 1\]"):
         contexts.beginning(LINES, alpha)
 
 

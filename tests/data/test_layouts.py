@@ -96,20 +96,20 @@ def test_a_published_layout_is_known_by_its_columns_and_read(name):
 DROPPED = {
     "empty question": (dapo(question=" "), "empty question"),
     "no answer": (dapo(answer=None), "no answer"),
-    "half a wrapping": (dapo(after=""), "unknown words around the question"),
-    "other half": (dapo(before=""), "unknown words around the question"),
-    "a conversation": (dapo() | {"prompt": dapo()["prompt"] * 2}, "unknown words around the question"),
+    "half a wrapping": (dapo(after=""), "unrecognised prompt wrapper"),
+    "other half": (dapo(before=""), "unrecognised prompt wrapper"),
+    "a conversation": (dapo() | {"prompt": dapo()["prompt"] * 2}, "unrecognised prompt wrapper"),
     "blank answer": ({"problem": "1?", "answer": " "}, "no answer"),
     "no box": ({"problem": "1?", "solution": "It is 1."}, "no answer"),
     "open box": ({"problem": "1?", "solution": "It is \\boxed{1"}, "no answer"),
-    "a solution as answer": ({"question": "1?", "answer": "one\n#### 1"}, "not a single verifiable answer"),
+    "a solution as answer": ({"question": "1?", "answer": "one\n#### 1"}, "no unique verifiable answer"),
     "picture": (olympiad(image_1={"bytes": b"png"}), "needs an image"),
     "multimodal": (olympiad(modality="Multimodal"), "needs an image"),
     "mention of a picture": (olympiad(question="See <image_1>."), "needs an image"),
-    "several answers": (olympiad(is_multiple_answer=True), "not a single verifiable answer"),
-    "list of answers": (olympiad(final_answer=["1", "2"]), "not a single verifiable answer"),
-    "judged by people": (olympiad(answer_type="Need_human_evaluate"), "not a single verifiable answer"),
-    "tolerance": (olympiad(error="1e-1"), "not a single verifiable answer"),
+    "several answers": (olympiad(is_multiple_answer=True), "no unique verifiable answer"),
+    "list of answers": (olympiad(final_answer=["1", "2"]), "no unique verifiable answer"),
+    "judged by people": (olympiad(answer_type="Need_human_evaluate"), "no unique verifiable answer"),
+    "tolerance": (olympiad(error="1e-1"), "no unique verifiable answer"),
     "proof": (olympiad(question_type="Theorem proof", final_answer=None), "proof without a final answer"),
     "nothing final": (olympiad(final_answer=None), "no answer"),
     "Chinese": (olympiad(language="Chinese"), "not in English"),
@@ -139,7 +139,7 @@ def test_named_columns_are_read_and_have_to_be_there():
     row = {"task": "1+1?", "result": 2, "tip": "count", "solution": "One more."}
     layouts.check_columns(layout, row)
     assert layout.read(row) == Fields("1+1?", "2", "One more.", "count")
-    with pytest.raises(UserError, match="no field 'tip', expected it beside result, task"):
+    with pytest.raises(UserError, match="no field 'tip', the row has result, task"):
         layouts.check_columns(layout, {"task": "1+1?", "result": 2})
     with pytest.raises(UserError, match="unknown field 'quesiton', expected one of question, answer, solution, hint"):
         layouts.of_columns({"quesiton": "task"})
@@ -150,7 +150,7 @@ def test_named_columns_are_read_and_have_to_be_there():
     [
         ({"problem": 3, "answer": "2"}, "field 'problem' is a int, expected a string"),
         ({"problem": "q", "answer": ["2"]}, "field 'answer' is a list, expected a string"),
-        (dapo() | {"prompt": "What?"}, "field 'prompt' is a str, expected a list of role and content"),
+        (dapo() | {"prompt": "What?"}, "field 'prompt' is a str, expected messages with role and content"),
         (dapo() | {"reward_model": "2"}, "field 'reward_model' is a str, expected ground_truth and style"),
         (olympiad(solution="one"), "field 'solution' is 'one', expected a list of strings"),
     ],

@@ -60,7 +60,7 @@ def test_prompts_that_do_not_fit_are_dropped_and_counted():
     assert len(kept) == 5
     assert kept.dropped["student prompt longer than 200 tokens"] == 1
     tight = max(len(TEXT.teacher(BYTES, problem, "answer", problem.answer)) for problem in items[:5]) - 1
-    with pytest.raises(UserError, match=r"no problem is left of 5: dropped 5 with a teacher prompt longer than"):
+    with pytest.raises(UserError, match=r"all 5 problems were dropped: 5 with a teacher prompt longer than"):
         prompt_set(items[:5], teacher_width=tight)
 
 
@@ -93,10 +93,10 @@ def test_a_problem_without_the_default_context_is_left_out_and_counted():
 
 
 def test_data_privileged_is_named_when_no_problem_has_what_it_asks_for():
-    with pytest.raises(UserError, match="^data.privileged: 'hint': no problem is left of 10: dropped 10 with no hint$"):
+    with pytest.raises(UserError, match="^data.privileged: 'hint': all 10 problems were dropped: 10 with no hint$"):
         prompt_set(text=HINTS)
     # Here it is the source that asks for it.
-    with pytest.raises(UserError, match="^data.sources: no problem is left of 10: dropped 10 with no solution$"):
+    with pytest.raises(UserError, match="^data.sources: all 10 problems were dropped: 10 with no solution$"):
         prompt_set(problems(privileged="solution"), HINTS)
 
 
@@ -105,7 +105,7 @@ def test_a_set_without_teacher_prompts_needs_no_context():
 
 
 def test_a_batch_larger_than_the_data_is_refused():
-    with pytest.raises(UserError, match="rollout.problems: 11: expected at most the 10 training problems"):
+    with pytest.raises(UserError, match="rollout.problems: 11: expected at most 10, the training problems"):
         prompt_set().batches(11, seed=0)
 
 

@@ -130,22 +130,22 @@ def test_holding_out_everything_is_refused(num_heldout):
         ("chain_sum", "unknown scheme"),
         ("gym:chain_sun", "no reasoning-gym task 'chain_sun', nearest are chain_sum"),
         ("gym:chain_sum?min_term=2", "has no field 'min_term', nearest are min_terms"),
-        ("gym:chain_sum?min_terms=0", "refuses its fields: min_terms must be positive"),
-        ("gym:chain_sum?min_terms=two", "refuses its fields"),
+        ("gym:chain_sum?min_terms=0", "rejects its fields: min_terms must be positive"),
+        ("gym:chain_sum?min_terms=two", "rejects its fields"),
         ("gym:chain_sum?seed=None", "seed is None, expected an integer"),
-        ("gym:chain_sum?min_terms", "'min_terms' in its query, expected name=value"),
+        ("gym:chain_sum?min_terms", "'min_terms' in the query, expected name=value"),
         ("gym:lcm?size=1000000000", "size is 1000000000, expected an integer of 1 to 100000"),
         ("gym:lcm?size=²", "size is '²', expected an integer"),
-        ("gym:chain_sum?max_terms=999999999&size=1", "fails to draw its problem 0: it takes longer than"),
+        ("gym:chain_sum?max_terms=999999999&size=1", "failed to generate problem 0: it takes longer than"),
         ("jsonl:/no\0such", "cannot be opened (embedded null byte)"),
-        ("gym:word_ladder?size=2", "other problems in every process"),
+        ("gym:word_ladder?size=2", "is not deterministic across processes"),
         ("gym:rubiks_cube?size=2", "problem 0 has no reference answer"),
         ("jsonl:/no/such.jsonl", "no such file '/no/such.jsonl'"),
         ("tfds:/no/such/dir", "no such directory '/no/such/dir'"),
     ],
 )
 def test_a_mistaken_spec_is_one_line_with_field_value_and_expectation(spec, reason, monkeypatch):
-    monkeypatch.setattr(sources, "_DRAW_S", 0.2)
+    monkeypatch.setattr(sources, "_PROBLEM_TIMEOUT_S", 0.2)
     with pytest.raises(UserError) as refusal:
         load_source(spec)
     message = str(refusal.value)
@@ -167,7 +167,7 @@ GOOD = {"question": "q", "answer": "a"}
         ({"question": "q", "answer": True}, "", "field 'answer' is a bool"),
         ("[" * 9999, "", "not JSON"),
         ({"question": "q", "answer": float("nan")}, "", "field 'answer' is nan, expected a finite number"),
-        ({"question": "\ud800", "answer": "a"}, "", "field 'question' is '\\ud800', expected text of whole characters"),
+        ({"question": "\ud800", "answer": "a"}, "", "field 'question' is '\\ud800', expected valid UTF-8 text"),
         ({"question": "q", "answer": "a"}, "?hint=tip", "no field 'tip'"),
     ],
 )
@@ -180,7 +180,7 @@ def test_a_mistaken_row_is_named_by_file_and_line(tmp_path, line, query, reason)
 
 
 def test_nothing_to_read_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no problems in it"):
+    with pytest.raises(UserError, match="it holds no problems"):
         load_source(write_lines(tmp_path / "empty.jsonl", ""))
     with pytest.raises(UserError, match="no sources"):
         load_problems([])

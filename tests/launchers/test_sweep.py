@@ -96,7 +96,7 @@ SWEEPS = {
     "a bad value": ("yield {}; yield {'objective.rho': 2.0}", "point 2: objective.rho: 2.0: expected"),
     "a bad type": ("yield {'run.seed': 'x'}", "point 1: --config.run.seed: 'x' is not a value of its type"),
     "twice the same": ("yield {'run.seed': 1}; yield {'run.seed': 1}", "point 2: run.seed=1: an earlier point has"),
-    "too long": ("yield {'data.sources': ('jsonl:' + 'x' * 300,)}", "too long for the name of a folder"),
+    "too long": ("yield {'data.sources': ('jsonl:' + 'x' * 300,)}", "too long for a folder name"),
 }
 
 
@@ -115,7 +115,7 @@ def test_a_mistake_in_a_sweep_is_one_line_that_names_file_and_point(name, tmp_pa
     [
         ([], "--workdir: missing: expected the folder"),
         (["--workdir=x", "--jobs=0"], "--jobs: 0: expected at least 1"),
-        (["--workdir=x", "--config.run.seed=1"], "point 1: run.seed stands on the command line too"),
+        (["--workdir=x", "--config.run.seed=1"], "point 1: run.seed is also set on the command line"),
         (["--workdir=x", "--config.run.sed=1"], "--config.run.sed: no such field"),
         (["--workdir=x", "--slices=none.flags"], "--slices: none.flags: "),
     ],
@@ -268,7 +268,7 @@ def test_on_slices_each_point_gets_a_slice_of_its_own_name(tmp_path, capsys):
     assert [job.name for job in jobs] == [f"beta-{number}" for number in range(1, 13)]
     assert jobs[0].workdir == "/bucket/beta/objective.beta=0.0,run.seed=0"
     assert jobs[0].slice.name == "v6e-8" and jobs[0].bucket == "b-1"
-    with pytest.raises(UserError, match="goes with the slice"):
+    with pytest.raises(UserError, match="is deleted with the slice"):
         sweep.main([*argv, "--dry-run", "--workdir=/data/beta"])
 
 

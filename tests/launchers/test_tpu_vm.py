@@ -203,9 +203,9 @@ def test_flags_may_stand_in_a_file_with_comments(tmp_path):
         (["start", *WHERE, "--slice=v5e-16", "--", "ls"], "--workdir: missing: expected one --workdir=DIR"),
         (["start", *WHERE, "--slice=v5e-16", "--", "ls", "--workdir=runs/x"], "--workdir: runs/x: expected one"),
         (["start", *WHERE, "--slice=v5e-16", "--", *TRAIN], "--bucket: missing: expected the bucket to mount for"),
-        (["run", *WHERE, "--slice=v5e-16", "--", "ls", "--workdir=/x/y"], "--workdir: /x/y: goes with the slice"),
+        (["run", *WHERE, "--slice=v5e-16", "--", "ls", "--workdir=/x/y"], "--workdir: /x/y: is deleted with the slice"),
         ([*RUN, "--", *TRAIN, "--config.objective.rout=hard"], "--config.objective.rout: no such field; did you mean"),
-        ([*RUN, "--secret=HF_TOKEN", "--", *TRAIN], "--secret: HF_TOKEN is not set here"),
+        ([*RUN, "--secret=HF_TOKEN", "--", *TRAIN], "--secret: HF_TOKEN is not set"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_that_says_what_was_expected(argv, expected):
@@ -325,7 +325,7 @@ def test_a_run_that_is_taken_away_often_is_not_given_up(google, monkeypatch):
 def test_a_refused_first_request_ends_at_once_and_a_later_one_does_not(google):
     (google / "create").write_text("1")
     slept, end = follow(google, "NOT_FOUND")
-    assert end == "error: dasd: the slice was refused (gcloud's words above)" and not slept
+    assert end == "error: dasd: the request was rejected (gcloud's output above)" and not slept
     (google / "calls").unlink()
     slept, end = follow(google, "SUSPENDED", "NOT_FOUND", "NOT_FOUND", "ACTIVE finishing")
     assert end == "" and verbs(google).count("create") == 2
@@ -364,7 +364,7 @@ def test_keep_leaves_the_slice(google):
         ("NOT_FOUND", "dasd: no slice"),
         ("FAILED", "dasd: FAILED (no quota)"),
         ("ACTIVE idle,running", "dasd: ACTIVE, idle, running"),
-        ("ACTIVE unreachable", "dasd: ACTIVE, out of reach"),
+        ("ACTIVE unreachable", "dasd: ACTIVE, unreachable"),
     ],
 )
 def test_status_says_how_slice_and_command_are(google, world, says, capsys):

@@ -162,7 +162,7 @@ def test_where_none_is_whole_nothing_begins_again_in_silence(mesh, tmp_path):
         save(tmp_path, make_state(mesh, step))
         (tmp_path / "checkpoints" / f"{step:06d}" / "manifest.json").write_text("{")
     for _ in range(2):
-        with pytest.raises(UserError, match=r"no checkpoint is whole, the newest is 000004\.damaged: expected another"):
+        with pytest.raises(UserError, match=r"no checkpoint is valid, the newest is 000004\.damaged: expected another"):
             checkpoint.latest(tmp_path, set_aside=True)
     shutil.rmtree(tmp_path / "checkpoints")
     assert checkpoint.latest(tmp_path, set_aside=True) is None
@@ -183,7 +183,7 @@ def test_one_that_cannot_be_read_is_no_damaged_one(name, mesh, tmp_path, monkeyp
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(PermissionError):
         checkpoint.latest(tmp_path, set_aside=True)
-    with pytest.raises(UserError, match=f"--checkpoint: .*{name}: Permission denied: expected files that can be read"):
+    with pytest.raises(UserError, match=f"--checkpoint: .*{name}: Permission denied: expected readable files"):
         checkpoint.find(tmp_path, "4")
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["000002", "000004"]
 
@@ -192,6 +192,6 @@ def test_a_checkpoint_that_is_named_and_not_there_is_refused_with_those_that_are
     save(tmp_path, make_state(mesh, 2))
     with pytest.raises(UserError, match=r"--checkpoint: 5: .* expected a path or a step of 2"):
         checkpoint.find(tmp_path, "5")
-    with pytest.raises(UserError, match="holds no whole checkpoint"):
+    with pytest.raises(UserError, match="has no valid checkpoint"):
         checkpoint.find(tmp_path / "elsewhere", "")
     assert checkpoint.find(tmp_path, "2") == checkpoint.find(tmp_path, "") == tmp_path / "checkpoints" / "000002"

@@ -94,7 +94,9 @@ def verifier_alone(b):
 def with_junk(b, junk):
     """The same batch with `junk` wherever nothing may be read."""
     clean = lambda x: np.where(b.mask, x, np.float32(junk))  # noqa: E731
-    b = with_teacher(b, **{name: clean(getattr(teacher(b), name)) for name in ("logp", "forward_kl", "reverse_kl")})
+    b = with_teacher(
+        b, **{name: clean(getattr(teacher(b), name)) for name in ("logp", "entropy", "forward_kl", "reverse_kl")}
+    )
     return b.replace(logp=clean(b.logp), entropy=clean(b.entropy), reward=np.where(b.live, b.reward, np.float32(junk)))
 
 
@@ -224,7 +226,7 @@ def test_five_tokens_by_hand():
 
 
 @pytest.mark.parametrize(("scaled", "gate"), [(0.0, 0.269), (1.0, 0.5), (-1.0, 0.5), (3.0, 0.881), (-3.0, 0.881)])
-def test_the_gate_is_a_quarter_at_no_gap_a_half_at_a_typical_one_and_seven_eighths_at_three(scaled, gate):
+def test_the_gate_is_a_quarter_at_no_gap_a_half_at_one_and_seven_eighths_at_three(scaled, gate):
     small = 1e-3 if scaled == 0 else 0.0
     slope = float(gated_gap(scaled + small, 1.0, DasdParams())) / (scaled + small)
     assert slope == pytest.approx(gate, abs=1e-3)
@@ -243,7 +245,7 @@ def test_the_four_scales_by_hand():
         np.testing.assert_allclose(gap_scale(gap, mask, DasdParams(scale=name)), sizes, rtol=1e-6)
 
 
-def test_the_bottom_reading_leaves_nothing_to_attract_where_the_surest_fifth_is_certain():
+def test_the_bottom_reading_attracts_nothing_where_the_surest_fifth_is_certain():
     entropy, mask = np.array([[0.0, 0.0, 1.0, 2.0, 3.0]], np.float32), np.ones((1, 5), bool)
     bottom, top = (np.asarray(router(entropy, mask, DasdParams(rho_side=side))[0]) for side in ("bottom", "top"))
     assert bottom.max() == 0 and bottom.min() < -0.9
@@ -387,7 +389,7 @@ def test_the_maps_are_parts_signs_and_constants_of_the_signed_one():
     np.testing.assert_array_equal(got["novelty"], -on.astype(np.float32))
 
 
-def test_a_repelled_token_beyond_repel_kl_max_keeps_the_verifier_and_no_other_changes():
+def test_a_repelled_token_beyond_repel_kl_max_keeps_the_verifier_alone():
     b, bound = ragged(), 0.4
     free, held = signal(b), signal(b, repel_kl_max=bound)
     stopped = (np.asarray(free.logged["route"]) < 0) & (teacher(b).reverse_kl[0] > bound)

@@ -92,7 +92,7 @@ def test_value_of_the_full_form_is_the_expected_value_of_the_sampled_credit():
     assert got == pytest.approx(-(probability * credit).sum(), abs=1e-6)
 
 
-def test_without_gate_clip_and_scale_the_full_form_descends_the_routed_kl_to_the_teacher():
+def test_without_gate_clip_and_scale_the_full_form_descends_the_routed_kl():
     views, hp = two_views(), full(gate=False, clip=0.0, scale="none")
     ones = np.ones(ROWS, np.float32)
 

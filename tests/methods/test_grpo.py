@@ -63,7 +63,7 @@ def test_grpo_is_dasd_whose_teachers_weight_is_zero():
         np.testing.assert_array_equal(off.weight, signal(b).weight)
 
 
-def test_supervised_fine_tuning_weighs_the_tokens_of_a_minibatch_alike_and_no_others():
+def test_supervised_fine_tuning_weighs_the_tokens_of_a_minibatch_alike():
     got = sft.METHOD.signal(scored(), SHAPE, sft.METHOD.fields())
     np.testing.assert_allclose(got.nll, np.where(MASK, np.repeat([1 / 11, 1 / 16], 4)[:, None], 0), rtol=1e-6)
     assert got.advantage is None and got.weight is None and got.kl is None

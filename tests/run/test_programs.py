@@ -1,5 +1,7 @@
 """The programs of a run from shapes alone: which there are, and the figures beside them, by hand."""
 
+import dataclasses
+
 import jax
 import pytest
 from tiny import config
@@ -7,9 +9,11 @@ from tiny import config
 from dasd_jax.cost.work import Batch, forward_flops
 from dasd_jax.errors import UserError
 from dasd_jax.mesh import MeshConfig, make_mesh
+from dasd_jax.methods import METHODS
 from dasd_jax.model.presets import preset
+from dasd_jax.objective.contract import View
 from dasd_jax.run import setup
-from dasd_jax.run.programs import _scored, programs
+from dasd_jax.run.programs import _scored, programs, teacher_bytes
 
 PLENTY = 2**34
 # qwen3_tiny: its products 98,304, its embedding 320 · 64, both split over heads or words; its norms 4 · 64 + 2 · 32.
@@ -108,3 +112,19 @@ def test_every_program_is_lowered_for_the_devices_of_the_mesh(name):
     if name == "update":
         before, after = lowered.args_info[0][0].params, lowered.out_info[0].params
         assert jax.tree.map(lambda x: x.shape, before) == jax.tree.map(lambda x: x.shape, after)
+
+
+def test_every_copy_that_a_teacher_reads_is_counted_and_stays_resident(monkeypatch):
+    """An average and a snapshot: each as large as the parameters, beside a rollout and among a score's arguments."""
+    views = {"slow": View(weights="ema", rate=0.05), "old": View(weights="snapshot", every=4), "teacher": View()}
+    of_device, plain = 4 * ((PRODUCTS + EMBEDDING) // 8 + NORMS), found()
+    method = dataclasses.replace(METHODS["dasd"], views=lambda hp: views)
+    monkeypatch.setitem(METHODS, "dasd", method)
+    copied = found()
+    assert copied["rollout"].beside == plain["rollout"].beside + 2 * of_device
+    assert copied["score"].beside == plain["score"].beside
+    settings = config.from_dict(cli.load_config("configs/qwen_math.py", "tiny").to_dict())
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    with jax.set_mesh(mesh):
+        sizes = teacher_bytes(settings, preset("qwen3_tiny"), mesh)
+    assert sizes == {"ema_0.05": of_device, "snapshot_4": of_device}

@@ -87,10 +87,10 @@ def test_mistaken_benchmarks_are_one_line_each(files, tmp_path):
     long = write(tmp_path / "long.jsonl", ["long " * 100])
     all_of_them = write(tmp_path / "all.jsonl", [f"What is {i} + 1?" for i in range(20)])
     for benchmarks, reason in (
-        ([first, empty], f"data.benchmarks: '{empty}': no problems in it, expected at least one"),
+        ([first, empty], f"data.benchmarks: '{empty}': it holds no problems, expected at least one"),
         (["jsonl:/nowhere.jsonl"], "data.benchmarks: 'jsonl:/nowhere.jsonl': no such file '/nowhere.jsonl'"),
         ([first, long], f"data.benchmarks: '{long}': no problem fits rollout.prompt_length: expected at least one"),
-        ([long], "data.benchmarks: no problem is left of 1: dropped 1 with a student prompt longer than 192 tokens"),
+        ([long], "data.benchmarks: all 1 problems were dropped: 1 with a student prompt longer than 192 tokens"),
         ([all_of_them], "data.sources: all of their problems are in data.benchmarks: expected others to train on"),
     ):
         with pytest.raises(UserError) as refusal:

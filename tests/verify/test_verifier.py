@@ -97,7 +97,7 @@ def test_the_page_about_the_verifier_counts_and_explains_every_disagreement_and_
     missed = [row for row in ROWS if row.math_verify and row.expected == "right"]
     accepted = [row for row in ROWS if row.math_verify and row.expected != "right"]
     assert f"The {len(ROWS)} pairs" in page
-    assert f"calls {len(missed)} right answers wrong and accepts {len(accepted)} that are not right" in page
+    assert f"rejects {len(missed)} right answers and accepts {len(accepted)} that are not right" in page
     for reason, count in Counter(row.math_verify for row in missed + accepted).items():
         assert f"| {count} | {reason} |" in page
     assert [row for row in ROWS if row.limit not in page] == []

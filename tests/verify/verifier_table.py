@@ -19,19 +19,19 @@ class Row(NamedTuple):
 
 # Why math-verify says otherwise.
 ROUNDS = "it rounds decimals to six places"
-SIGNS = "it does not read this sign or this way of writing"
-UNITS = "it strips words and letters from the end as units, whatever they are"
-PERCENT = "it drops a percent sign between whole numbers and at no others"
+SIGNS = "it does not parse this symbol or notation"
+UNITS = "it strips any trailing words and letters as units"
+PERCENT = "it drops a percent sign only between whole numbers"
 MIXED = "it loses the whole part of a mixed number before a percent sign"
 DEGREES = "it drops the sign of degrees"
-BRACKETS = "it takes a set, a point and an open interval for one another"
-LAST_SIDE = "it reads the last side of an equation alone"
+BRACKETS = "it does not distinguish sets, points and open intervals"
+LAST_SIDE = "it parses only the last side of an equation"
 RELATIONS = "it compares an inequality with a set only if the inequality is the reference"
-CASE = "it takes every capital for a small letter"
+CASE = "it ignores case"
 LETTERS = "it multiplies the letters of words"
-COLON = "it divides where a colon stands"
-PRODUCT = "it multiplies numbers that stand side by side"
-BOXES = "it reads several boxes as one set, thoughts included, and no fbox"
+COLON = "it parses a colon as division"
+PRODUCT = "it multiplies adjacent numbers"
+BOXES = "it parses several boxes as one set, including those in the reasoning, and no fbox"
 SENTENCE = "it picks a number out of a sentence"
 
 
@@ -132,8 +132,8 @@ ANSWERS = {
         right("120", "5!"),
         right("10", r"\binom{5}{2}"),
         right("3+4i", "4i + 3"),
-        wrong("-1", "i^2", limit="equal; math-verify reads i as a variable"),
-        wrong("2i", r"\sqrt{-4}", limit="equal; math-verify reads i as a variable"),
+        wrong("-1", "i^2", limit="equal; math-verify parses i as a variable"),
+        wrong("2i", r"\sqrt{-4}", limit="equal; math-verify parses i as a variable"),
         right("5", "|-5|"),
         wrong("3+4i", "3-4i"),
         wrong("e", "2.718"),
@@ -181,7 +181,7 @@ ANSWERS = {
         unreadable("5", r"5\text{ or more}", math_verify=UNITS),
         unreadable("5", r"5\text{ factorial}", math_verify=UNITS),
         wrong("5", r"5\text{ thousand}", math_verify=UNITS),
-        wrong(r"5\text{ m}", r"500\text{ cm}", limit="the same length; units are names here and are not converted"),
+        wrong(r"5\text{ m}", r"500\text{ cm}", limit="the same length; units are compared by name and not converted"),
     ],
     "money": [
         right("12.50", r"\$12.50"),
@@ -311,10 +311,10 @@ ANSWERS = {
         wrong(
             r"(-\infty,1]\cup[3,\infty)",
             r"x \le 1 \text{ or } x \ge 3",
-            limit="the same numbers; a list of inequalities is not joined to a set",
+            limit="the same set; a list of inequalities is not joined to a set",
         ),
         right("(1,2)", "1 < x < 2", math_verify=RELATIONS),
-        wrong("x > 3", "2x > 6", limit="the same numbers; inequalities are compared and not solved"),
+        wrong("x > 3", "2x > 6", limit="the same set; inequalities are compared, not solved"),
         wrong("x > 3", r"x \ge 3"),
         wrong("x > 3", "x < 3"),
         wrong("x > 3", "3"),
@@ -372,13 +372,13 @@ ANSWERS = {
         wrong("10:45", "10:54"),
         wrong("3:2", "2:3"),
         wrong("3:30", "1:10", "a time is no ratio", math_verify=COLON),
-        wrong("July 4, 1776", "4 July 1776", limit="the same day; dates are words here"),
+        wrong("July 4, 1776", "4 July 1776", limit="the same day; dates are compared as text"),
     ],
     "other bases": [
         right("1011_2", "1011_{2}"),
         right("1011_2", "1011", "the question names the base"),
         right(r"\text{FF}_{16}", "FF_{16}"),
-        wrong("1011_2", r"1011_{\text{two}}", limit="the same number; a base is read in digits only"),
+        wrong("1011_2", r"1011_{\text{two}}", limit="the same number; a base is parsed only in digits"),
         wrong("1011_2", "1101_2"),
         wrong("1011_2", "1011_3", math_verify=UNITS),
         wrong("1011_2", "11", "eleven was to be written in base 2"),
