@@ -108,7 +108,8 @@ def blank_gaps(run: Run, collected: Collected, knobs: dict[str, float]) -> dict:
     """By view, teacher minus student where the teachers read the students' prompts with the student's weights."""
     blank = run.collector.blank_teacher_batches(collected, run.steps.views)
     _, logged, _ = score(run, collected, blank, knobs, dict.fromkeys(run.state.teachers, run.state.params))
-    return fetch({name: gap for name, gap in logged.items() if name.partition("/")[0] == "gap"})
+    gaps = {name.partition("/")[2] or "teacher": gap for name, gap in logged.items() if name.split("/")[0] == "gap"}
+    return fetch(gaps)
 
 
 def as_floats(scalars: dict[str, jax.Array]) -> dict[str, float]:

@@ -9,17 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
+from tiny import SMALL, TINY, command
 
-from dasd_jax import cli, train
+from dasd_jax import cli, generate
 from dasd_jax.data.pipeline import PromptSet
-from dasd_jax.mesh import make_mesh
 from dasd_jax.model.presets import PRESETS, preset
 
 ROOT = Path(__file__).parents[1]
-TINY = "--config=configs/qwen_math.py:tiny"
-SHORT = ["--config.run.steps=4", "--config.run.checkpoint_every=2"]
+SHORT = [f"--config.{field}" for field in (*SMALL, "run.steps=4", "run.checkpoint_every=2")]
 # In the environment of every run here: no file that one leaves may hold any of them.
 SECRETS = {
     "HF_TOKEN": "hf_plantedplantedplanted1",
@@ -29,12 +27,12 @@ SECRETS = {
 IN_A_PROCESS = {"cwd": ROOT, "text": True, "env": os.environ | SECRETS}
 
 
-def command(name, *args):
+def words(name, *args):
     return [sys.executable, "-m", f"dasd_jax.{name}", *args]
 
 
 def run(name, *args, timeout=240):
-    return subprocess.run(command(name, *args), **IN_A_PROCESS, capture_output=True, timeout=timeout, check=False)
+    return subprocess.run(words(name, *args), **IN_A_PROCESS, capture_output=True, timeout=timeout, check=False)
 
 
 def numbers(workdir):
@@ -70,7 +68,8 @@ def test_a_run_leaves_what_the_contract_lists(finished):
     assert set(contract.split()) <= metrics[1].keys()
     assert metrics[1]["policy/logp_gap_max"] < 1e-4
     done = json.loads((workdir / "done.json").read_text())
-    assert done["heldout"]["problems"] == 8
+    assert done["heldout"]["problems"] == 4
+    assert done["objective"] == json.loads((workdir / "config.json").read_text())["objective"]
     assert "rise:" in stdout and str(workdir) in stdout
     samples = [json.loads(line) for line in (workdir / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 16
@@ -124,32 +123,41 @@ def test_settings_that_only_look_like_secrets_are_let_in(monkeypatch):
     cli.refuse_secrets(words)
 
 
-def test_a_finished_run_is_not_run_again(finished):
+def test_a_finished_run_is_not_run_again(finished, monkeypatch, capsys):
     workdir, _ = finished
     before = (workdir / "metrics.jsonl").read_bytes()
-    again = run("train", TINY, f"--workdir={workdir}", *SHORT)
-    assert again.returncode == 0 and "finished run" in again.stdout
+    assert command(monkeypatch)(TINY, f"--workdir={workdir}", *SHORT) == 0
+    assert f"{workdir} holds a finished run:" in capsys.readouterr().out
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_run_that_is_stopped_in_the_middle_ends_the_same(how, finished, tmp_path):
-    """Killed after its third step it goes on from the checkpoint of the second; asked to stop, from where it was."""
-    workdir = tmp_path / "stopped"
-    args = command("train", TINY, f"--workdir={workdir}", *SHORT)
-    process = subprocess.Popen(args, **IN_A_PROCESS, stdout=subprocess.PIPE, start_new_session=True)
+def stopped(workdir, how, step):
+    """What a run said that got a signal after a step, and its exit code."""
+    process = subprocess.Popen(
+        words("train", TINY, f"--workdir={workdir}", *SHORT), **IN_A_PROCESS, stdout=subprocess.PIPE
+    )
+    said = []
     for line in process.stdout:
-        if line.startswith("step 3/" if how == signal.SIGKILL else "step 2/"):
+        said.append(line)
+        if line.startswith(f"step {step}/"):
             os.kill(process.pid, how)
             break
-    said, code = process.stdout.read(), process.wait(timeout=120)
-    assert code == (-9 if how == signal.SIGKILL else 0)
-    stopped = re.search("^stopped by a signal after step [23]; the same command goes on from here$", said, re.MULTILINE)
-    assert bool(stopped) == (how == signal.SIGTERM), said
+    said.append(process.stdout.read())
+    return "".join(said), process.wait(timeout=120)
+
+
+def test_a_run_that_is_killed_and_asked_to_stop_ends_the_same(finished, tmp_path):
+    """Killed after its third step it goes on from the checkpoint of the second; asked to stop, from where it was."""
+    workdir = tmp_path / "stopped"
+    _, code = stopped(workdir, signal.SIGKILL, 3)
+    assert code == -9 and not (workdir / "done.json").exists()
+    said, code = stopped(workdir, signal.SIGTERM, 3)
+    assert code == 0 and f"resumed from {workdir / 'checkpoints' / '000002'}\n" in said
+    assert re.search("^stopped by a signal after step 3; the same command goes on from here$", said, re.MULTILINE), said
     assert not (workdir / "done.json").exists()
     resumed = run("train", TINY, f"--workdir={workdir}", *SHORT)
     assert resumed.returncode == 0, resumed.stderr
-    assert "resumed from" in resumed.stdout
+    assert f"resumed from {workdir / 'checkpoints' / '000003'}\n" in resumed.stdout
     assert numbers(workdir) == numbers(finished[0])
     for name in ("samples.jsonl", "verdicts.jsonl"):
         assert (workdir / name).read_bytes() == (finished[0] / name).read_bytes()
@@ -158,38 +166,42 @@ def test_a_run_that_is_stopped_in_the_middle_ends_the_same(how, finished, tmp_pa
         assert mine == theirs
 
 
-def test_evaluate_and_generate_take_the_newest_checkpoint(finished):
+def test_evaluate_and_generate_take_the_newest_checkpoint(finished, monkeypatch, capsys):
+    """An answer is the same in every process."""
     workdir, _ = finished
     recorded = json.loads((workdir / "heldout" / "4.json").read_text())
     scored = run("evaluate", TINY, f"--workdir={workdir}", *SHORT)
     assert scored.returncode == 0, scored.stderr
     assert json.loads((workdir / "eval" / "4.json").read_text()) == recorded
-    answers = [run("generate", TINY, f"--workdir={workdir}", *SHORT, "--prompt=What is 1 + 1?") for _ in range(2)]
-    assert answers[0].returncode == 0, answers[0].stderr
-    assert answers[0].stdout == answers[1].stdout != "\n"
+    question = [TINY, f"--workdir={workdir}", *SHORT, "--prompt=What is 1 + 1?"]
+    answered = run("generate", *question)
+    assert answered.returncode == 0, answered.stderr
+    generate.main(question)
+    assert answered.stdout == capsys.readouterr().out != "\n"
 
 
-def test_supervised_fine_tuning_and_the_full_form_run(tmp_path):
-    for name, args in {
-        "sft": ["--config.objective.method=sft", "--config.data.privileged=answer"],
-        "full": ["--config.objective.form=full"],
-        "grpo": ["--config.objective.method=grpo"],
-    }.items():
-        done = run("train", TINY, f"--workdir={tmp_path / name}", "--config.run.steps=3", *args)
-        assert done.returncode == 0, done.stderr
-        metrics = numbers(tmp_path / name)
-        if name == "sft":
-            assert metrics[3]["loss/total"] < metrics[1]["loss/total"] - 0.05
-        assert ("loss/dense" in metrics[1]) == (name == "full")
-        assert ("gap/mean_abs" in metrics[1]) == (name == "full")
+METHODS = {
+    "sft": ["objective.method=sft", "data.privileged=answer"],
+    "full": ["objective.form=full"],
+    "grpo": ["objective.method=grpo"],
+}
 
 
-def test_a_workdir_of_another_config_is_refused_and_left_alone(finished):
+@pytest.mark.parametrize("name", METHODS)
+def test_the_other_methods_and_the_full_form_run(name, monkeypatch, tmp_path):
+    fields = (f"--config.{field}" for field in (*SMALL, "run.steps=3", *METHODS[name]))
+    assert command(monkeypatch)(TINY, f"--workdir={tmp_path}", *fields) == 0
+    metrics = numbers(tmp_path)
+    if name == "sft":
+        assert metrics[3]["loss/total"] < metrics[1]["loss/total"] - 0.05
+    assert ("loss/dense" in metrics[1]) == (name == "full")
+    assert ("gap/mean_abs" in metrics[1]) == (name == "full")
+
+
+def test_a_workdir_of_another_config_is_refused_and_left_alone(finished, refused):
     workdir, _ = finished
     before = sorted((path, path.stat().st_mtime_ns) for path in workdir.rglob("*"))
-    refused = run("train", TINY, f"--workdir={workdir}", *SHORT, "--config.objective.beta=0.3")
-    assert refused.returncode == 2
-    assert refused.stderr == (
+    assert refused(TINY, f"--workdir={workdir}", *SHORT, "--config.objective.beta=0.3") == (
         f"error: --workdir: {workdir} belongs to a run with objective.beta = 0.1, not 0.3: "
         "expected the same config, or another --workdir\n"
     )
@@ -241,25 +253,19 @@ MISTAKES = {
     "odd batch": (["--config.rollout.problems=6"], "rollout.problems: 6: expected a multiple of"),
     "mesh": (["--config.mesh.data=3"], "mesh: data=3 fsdp=-1 tensor=1 does not fit 1 device(s)"),
     "nothing fits": (["--config.rollout.prompt_length=8"], "data.sources: all 124 problems were dropped: 124"),
-    "no solution to show": (["--config.data.privileged=solution"], "data.privileged: 'solution': no problem is"),
+    "no solution to show": (["--config.data.privileged=solution"], "data.privileged: 'solution': all 124 problems were"),
     "missing file": (["--config.data.sources=('jsonl:/nowhere.jsonl',)"], "data.sources: 'jsonl:/nowhere.jsonl': no s"),
 }
 
 
 @pytest.fixture
 def refused(monkeypatch, capsys):
-    """What `train` says to arguments that it has to refuse.
-
-    In this process, through the same door, and on one of its eight devices: a process each would take minutes.
-    """
-    monkeypatch.setattr(train, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+    """What `train` says to arguments that it has to refuse; in this process, since one each would take minutes."""
+    call = command(monkeypatch)
 
     def error_of(*argv) -> str:
-        monkeypatch.setattr(sys, "argv", ["train", *argv])
-        with pytest.raises(SystemExit) as stopped:
-            cli.run(train.main)
-        error = capsys.readouterr().err
-        assert stopped.value.code == 2, error
+        code, error = call(*argv), capsys.readouterr().err
+        assert code == 2, error
         assert error.count("\n") == 1, error
         return error
 
@@ -307,12 +313,8 @@ def test_files_that_are_not_what_they_should_be_are_one_line_each(refused, tmp_p
 def test_views_that_differ_in_more_than_the_context_stop_the_run(monkeypatch, capsys, tmp_path):
     """The blank prompt is exchanged for the privileged one, as a template that differs between the views would do."""
     monkeypatch.setattr(PromptSet, "blank_teacher_batch", PromptSet.teacher_batch)
-    monkeypatch.setattr(train, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
-    args = [TINY, f"--workdir={tmp_path / 'w'}", *SHORT, "--config.rollout.logp_gap_mean_max=1e-6"]
-    monkeypatch.setattr(sys, "argv", ["train", *args])
-    with pytest.raises(SystemExit) as stopped:
-        cli.run(train.main)
-    assert stopped.value.code == 1
+    args = [TINY, f"--workdir={tmp_path / 'w'}", *SHORT, "--config.guards.logp_gap_mean_max=1e-6"]
+    assert command(monkeypatch)(*args) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: step 1: without privileged context the teacher is ") and error.count("\n") == 1
     assert [line["step"] for line in numbers(tmp_path / "w")] == [0]
@@ -326,10 +328,26 @@ def test_a_vocabulary_of_another_model_is_refused(refused, monkeypatch, tmp_path
     assert not (tmp_path / "w").exists()
 
 
+# Every command's file as `python -m` runs it, in one process: most of the time of one is JAX's import.
+HELP = """
+import runpy, sys
+
+for name in sys.argv[1:]:
+    sys.argv = [name, "--help"]
+    try:
+        runpy.run_module(f"dasd_jax.{name}", run_name="__main__")
+    except SystemExit as ended:
+        assert not ended.code, name
+"""
+
+
 def test_help_explains_and_exits_0():
-    for name in ("train", "evaluate", "generate", "prepare", "fetch"):
-        shown = run(name, "--help")
-        assert shown.returncode == 0 and not shown.stderr
+    names = [path.stem for path in sorted((ROOT / "dasd_jax").glob("*.py")) if "cli.run(main)" in path.read_text()]
+    assert {"train", "evaluate", "generate", "prepare", "fetch", "convert", "compile"} <= set(names)
+    script = [sys.executable, "-W", "ignore", "-c", HELP, *names]
+    shown = subprocess.run(script, **IN_A_PROCESS, capture_output=True, timeout=240, check=False)
+    assert shown.returncode == 0 and not shown.stderr, shown.stderr
+    for name in names:
         assert f"python -m dasd_jax.{name}" in shown.stdout
 
 

@@ -15,45 +15,24 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny import SMALL, TINY, here
+from tiny import SMALL, TINY, command
 
 from dasd_jax import train
 from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import put_rows
-from dasd_jax.run import collect, runlog
+from dasd_jax.run import collect, runlog, stopping
 
 ROOT = Path(__file__).parents[1]
-# A training that hangs in a function of its own, where Python hears no signal: at once or in its second step.
-HANGS = """
-import ctypes, sys
-from dasd_jax import cli, train
-from dasd_jax.run import setup
-
-owner, name = {"start-up": (setup, "open_prompts"), "score": (train, "score"), "update": (train, "train_step")}[
-    sys.argv.pop(1)
-]
-whole = getattr(owner, name)
-def hang(*args):
-    states = [getattr(x, "state", x) for x in args]
-    if owner is setup or int(next(x.step for x in states if hasattr(x, "step"))) == 1:
-        print("hangs", flush=True)
-        while True:
-            ctypes.CDLL(None).sleep(60)
-    return whole(*args)
-
-setattr(owner, name, hang)
-cli.run(train.main)
-"""
 
 
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
     """run(*overrides) → (exit code, stdout, stderr) of a training in this process."""
-    command = here(monkeypatch)
+    call = command(monkeypatch)
 
     def once(*overrides: str) -> tuple[int, str, str]:
         fields = (f"--config.{override}" for override in (*SMALL, *overrides))
-        return command(TINY, f"--workdir={tmp_path / 'w'}", *fields), *capsys.readouterr()
+        return call(TINY, f"--workdir={tmp_path / 'w'}", *fields), *capsys.readouterr()
 
     return once
 
@@ -101,7 +80,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_its_batch_kept(run, poisone
 
 @pytest.mark.parametrize("method", ["dasd", "sft"])
 def test_the_learning_rate_that_is_logged_is_that_of_the_updates_that_were_made(method, run, monkeypatch, tmp_path):
-    """A warm-up of five updates, two a step; those of the second step are skipped."""
+    """A warm-up of five updates to 5e-4, two a step; those of the second step are skipped."""
     whole = train.train_step
 
     def train_step(steps, optimizer, state, experience, *args):
@@ -112,8 +91,7 @@ def test_the_learning_rate_that_is_logged_is_that_of_the_updates_that_were_made(
         return whole(steps, optimizer, state, experience, *args)
 
     monkeypatch.setattr(train, "train_step", train_step)
-    fields = ["optim.warmup_steps=5", "optim.schedule=constant", "optim.learning_rate=5e-4"]
-    code, out, err = run("run.steps=3", f"objective.method={method}", *fields)
+    code, out, err = run("run.steps=3", f"objective.method={method}")
     assert (code, err) == (0, "") and "warning: step 2: loss or gradient is not finite in 100%" in out
     rates = [line["optim/learning_rate"] for line in lines_of(tmp_path / "w" / "metrics.jsonl")[1:]]
     assert rates == pytest.approx([2e-4, 2e-4, 4e-4])
@@ -178,10 +156,11 @@ def test_steps_with_nothing_in_the_loss_change_nothing_and_stop_the_run(run, mon
         return found.replace(in_loss=np.zeros_like(found.in_loss))
 
     monkeypatch.setattr(collect, "outcomes", outcomes)
-    code, _, err = run("run.steps=3", "run.checkpoint_every=1", "guards.empty_steps_stop=2")
+    code, _, err = run("run.steps=4", "run.checkpoint_every=1", "guards.empty_steps_stop=3")
     assert code == 1 and err.count("\n") == 1
-    assert err.startswith("error: steps 1-2: no token was in the loss and nothing was updated: ")
-    assert [line.get("optim/empty_frac") for line in lines_of(tmp_path / "w" / "metrics.jsonl")] == [None, 1.0, 1.0]
+    assert err.startswith("error: steps 1-3: no token was in the loss and nothing was updated: ")
+    lines = lines_of(tmp_path / "w" / "metrics.jsonl")
+    assert [line.get("optim/empty_frac") for line in lines] == [None, 1.0, 1.0, 1.0]
     (_, first), (_, second) = (
         checkpoint.restore_params(tmp_path / "w" / "checkpoints" / f"00000{step}", mesh) for step in (1, 2)
     )
@@ -247,7 +226,9 @@ def test_numbers_that_may_mean_nothing_good_are_said(said, run):
 def in_the_middle(phase, workdir, *fields, signals=1):
     """(exit code, the last line it said, seconds from the first signal on) of a training that hangs in a phase."""
     args = [phase, TINY, f"--workdir={workdir}", *(f"--config.{field}" for field in (*SMALL, "run.steps=3", *fields))]
-    process = subprocess.Popen([sys.executable, "-c", HANGS, *args], cwd=ROOT, text=True, stdout=subprocess.PIPE)
+    script = [sys.executable, str(ROOT / "tests" / "hanging_train.py"), *args]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(script, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE)
     assert "hangs\n" in iter(process.stdout.readline, "")
     started = time.monotonic()
     for _ in range(signals):
@@ -287,7 +268,7 @@ def test_an_update_that_outlasts_the_grace_is_given_up_and_a_second_signal_waits
     assert [line["step"] for line in lines_of(workdir / "metrics.jsonl")] == [0, 1]
 
 
-def test_a_notice_of_maintenance_ends_the_run_after_its_step(tmp_path):
+def test_a_notice_of_maintenance_ends_the_run_after_its_step(run, monkeypatch, tmp_path):
     """A metadata server that announces it as soon as there is a first step."""
     workdir = tmp_path / "w"
 
@@ -306,19 +287,16 @@ def test_a_notice_of_maintenance_ends_the_run_after_its_step(tmp_path):
 
     with http.server.ThreadingHTTPServer(("localhost", 0), Metadata) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        done = subprocess.run(
-            [sys.executable, "-m", "dasd_jax.train", TINY, f"--workdir={workdir}",
-             *(f"--config.{field}" for field in (*SMALL, "run.steps=100000", "run.checkpoint_every=100000"))],
-            cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-            env=os.environ | {"GCE_METADATA_HOST": f"localhost:{server.server_port}"},
-        )  # fmt: skip
+        monkeypatch.setenv("GCE_METADATA_HOST", f"localhost:{server.server_port}")
+        monkeypatch.setattr(stopping, "_NOTICE_EVERY_S", 0.5)
+        code, out, err = run("run.steps=100000", "run.checkpoint_every=100000")
         server.shutdown()
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (code, err) == (0, "")
     step = lines_of(workdir / "metrics.jsonl")[-1]["step"]
     said = (
         f"stopped for maintenance (TERMINATE_ON_HOST_MAINTENANCE) after step {step}; the same command goes on from here"
     )
-    assert done.stdout.splitlines()[-1] == said
+    assert out.splitlines()[-1] == said
     assert (workdir / "checkpoints" / f"{step:06d}" / "manifest.json").exists()
 
 

@@ -11,10 +11,11 @@ from dasd_jax.mesh import make_mesh
 from dasd_jax.run import start
 
 TINY = "--config=configs/qwen_math.py:tiny"
-# Four problems of two rollouts, where nothing that is tested depends on the size of a batch.
-SMALL = ("rollout.problems=4", "rollout.rollouts=2", "run.eval_problems=4", "run.eval_samples=2")
-
-_make_optimizer = functools.cache(start.make_optimizer)
+# Four problems of two rollouts and one schedule, where nothing that is tested depends on them: compiled once for all.
+SMALL = (
+    "rollout.problems=4", "rollout.rollouts=2", "run.eval_problems=4", "run.eval_samples=2",
+    "optim.schedule=constant", "optim.warmup_steps=5", "optim.learning_rate=5e-4",
+)  # fmt: skip
 
 
 def config(*overrides: str) -> Config:
@@ -22,20 +23,23 @@ def config(*overrides: str) -> Config:
     return cli.parse(cli.parser(""), [TINY, *(f"--config.{override}" for override in overrides)], quiet=True).config
 
 
-def of_one_length(optim, planned: int = 12):
-    """The optimiser of runs of any length, so that their update is compiled once."""
-    return _make_optimizer(optim, 12)
+_make_optimizer = functools.cache(start.make_optimizer)
 
 
-def here(monkeypatch, main=train.main):
-    """call(*argv) → exit code of a command in this process, on one of its devices."""
-    monkeypatch.setattr(train, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
-    monkeypatch.setattr(start, "make_optimizer", of_one_length)
+def alike(setattr=setattr) -> None:
+    """From now on trainings of any length have one optimiser, whose update is traced once, on one of the devices."""
+    setattr(train, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+    setattr(start, "make_optimizer", lambda optim, planned: _make_optimizer(optim, 12))
+
+
+def command(monkeypatch):
+    """call(*argv) → exit code of `train` through its own door, in this process."""
+    alike(monkeypatch.setattr)
 
     def call(*argv: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["dasd_jax", *argv])
+        monkeypatch.setattr(sys, "argv", ["train", *argv])
         try:
-            cli.run(main)
+            cli.run(train.main)
         except SystemExit as ended:
             return ended.code or 0
         return 0
