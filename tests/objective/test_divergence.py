@@ -205,7 +205,7 @@ def two_views():
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     hidden, unembed = 0.5 * draw(ROWS, WIDTH, D), draw(WORDS, D)
     arrays = hidden, unembed, hidden + 0.8 * draw(ROWS, WIDTH, D), unembed + 0.1 * draw(WORDS, D)
-    weight = rng.random((ROWS, WIDTH)).astype(np.float32)
+    weight = (rng.random((ROWS, WIDTH)) / (ROWS * WIDTH)).astype(np.float32)  # a mean over tokens, as in training
     return arrays, np.linspace(0.3, 1.0, ROWS).astype(np.float32), weight
 
 
