@@ -253,7 +253,10 @@ MISTAKES = {
     "odd batch": (["--config.rollout.problems=6"], "rollout.problems: 6: expected a multiple of"),
     "mesh": (["--config.mesh.data=3"], "mesh: data=3 fsdp=-1 tensor=1 does not fit 1 device(s)"),
     "nothing fits": (["--config.rollout.prompt_length=8"], "data.sources: all 124 problems were dropped: 124"),
-    "no solution to show": (["--config.data.privileged=solution"], "data.privileged: 'solution': all 124 problems were"),
+    "no solution to show": (
+        ["--config.data.privileged=solution"],
+        "data.privileged: 'solution': all 124 problems were",
+    ),
     "missing file": (["--config.data.sources=('jsonl:/nowhere.jsonl',)"], "data.sources: 'jsonl:/nowhere.jsonl': no s"),
 }
 
