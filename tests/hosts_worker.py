@@ -22,12 +22,15 @@ from dasd_jax.run.stopping import StopRequest
 from dasd_jax.verify.verifier import Verifier
 
 TINY = tiny.TINY
-# One minibatch, of which each of eight devices has a problem. Sums of other order differ in their last digits; a large
-# epsilon keeps Adam, a low temperature the router, from making much of them.
+# The same optimiser for all runs of a process, so that its step is compiled once.
+start.make_optimizer = functools.cache(start.make_optimizer)
+DEVICES = 4  # of all hosts together
+# One minibatch, of which each device has a problem. Sums of other order differ in their last digits; a large epsilon
+# keeps Adam, a low temperature the router, from making much of them.
 SAME = [
     TINY, "--config.optim.minibatches=1", "--config.optim.microbatches=1", "--config.run.steps=5",
-    "--config.optim.eps=1e-3", "--config.rollout.temperature=0.25", "--config.rollout.rollouts=2",
-    "--config.run.eval_samples=2",
+    "--config.optim.eps=1e-3", "--config.rollout.temperature=0.25", f"--config.rollout.problems={DEVICES}",
+    "--config.rollout.rollouts=2", "--config.run.eval_problems=4", "--config.run.eval_samples=2",
 ]  # fmt: skip
 # The replayed tokens are nobody's samples: the comparison with the sampler is off.
 REPLAY = [*SAME, "--config.guards.logp_gap_mean_max=1e9", "--config.guards.logp_gap_p999_max=1e9"]
@@ -44,7 +47,7 @@ def replay(workdir: Path) -> dict:
     flags = cli.parser("")
     command = cli.parse(flags, [*REPLAY, f"--workdir={workdir}"])
     config, found = command.config, {}
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, jax.devices()[:DEVICES])
     with jax.set_mesh(mesh), Verifier(2, 60.0, 2048) as verifier, StopRequest(config.run.grace_s) as stop:
         run = start.start(config, workdir, mesh, verifier, stop)
         seen, ask = {}, verifier.verify
@@ -115,9 +118,7 @@ if __name__ == "__main__":
     port, count, index = map(int, sys.argv[1:4])
     out = Path(sys.argv[4])
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", 8 // count)
-    # The same optimiser for all runs, so that its step is compiled once.
-    start.make_optimizer = functools.cache(start.make_optimizer)
+    jax.config.update("jax_num_cpu_devices", DEVICES // count)
     hosts.start(argparse.Namespace(coordinator=f"127.0.0.1:{port}", processes=count, process=index), {})
     result = {"whole": replay(out / "several"), "gone on": go_on(out / "several_on", out / "one")}
     (out / f"process{index}.json").write_text(json.dumps(result))
