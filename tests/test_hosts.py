@@ -129,15 +129,15 @@ import os, signal, sys
 from dasd_jax import cli, train
 from dasd_jax.errors import TrainingError
 
-how, whole = sys.argv.pop(1), train.Trainer._step
-def step(trainer, number):
+how, whole = sys.argv.pop(1), train.learn
+def learn(run, number):
     if number == 3 and how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if number == 3:
         raise {"stopped": TrainingError, "broken": RuntimeError}[how]("out of luck")
-    return whole(trainer, number)
+    return whole(run, number)
 
-train.Trainer._step = step
+train.learn = learn
 cli.run(train.main)
 """
 
