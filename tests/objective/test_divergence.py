@@ -233,7 +233,7 @@ def dense(name, b, views, scale, weight, k=K):
 
 
 def assert_close(got, want):
-    """Within 1e-6, and within a few roundings of the largest entry, of which autodiff in float32 is itself 1.5e-6 off."""
+    """Within 1e-6 and a few roundings of the largest entry, of which autodiff in float32 itself is 1.5e-6 off."""
     np.testing.assert_allclose(got[0], want[0], rtol=2e-6)
     for mine, theirs in zip(got[1], want[1], strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=min(1e-6, 3e-6 * np.abs(theirs).max()))
