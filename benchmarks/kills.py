@@ -136,7 +136,8 @@ def differences(alone: Path, killed: Path) -> list[str]:
     found = []
     config = cli.parse(cli.parser(""), ARGS).config
     mesh, optimizer = make_mesh(config.mesh), make_optimizer(config.optim, STEPS * config.optim.minibatches)
-    states = [checkpoint.restore(checkpoint.find(folder, ""), mesh, optimizer)[1] for folder in (alone, killed)]
+    views = config.method.views(config.hp)
+    states = [checkpoint.restore(checkpoint.find(folder, ""), mesh, optimizer, views)[1] for folder in (alone, killed)]
     for (path, a), (_, b) in zip(*(jax.tree.leaves_with_path(state) for state in states), strict=True):
         if np.asarray(a).tobytes() != np.asarray(b).tobytes():
             found.append(f"state: {jax.tree_util.keystr(path)} differs")

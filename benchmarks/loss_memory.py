@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from benchmarks.timing import hardware, in_turns, verdict
 from dasd_jax import vocab
 from dasd_jax.mesh import MeshConfig, make_mesh
-from dasd_jax.objective.loss import clipped_surrogate
+from dasd_jax.objective.surrogate import ClipRange, clipped
 from dasd_jax.objective.token_stats import token_logp
 
 ROWS = 8
@@ -32,15 +32,15 @@ def dense_logp(hidden, unembed, response):
 
 def fused_logp(hidden, unembed, response):
     """`token_logp` in BLOCKS pieces."""
-    return token_logp(hidden, unembed, response, temperature=1.0, chunk=max(1, response.shape[1] // BLOCKS))
+    return token_logp((hidden, unembed), response, temperature=1.0, chunk=max(1, response.shape[1] // BLOCKS))
 
 
 def gradient(logp, hidden, unembed, response, old_logp, advantage):
     """Value and gradients of the surrogate, every token kept."""
 
     def loss(hidden, unembed):
-        new_logp, keep = logp(hidden, unembed, response), jnp.ones(response.shape, bool)
-        return clipped_surrogate(new_logp, old_logp, advantage, keep, clip_low=0.2, clip_high=0.2)[0]
+        gain, _ = clipped(logp(hidden, unembed, response), old_logp, advantage, ClipRange(0.2, 0.2))
+        return -jnp.mean(gain)
 
     return jax.value_and_grad(loss, argnums=(0, 1))(hidden, unembed)
 

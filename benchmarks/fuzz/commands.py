@@ -51,7 +51,7 @@ def _train(*argv: str) -> None:
     def one_device(config):
         return make_mesh(config, jax.devices()[:1])
 
-    with mock.patch.object(train, "make_mesh", one_device), mock.patch.object(train.Trainer, "run"):
+    with mock.patch.object(train, "make_mesh", one_device), mock.patch.object(train, "loop"):
         command(train.main, *argv)
 
 

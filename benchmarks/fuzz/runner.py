@@ -84,7 +84,11 @@ class _Worker:
             env=os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"},
         )
         self._read = b""
-        self._line(_START_S)
+        if self._line(_START_S) != b"ready":
+            self._errors.seek(0)
+            said = self._errors.read()[-1500:].decode(errors="replace")
+            self.close()
+            raise RuntimeError(f"no worker: {said}")
 
     def ask(self, target: str, number: int, seed: int, deadline_s: float) -> Outcome:
         """What becomes of one input."""

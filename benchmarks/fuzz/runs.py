@@ -1,13 +1,11 @@
 """What a run leaves and another start of it reads: checkpoints, logs and records."""
 
-import contextlib
 import json
 import os
 import random
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from unittest import mock
 
 import jax
 
@@ -17,6 +15,7 @@ from benchmarks.fuzz.samples import OPTIMIZER, manifest_of
 from dasd_jax import cli, convert, evaluate, files, train
 from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import MeshConfig, make_mesh
+from dasd_jax.run import workdir as run_folder
 from dasd_jax.run.runlog import RunLog
 from dasd_jax.verify.journal import Journal
 from launchers import sweep
@@ -51,11 +50,11 @@ def checkpoints(rng: random.Random, samples: Path, folder: Path):
 
     def read():
         mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-        with jax.set_mesh(mesh), train._writing(run):
+        with jax.set_mesh(mesh), run_folder.writing(run):
             if not goes_on:
                 checkpoint.restore_params(checkpoint.find(run, which), mesh)
             elif found := checkpoint.latest(run, set_aside=False):
-                checkpoint.restore(found, mesh, OPTIMIZER)
+                checkpoint.restore(found, mesh, OPTIMIZER, {})
 
     return f"{'train' if goes_on else f'--checkpoint={which!r:.30}'}, {what}", read
 
@@ -84,7 +83,7 @@ def workdirs(rng: random.Random, _samples: Path, folder: Path):
         if path.name == "4.partial.jsonl":
             evaluate.Partial(path, {"checkpoint": "4", "run.seed": 0})
         elif path.name == "config.json":
-            train._check_workdir(cli.parse(cli.parser(""), [TINY]).config, workdir)
+            run_folder.check(cli.parse(cli.parser(""), [TINY]).config, workdir)
             convert._source(workdir)
         elif path.name == "done.json":
             point = sweep.Point({"run.seed": 0}, workdir, ())
@@ -103,12 +102,8 @@ def workdirs(rng: random.Random, _samples: Path, folder: Path):
 def _end_of_a_run(workdir: Path) -> None:
     """What is left of a run that was killed between its last checkpoint and done.json."""
     config = cli.parse(cli.parser(""), [TINY, "--config.run.steps=4"]).config
-    run = SimpleNamespace(config=config, workdir=workdir, state=SimpleNamespace(step=4))
     lines = [{"step": step, "reward/mean": 0.5} for step in range(5)]
-    run.checkpoints, run.log, run._closing = mock.Mock(), SimpleNamespace(lines=lines), contextlib.nullcontext
-    run.stop, run._save_between_steps = mock.Mock(), mock.Mock()
-    run._done = lambda seconds: train.Trainer._done(run, seconds)
-    train.Trainer.run(run)
+    train.finish(SimpleNamespace(config=config, workdir=workdir, log=SimpleNamespace(lines=lines), started=0.0))
 
 
 def _finished(workdir: Path) -> None:
@@ -131,13 +126,13 @@ def _finished(workdir: Path) -> None:
         {"batch": b, "responses": "ab", "verdicts": [[1.0, 1.0, "2", ""], [0.0, 0.0, None, "parse"]]} for b in (0, 1)
     ]
     tiny = cli.parse(cli.parser(""), [TINY]).config
-    files.write_json(workdir / "config.json", json.loads(json.dumps(tiny, default=vars)))
+    files.write_json(workdir / "config.json", tiny.to_dict())
     files.write_json(workdir / "heldout" / "0.json", figures)
     files.write_json(workdir / "heldout" / "4.json", figures)
     files.write_json(
         workdir / "done.json",
         {"heldout": held, "mean_over_steps": {"reward/mean": 0.1}, "seconds_this_session": 1.0, "peak_memory_gib": 1.0,
-         "workdir": str(workdir), "steps": 4, "method": "dasd", "beta": 0.1},
+         "workdir": str(workdir), "steps": 4, "objective": tiny.to_dict()["objective"]},
     )  # fmt: skip
     (workdir / "eval").mkdir()
     identity = {"checkpoint": "4", "run.seed": 0}

@@ -36,8 +36,8 @@ def write_samples(folder: Path) -> None:
     with jax.set_mesh(mesh):
         params = param_table.init(MODEL, mesh, 0)
         hf.save(folder / "hf", MODEL, params, "float32")
-        state = checkpoint.new_state(params, OPTIMIZER)
-        rest = {"opt_state": state.opt_state, "step": state.step, "batches_drawn": state.batches_drawn}
+        state = checkpoint.new_state(params, OPTIMIZER, {})
+        rest = {name: value for name, value in vars(state).items() if name != "params"}
         checkpoint.write(folder / "checkpoint", MODEL, {"params": params, "rest": rest})
     _write_tokenizer(folder / "hf")
     _write_gguf(folder / "tiny.gguf", {name: np.asarray(x) for name, x in _tensors().items()})
