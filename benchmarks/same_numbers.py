@@ -101,8 +101,8 @@ def main() -> None:
         print(f"{which}: {checkout}, {commit(checkout) or 'no commit'}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         if args.time:
-            compare_times(other, Path(folder))
             compare_memory(other)
+            compare_times(other, Path(folder))
         else:
             kept = (args.keep or Path(folder) / "other").resolve()
             compare_numbers([name for name in RUNS if name in chosen], other, Path(folder), kept)
@@ -286,7 +286,7 @@ def compare_times(other: Path, folder: Path) -> None:
         f"seconds, steps 2 to {TIMED_STEPS}",
         *checkouts,
         "ratio",
-        *(f"{which}, last turn / first" for which in checkouts),
+        *(f"{which}: last / first turn" for which in checkouts),
     )
     for part in TIMES:
         turns = {which: [Times(seconds[part, which, turn], None) for turn in range(TURNS)] for which in checkouts}
