@@ -6,13 +6,12 @@ one by one: what the loop waited for a checkpoint, and how much longer the step 
 problem, answered once, is all that is evaluated.
 """
 
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.runs import python, read_lines
 from benchmarks.timing import default_config, hardware, verdict
 
 STEPS = 7  # the first compiles and is left out
@@ -44,16 +43,12 @@ def main() -> None:
 def run(every: int) -> list[dict]:
     """Trains with a checkpoint after every so many steps; the log's lines from the second step on."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [
+        python(
             "dasd_jax.train", "--config=configs/smollm2_math.py", f"--workdir={folder}/run",
             f"--config.run.steps={STEPS}", f"--config.run.checkpoint_every={every}", "--config.data.heldout=1",
             "--config.run.eval_problems=1", "--config.run.eval_samples=1",
-        ]  # fmt: skip
-        done = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.DEVNULL, check=False)
-        if done.returncode:
-            sys.exit(f"error: python -m {' '.join(command)} failed with exit code {done.returncode}")
-        lines = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["step"] > 1 and "time/step_s" in line]
+        )  # fmt: skip
+        return [line for line in read_lines(Path(folder, "run", "metrics.jsonl")) if line["step"] > 1]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ a step stands in a log twice or not at all; or if something half-written is left
 
 import argparse
 import itertools
-import json
 import random
 import signal
 import struct
@@ -25,6 +24,7 @@ import jax
 import numpy as np
 from tensorboardX.proto import event_pb2
 
+from benchmarks.runs import numbers
 from benchmarks.timing import hardware, verdict
 from dasd_jax import cli, train
 from dasd_jax.learner import checkpoint
@@ -158,12 +158,6 @@ def differences(alone: Path, killed: Path) -> list[str]:
     same = ["samples.jsonl", "config.json", *(f"heldout/{step}.json" for step in range(STEPS + 1))]
     found += [f"{name} differs" for name in same if (alone / name).read_bytes() != (killed / name).read_bytes()]
     return found
-
-
-def numbers(workdir: Path) -> list[dict]:
-    """metrics.jsonl without what depends on the clock."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith("time/") and not k.endswith("_per_s")} for line in lines]
 
 
 def event_steps(workdir: Path) -> list[int]:

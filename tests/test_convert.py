@@ -88,7 +88,10 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(folder, tmp_path, monkey
             [f"--source={tmp_path / 'run'}", f"--output={tmp_path / 'out'}"],
             f"--source: {tmp_path / 'run'} has checkpoints",
         ),
-        ([f"--source={folder}", f"--output={tensors}/out"], f"--output: {tensors}/out: {tensors} is not a folder"),
+        (
+            [f"--source={folder}", f"--output={tensors}/out"],
+            f"--output: {tensors}/out: {tensors} is not a writable folder",
+        ),
     ):
         monkeypatch.setattr(sys, "argv", ["convert", *args, "--format=hf"])
         with pytest.raises(SystemExit) as stopped:

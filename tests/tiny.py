@@ -33,7 +33,7 @@ def alike(setattr=setattr) -> None:
 
 
 def command(monkeypatch):
-    """call(*argv) → exit code of `train` through its own door, in this process."""
+    """call(*argv) → exit code of `train` through its command-line entry point, in this process."""
     alike(monkeypatch.setattr)
 
     def call(*argv: str) -> int:

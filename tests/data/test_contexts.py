@@ -229,7 +229,7 @@ def test_a_mistaken_spec_is_named_without_loading_it():
 
 
 def test_several_prompts_a_rollout_are_refused_where_a_problem_has_one():
-    with pytest.raises(ValueError, match="count 2: expected 1 of solution"):
+    with pytest.raises(ValueError, match="count 2: expected 1 for context kinds solution"):
         prompt_set().teacher_batch(np.arange(2), "solution", 2, group=G)
 
 

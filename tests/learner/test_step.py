@@ -259,7 +259,7 @@ def test_minibatches_are_disjoint_sets_of_whole_problems(mesh):
     for first in (0, 1):
         part = jax.tree.map(lambda x, first=first: x[first::2], experience)
         expected, _ = train_step(config(), SMALL_SGD, expected, part)
-    assert_trees_close(state.params, expected.params, rtol=1e-4, atol=1e-6)
+    assert_trees_close(state.params, expected.params, rtol=1e-4, atol=1e-5)
     assert int(state.step) == 1 and int(expected.step) == 2
 
 
@@ -315,7 +315,9 @@ def test_a_minibatch_not_finite_or_with_nothing_in_the_loss_changes_nothing(bad,
     expected, one = train_step(config(), ADAM, fresh(params, ADAM), other)
     assert float(one["optim/skipped_frac"]) == float(one["optim/empty_frac"]) == 0.0
     assert not np.array_equal(expected.params["embed"], params["embed"])
-    assert_trees_close((state.params, state.opt_state), (expected.params, expected.opt_state), rtol=1e-5, atol=1e-8)
+    # Adam's step is 1e-3 a parameter, and its sign is rounding's where a gradient is nearly 0.
+    assert_trees_close(state.params, expected.params, rtol=0, atol=1e-5)
+    assert_trees_close(state.opt_state, expected.opt_state, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", ["sampled", "full"])
@@ -392,6 +394,30 @@ def test_what_stands_in_padding_changes_no_update(mesh):
         loss = jax.jit(jax.value_and_grad(lambda p, e, steps=steps: minibatch_loss(steps, p, {}, e)[0]))
         results = [loss(params, score(mesh, steps, parts, params)[0]) for parts in (batch(), noisy)]
         assert_trees_close(results[1], results[0], rtol=1e-5, atol=1e-7)
+
+
+def test_nothing_outside_the_loss_reaches_loss_or_gradient_not_even_nan(mesh):
+    """NaN and infinities in all that the signal holds where no weight is, and one more row left out of the loss."""
+    params = wide_params(mesh)
+    for form in ("sampled", "full"):
+        steps = config(form=form)
+        experience, *_ = score(mesh, steps, params=params)
+        keep = np.array(experience.keep)
+        keep[0, 0] = False
+
+        def junk(x, fill, keep=keep):
+            return None if x is None else put_rows(mesh, np.where(keep, x, np.float32(fill)))
+
+        signal, loss = (
+            experience.signal,
+            jax.jit(jax.value_and_grad(lambda p, e, s=steps: minibatch_loss(s, p, {}, e)[0])),
+        )
+        signal = signal.replace(weight=junk(signal.weight, 0), kl=junk(signal.kl, 0))
+        expected = loss(params, experience.replace(signal=signal))
+        for bad in (np.nan, np.inf):
+            dirty = signal.replace(advantage=junk(signal.advantage, bad))
+            got = loss(params, experience.replace(signal=dirty, old_logp=junk(experience.old_logp, -bad)))
+            assert_trees_close(got, expected, rtol=0, atol=0)
 
 
 def references(**options):

@@ -123,7 +123,7 @@ def test_every_copy_that_a_teacher_reads_is_counted_and_stays_resident(monkeypat
     copied = found()
     assert copied["rollout"].beside == plain["rollout"].beside + 2 * of_device
     assert copied["score"].beside == plain["score"].beside
-    settings = config.from_dict(cli.load_config("configs/qwen_math.py", "tiny").to_dict())
+    settings = config("rollout.problems=16")
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     with jax.set_mesh(mesh):
         sizes = teacher_bytes(settings, preset("qwen3_tiny"), mesh)
