@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.timing import default_model, hardware, in_turns, prompts, verdict
 from dasd_jax.mesh import MeshConfig, make_mesh, replicate
 from dasd_jax.model import transformer
-from dasd_jax.rollout.sampler import Sampling, rollout
+from dasd_jax.rollout.sampler import Sampling, relayout, rollout
 
 PROBLEMS, GROUP, SLOTS, PROMPT, LIMIT, RUNS = 32, 8, 32, 64, 80, 2
 EVERY = 16  # about one token in so many ends its row, which makes lengths nearly geometric
@@ -39,7 +39,9 @@ def main() -> None:
         batch = prompts(mesh, tokenizer, PROBLEMS, PROMPT)
         seed, step = replicate(mesh, (np.int32(0), np.int32(0)))
         on = Sampling(GROUP, LIMIT, ends, tokenizer.pad_id, slots=SLOTS)
-        run = partial(rollout, model, params=params, prompts=batch, seed=seed, purpose="train", step=step)
+        run = partial(
+            rollout, model, params=relayout(model, params), prompts=batch, seed=seed, purpose="train", step=step
+        )
         each = {
             "on": partial(run, on),
             "off": partial(run, dataclasses.replace(on, refill_at=SLOTS)),

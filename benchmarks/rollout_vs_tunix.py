@@ -26,7 +26,7 @@ from configs.smollm2_math import WEIGHTS
 from dasd_jax.batch import PromptBatch
 from dasd_jax.mesh import MeshConfig, make_mesh, put_rows, replicate
 from dasd_jax.model import hf, transformer
-from dasd_jax.rollout.sampler import Sampling, rollout
+from dasd_jax.rollout.sampler import Sampling, relayout, rollout
 from dasd_jax.text.prompts import left_pad
 
 ROWS, SLOTS, LIMIT, REPEATS = 256, 32, 48, 2
@@ -43,10 +43,10 @@ class Ours:
 
     def __init__(self, mesh, model, params, prompts: list[list[int]], sampling: Sampling):
         tokens, mask = left_pad(prompts, max(map(len, prompts)), sampling.pad_id)
-        self.mesh, self.params = mesh, params
+        self.mesh, self.params = mesh, relayout(model, params)
         self.prompts = put_rows(mesh, PromptBatch(tokens, mask, np.arange(len(prompts), dtype=np.int32)))
         seed, step = self.seed(0)
-        self.program = rollout.lower(model, sampling, params, self.prompts, seed, "train", step).compile()
+        self.program = rollout.lower(model, sampling, self.params, self.prompts, seed, "train", step).compile()
 
     def seed(self, number: int):
         return replicate(self.mesh, (np.int32(number), np.int32(0)))

@@ -10,15 +10,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from dasd_jax.objective.credit import (
-    DasdParams,
-    dasd,
-    dense_bound,
-    gap_scale,
-    router,
-    row_quantile,
-    smallest_advantage,
-)
+
+from dasd_jax.methods.dasd import DasdParams, dasd, dense_bound, gap_scale, router
+from dasd_jax.objective.advantage import smallest_advantage
+from dasd_jax.objective.masked import row_quantile
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import default_config, default_model, hardware, in_turns, prompts, verdict
-from dasd_jax.batch import TeacherBatch
-from dasd_jax.config import ObjectiveGroup
+from dasd_jax.batch import Outcomes, TeacherBatch
 from dasd_jax.cost import work
 from dasd_jax.learner.checkpoint import new_state
 from dasd_jax.learner.optim import make_optimizer
 from dasd_jax.learner.step import StepConfig, score_step, train_step
 from dasd_jax.mesh import MeshConfig, make_mesh, put_rows, replicate
+from dasd_jax.methods import METHODS
+from dasd_jax.objective.contract import Shape
+from dasd_jax.objective.surrogate import ClipRange
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
 
 PROBLEMS, GROUP, PROMPT, TEACHER_PROMPT, RESPONSE, RUNS = 2, 8, 64, 96, 256, 2
@@ -31,20 +33,24 @@ class Step:
     def __init__(self, method: str, mesh):
         """Loads the model and draws the rewards."""
         model, params, self.tokenizer = default_model(mesh)
+        config = default_config()
         self.config = StepConfig(
-            model=model, objective=ObjectiveGroup(method=method), temperature=1.0, rollouts=GROUP,
-            minibatches=1, microbatches=1, row_shards=1,
+            model=model, method=METHODS[method], hp=METHODS[method].fields(), shape=Shape(GROUP, 1, RESPONSE),
+            clip=ClipRange(config.objective.clip_low, config.objective.clip_high), temperature=1.0, microbatches=1,
+            token_chunk=config.objective.token_chunk, row_shards=1,
         )  # fmt: skip
-        self.optimizer = make_optimizer(default_config().optim, 100)
-        self.state = jax.jit(lambda p: new_state(p, self.optimizer), donate_argnums=0)(params)
+        self.optimizer = make_optimizer(config.optim, 100)
+        self.state = jax.jit(lambda p: new_state(p, self.optimizer, self.config.views), donate_argnums=0)(params)
         self.prompts = prompts(mesh, self.tokenizer, PROBLEMS, PROMPT)
         wide = prompts(mesh, self.tokenizer, PROBLEMS, TEACHER_PROMPT)
         shown = put_rows(mesh, np.ones(PROBLEMS, bool))
         weight = put_rows(mesh, np.ones(PROBLEMS, np.float32))
-        self.teacher = TeacherBatch(wide.student_prompt, wide.student_prompt_mask, shown, weight)
+        teacher = TeacherBatch(wide.student_prompt, wide.student_prompt_mask, shown, weight)
+        self.shown = dict.fromkeys(self.config.views, teacher)
         rewards = np.tile(np.arange(GROUP) % 2, PROBLEMS).astype(np.float32)
-        self.reward, self.in_loss = put_rows(mesh, (rewards, rewards >= 0))
-        self.seed, self.number, self.one = replicate(mesh, (np.int32(0), np.int32(0), np.float32(1)))
+        self.outcomes = put_rows(mesh, Outcomes(correct=rewards, reward=rewards, in_loss=rewards >= 0))
+        self.seed, self.number, one = replicate(mesh, (np.int32(0), np.int32(0), np.float32(1)))
+        self.knobs = {"step": one, "teacher_weight": one}
 
     def sample(self):
         """Rollouts that never stop."""
@@ -55,7 +61,7 @@ class Step:
 
     def score(self):
         """Both views for DASD, the student's for GRPO."""
-        scored = (self.prompts, self.teacher, self.written, self.reward, self.in_loss, self.one)
+        scored = (self.state.teachers, self.prompts, self.shown, self.written, self.outcomes, self.knobs)
         self.experience, *rest = score_step(self.config, self.state.params, *scored)
         return self.experience, rest
 

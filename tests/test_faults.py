@@ -79,7 +79,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_its_batch_kept(run, poisone
 
 
 @pytest.mark.parametrize("method", ["dasd", "sft"])
-def test_the_learning_rate_that_is_logged_is_that_of_the_updates_that_were_made(method, run, monkeypatch, tmp_path):
+def test_the_logged_learning_rate_is_that_of_the_updates_that_were_made(method, run, monkeypatch, tmp_path):
     """A warm-up of five updates to 5e-4, two a step; those of the second step are skipped."""
     whole = train.train_step
 
@@ -187,7 +187,7 @@ STOPS = {
 
 
 @pytest.mark.parametrize("fault", STOPS)
-def test_numbers_that_mean_nothing_good_stop_the_run_with_one_line(fault, run, tmp_path):
+def test_bad_numbers_stop_the_run_with_one_line(fault, run, tmp_path):
     """The tiny model has random weights: it is never right, seldom ends, and repeats itself when it is cold."""
     fields, said = STOPS[fault]
     code, _, err = run("run.steps=3", "guards.window=1", "run.checkpoint_every=1", *fields)
@@ -216,7 +216,7 @@ WARNS = [
 
 
 @pytest.mark.parametrize("said", WARNS)
-def test_numbers_that_may_mean_nothing_good_are_said(said, run):
+def test_suspicious_numbers_give_a_warning_each(said, run):
     code, out, err = run("run.steps=1", "guards.window=1", *(field for fields in said.values() for field in fields))
     assert (code, err) == (0, "")
     warnings = [line.removeprefix("warning: ") for line in out.splitlines() if line.startswith("warning: ")]
@@ -258,7 +258,7 @@ def test_a_signal_while_nothing_changes_saves_the_step_before_and_gives_this_one
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-def test_an_update_that_outlasts_the_grace_is_given_up_and_a_second_signal_waits_for_nothing(signals, tmp_path):
+def test_an_update_that_outlasts_the_grace_is_given_up_and_a_second_signal_ends_it(signals, tmp_path):
     workdir, grace = tmp_path / "w", 2 if signals == 1 else 600
     fields = ["run.checkpoint_every=1", f"run.grace_s={grace}"]
     code, said, seconds = in_the_middle("update", workdir, *fields, signals=signals)

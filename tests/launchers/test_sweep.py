@@ -190,7 +190,7 @@ def main_with_stand_ins(monkeypatch, script, *argv):
     return ""
 
 
-def test_finished_points_are_skipped_the_rest_is_run_and_a_failure_makes_the_exit_code_1(tmp_path, monkeypatch, capsys):
+def test_finished_points_are_skipped_and_a_failure_makes_the_exit_code_1(tmp_path, monkeypatch, capsys):
     finish(tmp_path / "objective.beta=0.0,run.seed=0", 0.5)
     script = 'echo ran >> "$1.ran"; [[ $1 != *beta=0.2,run.seed=2 ]]'
     end = main_with_stand_ins(monkeypatch, script, f"--workdir={tmp_path}", "--jobs=2")

@@ -270,7 +270,7 @@ def test_a_finished_run_asks_for_no_slice(google):
     assert set(verbs(google)) == {"cat", "describe"}
 
 
-def test_a_slice_that_is_taken_away_is_deleted_asked_for_again_and_the_same_command_started(google):
+def test_a_preempted_slice_is_deleted_and_requested_again_for_the_same_command(google):
     _, end = follow(
         google, "NOT_FOUND", "ACTIVE idle", "ACTIVE running", "SUSPENDING", "SUSPENDED", "NOT_FOUND", "ACTIVE idle",
         "ACTIVE running", "ACTIVE finishing",

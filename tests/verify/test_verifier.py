@@ -92,7 +92,7 @@ def math_verify_says(row: Row) -> bool:
     return math_verify.verify(gold, guess, timeout_seconds=None)
 
 
-def test_the_page_about_the_verifier_counts_and_explains_every_disagreement_and_every_limit():
+def test_the_verifiers_page_explains_every_disagreement_and_every_limit():
     page = Path(__file__).parents[2].joinpath("docs", "verifier.md").read_text()
     missed = [row for row in ROWS if row.math_verify and row.expected == "right"]
     accepted = [row for row in ROWS if row.math_verify and row.expected != "right"]
@@ -132,7 +132,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_a_scorer_that_dies_in_the_middle_of_an_answer_is_replaced_and_the_answer_tried_again():
+def test_a_scorer_that_dies_is_replaced_and_its_answer_tried_again():
     with Verifier(num_workers=1, deadline_s=DEADLINE_S, memory_mb=1024) as pool:
         pool.verify([math_problem("1")], [r"\boxed{2/2}"])
         keeper = pool._workers[0].process.pid
@@ -168,7 +168,7 @@ def test_no_answer_costs_more_than_its_deadline_of_cpu():
     assert 0.4 < pool.slowest.cpu_s < 1.0
 
 
-def test_a_problem_that_comes_out_otherwise_in_the_worker_is_an_error_and_not_a_wrong_answer(verifier):
+def test_a_problem_that_differs_in_the_worker_is_an_error_and_not_a_wrong_answer(verifier):
     [problem] = load_source("gym:chain_sum?size=1")
     [verdict] = verifier.verify([dataclasses.replace(problem, answer="?")], [f"Answer: {problem.answer}"])
     assert verdict.error == "crash" and verdict.reward == 0.0
