@@ -36,7 +36,7 @@ fields: .venv/ready ## generate docs/fields.md from the field declarations
 test: .venv/libtpu/ready ## lint and fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/ready ## parity with transformers on real weights; installs torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/requirements-slow.txt

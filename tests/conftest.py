@@ -49,3 +49,21 @@ def mesh8(mesh):
     eight = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(eight):
         yield eight
+
+
+# The longest files first: with several workers, none of them is left alone with one at the end.
+_LONGEST = (
+    "test_hosts",
+    "test_step",
+    "test_commands",
+    "test_faults",
+    "test_transformer",
+    "test_prepare",
+    "test_compile",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Orders files, and keeps the order within each."""
+    rank = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(_LONGEST)))

@@ -96,7 +96,7 @@ def test_the_compilers_largest_buffers_are_quoted():
     [
         pytest.param("v5e:2x2", ["--config.model.compute_dtype=bfloat16"], id="v5e"),
         # On a torus of three dimensions a reduce-scatter stays one only by a flag of the compiler's.
-        pytest.param("v5p:2x2x2", ["--config.rollout.problems=16"], id="v5p"),
+        pytest.param("v5p:2x2x2", ["--config.rollout.problems=16"], id="v5p", marks=pytest.mark.slow),
     ],
 )
 def test_a_tiny_run_compiles_for_a_small_slice(topology, more):
