@@ -109,7 +109,7 @@ def main() -> None:
 
 
 def commit(checkout: Path) -> str:
-    """The commit of a checkout, with -dirty behind it where files have changed since; empty where there is none."""
+    """The commit of a checkout, with -dirty after it where files have changed since; empty where there is none."""
     command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 

@@ -35,7 +35,7 @@ def refuse_secrets(words: Iterable[str], where: str = "the command line") -> Non
     ]
     for word in words:
         named = re.search(rf"(?<!\w){_SECRET_NAME}=", word)
-        # The launcher's flag names a variable; a value behind it is refused there.
+        # The launcher's flag names a variable; a value after it is refused there.
         named = named and not word.startswith("--secret=")
         if named or _SECRET_SHAPE.search(word) or any(value in word for value in values):
             raise UserError(

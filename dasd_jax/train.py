@@ -186,7 +186,7 @@ def save(run: Run, best: bool) -> None:
 
 
 def save_between_steps(run: Run) -> str:
-    """Makes the last step that the log has count; returns in words where the run stands.
+    """Checkpoints the last step that is in the log; returns in words where the run has got to.
 
     Raises:
         TrainingError: a checkpoint could not be written.

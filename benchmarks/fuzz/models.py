@@ -155,7 +155,7 @@ def gguf_header(rng: random.Random, samples: Path, folder: Path):
 
 
 def _retyped(rng: random.Random, content: bytes) -> tuple[str, bytes]:
-    """A value of the metadata with another type or length behind its key."""
+    """A value of the metadata with another type or length after its key."""
     keys = (b"general.architecture", b"llama.block_count", b"llama.embedding_length", b"llama.attention.head_count",
             b"tokenizer.ggml.tokens", b"tokenizer.ggml.token_type", b"tokenizer.ggml.eos_token_id",
             b"tokenizer.chat_template", b"tokenizer.ggml.padding_token_id", b"llama.rope.freq_base")  # fmt: skip

@@ -128,6 +128,11 @@ class Guard:
     means: str
 
 
+def mean_guard(level: str, name: str, *, high_is_bad: bool, means: str) -> Guard:
+    """A guard on the mean of one name of the log."""
+    return Guard(level, (name,), lambda of, hp: (name, of[name]), high_is_bad, means)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Method:
     """A method, as its file declares it; compared by identity, so that it is a static argument of jitted functions.

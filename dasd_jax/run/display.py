@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live line on the terminal, or a line a step, and where the time goes."""
+"""Progress of a run: a live line on a terminal, otherwise one line a step; seconds and compilations of its phases."""
 
 import contextlib
 import time
@@ -62,7 +62,7 @@ class Display:
             print(text, flush=True)
 
     def close(self) -> None:
-        """Gives the terminal back."""
+        """Stops the bar and restores the terminal."""
         self._bar.stop()
 
 
@@ -84,7 +84,7 @@ class Clock:
 
 
 class Compilations:
-    """How many programs this process has compiled since, and for how long: shapes that change would show here."""
+    """Counts compiled programs and their seconds: shapes that change from step to step would show here."""
 
     def __init__(self):
         """Starts at none; JAX reports to it until the process ends."""

@@ -79,7 +79,7 @@ def evaluate(
     """Answers the problems `example_ids` and scores them.
 
     The draws depend on the seed and the problem alone, so two checkpoints meet the same random numbers, and an
-    evaluation that goes on behind the `known` answers of an interrupted one ends like a whole one.
+    evaluation that continues after the `known` answers of an interrupted one ends like a whole one.
 
     Args:
         rows: responses sampled at a time, about; what one device program holds.

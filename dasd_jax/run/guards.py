@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dasd_jax.config import Config, GuardsGroup
-from dasd_jax.objective.contract import Guard
+from dasd_jax.objective.contract import mean_guard
 
 TEACHER_WEIGHT = "guard/teacher_weight"  # in the log: the share of the teacher's part that was in force
 # The fields that say when a guard warns or acts: they may differ between two starts of the same run.
@@ -55,26 +55,12 @@ class _Reading:
 
 # Of every method; two more, which are no means over a window, are added in `_readings`.
 _COMMON = (
-    Guard(
-        level="entropy",
-        reads=("entropy/mean",),
-        reading=lambda means, hp: ("entropy/mean", means["entropy/mean"]),
-        high_is_bad=False,
-        means="the policy hardly explores any more (nats a token)",
+    mean_guard(
+        "entropy", "entropy/mean", high_is_bad=False, means="the policy hardly explores any more (nats a token)"
     ),
-    Guard(
-        level="repetition",
-        reads=("rollout/repeated_frac",),
-        reading=lambda means, hp: ("rollout/repeated_frac", means["rollout/repeated_frac"]),
-        high_is_bad=True,
-        means="responses repeat themselves",
-    ),
-    Guard(
-        level="logp_gap_mean",
-        reads=("policy/logp_gap_mean",),
-        reading=lambda means, hp: ("policy/logp_gap_mean", means["policy/logp_gap_mean"]),
-        high_is_bad=True,
-        means="sampler and score pass drift apart (nats)",
+    mean_guard("repetition", "rollout/repeated_frac", high_is_bad=True, means="responses repeat themselves"),
+    mean_guard(
+        "logp_gap_mean", "policy/logp_gap_mean", high_is_bad=True, means="sampler and score pass drift apart (nats)"
     ),
 )
 

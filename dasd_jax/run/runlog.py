@@ -20,7 +20,7 @@ class RunLog:
     """One object a step in metrics.jsonl, the same numbers as TensorBoard events, and a few rollouts in samples.jsonl.
 
     Opened for a run that goes on from step n, it cuts the files back to n and makes the events again, so that each
-    step stands in them once. A number that is not finite is left out: JSON has no word for it. With several processes,
+    step is in them once. A number that is not finite is left out, since JSON cannot represent it. With several processes,
     process 0 writes and all of them know the lines. Whatever cannot be written is an OSError in the caller.
 
     Attributes:

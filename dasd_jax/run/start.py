@@ -1,4 +1,4 @@
-"""The parts of one training run, opened or resumed; whatever a person has to mend is found here, before a step."""
+"""The parts of one training run, opened or resumed; mistakes of the user are found here, before the first step."""
 
 import dataclasses
 import time
@@ -83,7 +83,7 @@ def start(config: Config, folder: Path, mesh: jax.sharding.Mesh, verifier: Verif
     """Opens data and model, then the workdir, and says what the run is.
 
     Raises:
-        UserError: anything in the config, the data, the weights or the workdir that a person has to mend.
+        UserError: anything in the config, the data, the weights or the workdir that the user has to correct.
     """
     setup.check_rows(config, mesh)
     tokenizer = setup.open_tokenizer(config.model)

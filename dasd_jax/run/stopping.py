@@ -25,12 +25,12 @@ class StopRequest:
     A signal leaves `grace_s` seconds. One process alone is ended at once where nothing would be lost but the phase that
     it is in: `save` writes what the last step has left. Between `hold` and `release`, where parameters, log and
     checkpoints move from one step to the next, and with several processes, which have to agree, the step is finished if
-    the time suffices. A second signal ends the process in that moment. A notice of maintenance comes minutes ahead: the
-    step is finished. A thread of its own listens, since the main one hears nothing while it waits for a device program.
+    the time suffices. A second signal ends the process in that moment. A notice of maintenance comes minutes ahead, so
+    the step is finished. A separate thread listens, since the main one is blocked while a device program runs.
 
     Attributes:
         reason: why the run is to end after this step; "" as long as it is not.
-        save: makes the last finished step count and returns where the run stands, in words; None before there is a run.
+        save: checkpoints the last finished step and returns in words where the run has got to; None before it starts.
     """
 
     def __init__(self, grace_s: float):
