@@ -1,4 +1,4 @@
-"""Progress of a run: a live line on a terminal, otherwise one line a step; seconds and compilations of its phases."""
+"""Progress of a run: a live line on a terminal, otherwise a line a step; seconds of its phases."""
 
 import contextlib
 import time
