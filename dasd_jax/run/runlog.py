@@ -20,8 +20,8 @@ class RunLog:
     """One object a step in metrics.jsonl, the same numbers as TensorBoard events, and a few rollouts in samples.jsonl.
 
     Opened for a run that goes on from step n, it cuts the files back to n and makes the events again, so that each
-    step is in them once. A number that is not finite is left out, since JSON cannot represent it. With several processes,
-    process 0 writes and all of them know the lines. Whatever cannot be written is an OSError in the caller.
+    step is in them once. A number that is not finite is left out, since JSON cannot represent it. With several
+    processes, process 0 writes and all of them know the lines. Whatever cannot be written is an OSError in the caller.
 
     Attributes:
         lines: the objects of metrics.jsonl, in order.
