@@ -8,7 +8,7 @@ it is an `objective.contract.Method`, and the update reads nothing of it but its
 """
 
 import dataclasses
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -87,8 +87,8 @@ class Experience:
     @property
     def keep(self) -> Array:
         """bool[B, G, R], the tokens of the loss."""
-        weights = [self.signal.weight, self.signal.kl, self.signal.nll]
-        return sum(weight != 0 for weight in weights if weight is not None) > 0
+        weights = self.signal.weight, self.signal.kl, self.signal.nll
+        return reduce(jnp.logical_or, (weight != 0 for weight in weights if weight is not None))
 
 
 # ------------------------------------------------------------------------------------------------ score
