@@ -5,9 +5,12 @@ import os
 import tempfile
 from pathlib import Path
 
-# Most of the time of a small test is XLA's; what the tests state holds at every level of its optimisation, and without
-# its emitters of fusions, which take two thirds of its compiler's time.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+# Most of the time of a small test is XLA's: what the tests state holds at every level of its optimisation, and these
+# take two thirds of its compiler's time.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true",
+)
 
 # The same programs in test after test and process after process: each is compiled once. Workers of pytest-xdist have
 # the folder of the process that started them.
