@@ -49,11 +49,12 @@ _REQUEST = rf"{_POLITE}(?:{_STEPS}|(?:{_PUT}|{_IS_PUT}){_WHERE})"
 _REQUESTS = rf"{_REQUEST}(?:[\s,;.:]*(?:(?:and|then)\s+)*{_REQUEST})*\s*[.!:]?"
 _FLAGS = re.IGNORECASE | re.VERBOSE
 _AT_END = re.compile(
-    rf"""(?:^|(?<=[\s.?!$)\]}}]))(?:(?:(?:and|then)\s+)*{_REQUESTS}|(?:\\[(\[]|\$+)\s*{_EMPTY_BOX}\s*(?:\\[)\]]|\$+))\s*$""",
+    rf"""(?:^|(?<=[\s.?!$)\]}}]))(?:(?:(?:and|then)\s+)*{_REQUESTS}|(?:\\[(\[]|\$+)\s*{_EMPTY_BOX}\s*(?:\\[)\]]|\$+))
+    (?:\s*\n\s*(?:answer|solution)\s*:)?\s*$""",
     _FLAGS,
 )
 _AT_START = re.compile(rf"{_REQUESTS}(?=\s)", _FLAGS)
-_LABEL = re.compile(r"(?:problem|question)\s*:\s*", re.IGNORECASE)
+_LABEL = re.compile(r"^(?:problem|question)\s*:\s*", re.IGNORECASE)  # of a question in a wrapper
 
 _DAPO_BEFORE = (
     "Solve the following math problem step by step. The last line of your response should be of the form "
@@ -86,20 +87,12 @@ def without_instructions(text: str) -> str:
 
 def _unwrapped_once(text: str) -> str:
     if found := _AT_END.search(text, max(len(text) - _REACH, 0)):
-        return _without_label(text[: found.start()].rstrip().removesuffix(","))
-    if found := _AT_START.match(text, 0, _REACH):
-        return _without_label(text[found.end() :])
-    return text
-
-
-def _without_label(text: str) -> str:
-    """A text that stood in a wrapper, without the "Problem:" before it or the "Answer:" below it."""
-    text = text.strip()
-    before, _, last = text.rpartition("\n")
-    if last.strip().casefold() in ("answer:", "solution:"):
-        text = before.strip()
-    label = _LABEL.match(text)
-    return text[label.end() :] if label else text
+        bare = text[: found.start()].rstrip().removesuffix(",").rstrip()
+    elif found := _AT_START.match(text, 0, _REACH):
+        bare = text[found.end() :].strip()
+    else:
+        return text
+    return _LABEL.sub("", bare, count=1)
 
 
 def is_wrapped(question: str) -> bool:
