@@ -24,7 +24,8 @@ from etils import epath
 from dasd_jax import cli, files
 from dasd_jax.data import buckets, layouts, tables
 from dasd_jax.data.duplicates import normalise
-from dasd_jax.data.layouts import Drop, Fields, Layout
+from dasd_jax.data.layouts import Layout
+from dasd_jax.data.rows import Drop, Fields
 from dasd_jax.errors import UserError
 
 _RECORD = "prepared.json"

@@ -97,7 +97,7 @@ def _plain(
 def _boxed(row: Mapping[str, Any], question: str) -> Fields | Drop:
     asked, solution = as_text(row, question), as_text(row, "solution")
     answer = boxes.reference(asked, solution)
-    return unfit(row) or (NOT_ONE_ANSWER if answer is None else checked(asked, answer, solution))
+    return unfit(row) or (NOT_ONE_ANSWER if answer is None else checked(asked, answer, solution, as_text(row, "hint")))
 
 
 def _verl(row: Mapping[str, Any]) -> Fields | Drop:
@@ -147,10 +147,10 @@ def _unwrapped(row: Mapping[str, Any], answer: str, solution: str = "") -> Field
 
 def _asked(row: Mapping[str, Any]) -> str | Drop:
     """The text in `prompt`, or that of the one user turn of its conversation, without system turns."""
-    prompt = row["prompt"]
-    turns = unpacked(prompt)
+    turns = unpacked(row["prompt"])
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        return as_text(row, "prompt")
+        text = as_text(row, "prompt")
+        return UNKNOWN_PROMPT if text.startswith("[{") else text  # a conversation, but not in JSON
     # A system turn holds a recipe's instructions, never the problem.
     turns = [turn for turn in turns if turn.get("role") != "system"]
     if [turn.get("role") for turn in turns] != ["user"]:

@@ -35,12 +35,11 @@ NEEDS_IMAGE = Drop("needs an image")
 PROOF = Drop("proof without a final answer")
 INVALID = Drop("marked as invalid by its publisher")
 
-# What publishers write in place of an answer.
-_PROOF_WORDS = frozenset(["proof"])
+# What publishers write in place of an answer, beside "proof".
 _NO_ANSWER_WORDS = frozenset(["", "-", "notfound", "not found", "none", "null", "nan", "n/a"])
 
 _MARK = "####"  # GSM8K: a worked solution, this mark, the answer
-_CALCULATION = re.compile(r"<<[^<>\n]*>>")  # GSM8K's notes for a calculator inside a solution
+_CALCULATION = re.compile(r"<<(?=[^<>\n=]*=)[^<>\n]*>>")  # GSM8K's notes for a calculator inside a solution
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _WORD = re.compile(r"[A-Za-z]{2,}")
 
@@ -59,7 +58,7 @@ def checked(question: str, answer: str, solution: str = "", hint: str = "") -> F
     worked, answer = split_marked(answer)
     answer = _without_dollars(answer)
     bare = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", answer).strip().rstrip(".").casefold()
-    if bare in _PROOF_WORDS:
+    if bare == "proof":
         return PROOF
     if bare in _NO_ANSWER_WORDS:
         return NO_ANSWER
@@ -86,12 +85,10 @@ def _without_dollars(answer: str) -> str:
 
 def unfit(row: Mapping[str, Any]) -> Drop | None:
     """Why the publisher's own labels rule a row out: NuminaMath's and what is made of it; None if they do not."""
-    labels = {
-        name: _label(row[name]) for name in ("question_type", "problem_is_valid", "solution_is_valid") if name in row
-    }
-    if "proof" in labels.pop("question_type", ""):
+    if "proof" in _label(row.get("question_type")):
         return PROOF
-    return INVALID if any(label not in ("yes", "true") for label in labels.values()) else None
+    validity = [_label(row[name]) for name in ("problem_is_valid", "solution_is_valid") if name in row]
+    return INVALID if any(label not in ("yes", "true") for label in validity) else None
 
 
 def _label(value: Any) -> str:

@@ -29,6 +29,7 @@ from etils import epath
 
 from dasd_jax.data import buckets, layouts, tables
 from dasd_jax.data.duplicates import normalise, twins
+from dasd_jax.data.rows import Drop
 from dasd_jax.errors import UserError
 from dasd_jax.text.prompts import PRIVILEGED
 
@@ -302,7 +303,7 @@ def _mapped_problems(spec: str, rows: Iterable[tables.Row], columns: Mapping[str
     for index, (where, row) in enumerate(rows):
         layout = layout or layouts.recognise(row) or layouts.of_columns({})
         found = layouts.read(layout, where, row)
-        if isinstance(found, layouts.Drop):
+        if isinstance(found, Drop):
             raise UserError(
                 f"{where}: {found.reason}: expected a problem with one verifiable answer in each row; "
                 "python -m dasd_jax.prepare makes a data set without the others"

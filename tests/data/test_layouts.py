@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dasd_jax.data import layouts
-from dasd_jax.data.layouts import Drop, Fields
+from dasd_jax.data.rows import Drop, Fields
 from dasd_jax.errors import UserError
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -194,9 +194,9 @@ PUBLISHED = {
         WORKED,
     ),
     "a question with a boxed solution": (
-        {"question": "1+1?", "solution": "\\boxed{2}"},
+        {"question": "1+1?", "solution": "\\boxed{2}", "hint": "count"},
         "question_boxed",
-        Fields("1+1?", "2", "\\boxed{2}"),
+        Fields("1+1?", "2", "\\boxed{2}", "count"),
     ),
     "DAPO": (dapo(), "verl", Fields("What is $1+1$?", "2")),
     "DAPO, processed": (dapo_processed(), "dapo_processed", Fields("What is $1+1$?", "2")),
@@ -262,6 +262,10 @@ DROPPED = {
     ),
     "unknown instructions": (
         verl("1+1? You FIRST think, MUST enclose it in <think> </think> tags."),
+        "unrecognised prompt wrapper",
+    ),
+    "a conversation that is no JSON": (
+        verl(prompt="[{'role': 'user', 'content': '1+1?'}]"),
         "unrecognised prompt wrapper",
     ),
     "a template in the prompt": (verl("<|im_start|>user\n1+1?<|im_end|>"), "unrecognised prompt wrapper"),

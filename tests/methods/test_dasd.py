@@ -356,7 +356,7 @@ def test_at_the_defaults_the_teacher_cannot_turn_a_verdict_up_to_groups_of_fourt
     assert dense_bound(DasdParams(clip=0.0, beta=0.0)) == 0
 
 
-def test_rewards_graded_by_length_leave_advantages_below_the_dense_term_and_the_run_says_so():
+def test_rewards_graded_by_length_have_no_smallest_advantage_and_the_run_says_so():
     reward, live = np.array([1, 0.76, 0.5, 0], np.float32), np.ones(4, bool)
     smallest = np.abs(group_advantage(reward, live, 4)[:3]).min()
     assert smallest < dense_bound(DasdParams()) < smallest_advantage(4)
