@@ -30,7 +30,7 @@ from dasd_jax.errors import UserError
 
 _RECORD = "prepared.json"
 _DUPLICATE = Drop("duplicate question")
-_ROWS_NAMED = 5  # of each reason, printed and recorded
+_ROWS_NAMED = 10  # of each reason, printed and recorded
 
 
 def main(argv: list[str]) -> None:

@@ -56,7 +56,7 @@ def test_repeated_problems_are_kept_once_in_their_order_and_read_back(tmp_path, 
     prepare.main([f"--input={tmp_path}/dapo.parquet", f"--output={output}"])
     assert capsys.readouterr().out.splitlines() == [
         f"{output}: 2502 rows read, 500 problems kept",
-        "  2001 dropped: duplicate question (" + ", ".join(f"dapo.parquet[{i}]" for i in range(500, 505)) + ", …)",
+        "  2001 dropped: duplicate question (" + ", ".join(f"dapo.parquet[{i}]" for i in range(500, 510)) + ", …)",
         "  1 dropped: empty question (dapo.parquet[2501])",
     ]
     record = json.loads((output / "prepared.json").read_text())

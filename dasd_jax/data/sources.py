@@ -1,7 +1,8 @@
 """Problems with verifiable answers, loaded from source specs that a sweep or a command line can override.
 
     gym:chain_sum?min_terms=2&max_terms=2&size=4000&seed=0      a reasoning-gym task and its config fields
-    jsonl:/path/file.jsonl?question=problem&answer=final_answer one object per line; the query maps columns
+    jsonl:/path/file.jsonl?question=problem&answer=final_answer one object per line; the query names columns, without it
+                                                                a published layout is recognised (data/layouts.py)
     parquet:/path/file.parquet?question=problem                 the same for the rows of a Parquet file
     tfds:/path/to/prepared/dataset?split=train                  a TFDS data set in ArrayRecord format, no TensorFlow
 
@@ -150,7 +151,7 @@ def split_heldout(problems: Sequence[Problem], num_heldout: int) -> tuple[list[P
     are a mixture of all sources. Call `load_problems` first, which removes duplicates.
 
     Raises:
-        UserError: too few problems, or none of their groups fit exactly.
+        UserError: too few problems, or no choice of whole groups has `num_heldout`.
     """
     if not 0 <= num_heldout < len(problems):
         raise UserError(
