@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from dasd_jax.data import boxes
+from dasd_jax.data.boxed import boxed_answer
 from dasd_jax.data.instructions import is_wrapped
 from dasd_jax.data.rows import (
     NEEDS_IMAGE,
@@ -96,7 +96,7 @@ def _plain(
 
 def _boxed(row: Mapping[str, Any], question: str) -> Fields | Drop:
     asked, solution = as_text(row, question), as_text(row, "solution")
-    answer = boxes.reference(asked, solution)
+    answer = boxed_answer(asked, solution)
     return unfit(row) or (NOT_ONE_ANSWER if answer is None else checked(asked, answer, solution, as_text(row, "hint")))
 
 
