@@ -95,7 +95,7 @@ class ObjectiveGroup(Fields):
     clip_low: float = field(0.2, inside(0, 1), "ratios below 1 - clip_low stop counting")
     clip_high: float = field(0.2, above(0), "ratios above 1 + clip_high stop counting")
     truncated: str = field("zero", one_of("zero", "score", "drop_from_loss"), "what an unfinished response is worth")
-    overlong_tokens: int = field(0, at_least(0, "tokens", off=True), "before the limit, over which up to 1 is deducted")
+    overlong_tokens: int = field(0, at_least(0, "tokens", off=True), "before the limit, over which up to ½ is deducted")
     token_chunk: int = field(1024, at_least(1, "tokens"), "tokens a device whose logits exist at one time")
 
 

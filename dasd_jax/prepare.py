@@ -23,12 +23,14 @@ from etils import epath
 
 from dasd_jax import cli, files
 from dasd_jax.data import buckets, layouts, tables
-from dasd_jax.data.layouts import Drop, Fields, Layout
-from dasd_jax.data.sources import normalise
+from dasd_jax.data.duplicates import normalise
+from dasd_jax.data.layouts import Layout
+from dasd_jax.data.rows import Drop, Fields
 from dasd_jax.errors import UserError
 
 _RECORD = "prepared.json"
 _DUPLICATE = Drop("duplicate question")
+_ROWS_NAMED = 10  # of each reason, printed and recorded
 
 
 def main(argv: list[str]) -> None:
@@ -51,7 +53,9 @@ def main(argv: list[str]) -> None:
     record = prepare(inputs, asked.output, layout, {"layout": asked.layout, "columns": asked.columns})
     print(f"{asked.output}: {record['read']} rows read, {record['kept']} problems kept")
     for reason, count in record["dropped"].items():
-        print(f"  {count} dropped: {reason}")
+        rows = record.get("dropped_rows", {}).get(reason, [])
+        named = f" ({', '.join(rows)}{', …' if count > len(rows) else ''})" if rows else ""
+        print(f"  {count} dropped: {reason}{named}")
 
 
 def prepare(inputs: Sequence[str], output: str, layout: Layout | None, settings: dict[str, str]) -> dict[str, Any]:
@@ -62,8 +66,8 @@ def prepare(inputs: Sequence[str], output: str, layout: Layout | None, settings:
         settings: further inputs that determine the result, kept in the record.
 
     Returns:
-        The record: inputs with their sha256, settings, and the counts `read`, `kept` and `dropped` by reason. If the
-        output already holds this data set, its existing record.
+        The record: inputs with their sha256, settings, the counts `read`, `kept` and `dropped` by reason, and in
+        `dropped_rows` the first rows of each reason. If the output already holds this data set, its existing record.
 
     Raises:
         UserError: files that cannot be read, no problems left, or an output that holds something else.
@@ -79,7 +83,8 @@ def prepare(inputs: Sequence[str], output: str, layout: Layout | None, settings:
         new_folder = files.new_folder(Path(target), "--output")
     with new_folder as folder:
         counts: Counter[str] = Counter()
-        rows = _problems(inputs, layout, counts)
+        dropped_rows: dict[str, list[str]] = {}
+        rows = _problems(inputs, layout, counts, dropped_rows)
         first = next(rows, None)
         if first is None:
             reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "no rows"
@@ -89,13 +94,21 @@ def prepare(inputs: Sequence[str], output: str, layout: Layout | None, settings:
             kept, written = _write(Path(draft), _name(target), first, rows)
             for path in list(written.iterdir()):
                 path.rename(folder / path.name)
-        record = {**recipe, "read": kept + counts.total(), "kept": kept, "dropped": dict(counts.most_common())}
+        record = {
+            **recipe,
+            "read": kept + counts.total(),
+            "kept": kept,
+            "dropped": dict(counts.most_common()),
+            "dropped_rows": dropped_rows,
+        }
         (folder / _RECORD).write_text(json.dumps(record, indent=1))
     return record
 
 
-def _problems(inputs: Sequence[str], layout: Layout | None, dropped: Counter[str]) -> Iterator[Fields]:
-    """The problems kept, in file order; the others are counted in `dropped`."""
+def _problems(
+    inputs: Sequence[str], layout: Layout | None, dropped: Counter[str], dropped_rows: dict[str, list[str]]
+) -> Iterator[Fields]:
+    """The problems kept, in file order; the others are counted in `dropped`, the first of them named beside it."""
     # Digests instead of questions bound the memory: the largest public file has 1.8 million rows.
     seen: set[bytes] = set()
     for path in inputs:
@@ -103,7 +116,7 @@ def _problems(inputs: Sequence[str], layout: Layout | None, dropped: Counter[str
             of_file = layout
             for where, row in tables.read_table(path):
                 of_file = of_file or _recognised(path, row)
-                found = _fields(where, row, of_file)
+                found = layouts.read(of_file, where, row)
                 if isinstance(found, Fields):
                     digest = hashlib.sha256(normalise(found.question).encode()).digest()
                     if digest not in seen:
@@ -112,18 +125,12 @@ def _problems(inputs: Sequence[str], layout: Layout | None, dropped: Counter[str
                         continue
                     found = _DUPLICATE
                 dropped[found.reason] += 1
+                if dropped[found.reason] <= _ROWS_NAMED:
+                    dropped_rows.setdefault(found.reason, []).append(PurePath(where).name)
         except UserError as error:
             raise UserError(f"--input: {error}") from error
         except OSError as error:
             raise UserError(f"--input: {path}: cannot be read ({error})") from error
-
-
-def _fields(where: str, row: dict, layout: Layout) -> Fields | Drop:
-    try:
-        layouts.check_columns(layout, row)
-        return layout.read(row)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
 
 
 def _recognised(path: str, row: dict) -> Layout:

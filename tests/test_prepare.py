@@ -56,8 +56,8 @@ def test_repeated_problems_are_kept_once_in_their_order_and_read_back(tmp_path, 
     prepare.main([f"--input={tmp_path}/dapo.parquet", f"--output={output}"])
     assert capsys.readouterr().out.splitlines() == [
         f"{output}: 2502 rows read, 500 problems kept",
-        "  2001 dropped: duplicate question",
-        "  1 dropped: empty question",
+        "  2001 dropped: duplicate question (" + ", ".join(f"dapo.parquet[{i}]" for i in range(500, 510)) + ", …)",
+        "  1 dropped: empty question (dapo.parquet[2501])",
     ]
     record = json.loads((output / "prepared.json").read_text())
     assert (record["read"], record["kept"]) == (2502, 500)
@@ -123,7 +123,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path, refused, monk
     known = lines(tmp_path / "known.jsonl", good)
     late = lines(tmp_path / "late.jsonl", *({"question": f"{i}?", "answer": "1"} for i in range(9)), {"question": "q"})
     other = lines(tmp_path / "other.jsonl", {"task": "1+1?", "result": "2"})
-    worked = lines(tmp_path / "worked.jsonl", {"question": "1+1?", "answer": "one more\n#### 2"})
+    worked = lines(tmp_path / "worked.jsonl", {"question": "1+1?", "answer": "one more\nA: 2"})
     empty = lines(tmp_path / "empty.jsonl")
     table = tmp_path / "table.csv"
     table.write_text("question,answer\n1+1?,2\n")
@@ -132,7 +132,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path, refused, monk
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     before = sorted(tmp_path.iterdir())
     output = tmp_path / "new" / "data"
-    layouts = "dapo_processed, dapo, olympiadbench, problem_answer, problem_answer_capitals, boxed, question_answer"
+    layouts = "dapo_processed, verl, sdpo, roll, olympiadbench, deepmath, problem_answer, opsd, "
     for argv, expected in (
         ([f"--input={tmp_path}/no.jsonl"], f"--input: no such file '{tmp_path}/no.jsonl'"),
         (["--input=,"], "--input: ',': expected at least one file"),
@@ -154,8 +154,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path, refused, monk
         ([f"--input={known}", "--columns=question"], "--columns: 'question': expected FIELD=COLUMN,FIELD=COLUMN"),
         ([f"--input={known}", "--columns=text=a"], "--columns: 'text=a': unknown field 'text', expected one of"),
         ([f"--input={known}", "--layout=gsm"], f"--layout: 'gsm': expected auto or one of {layouts}"),
-        ([f"--input={known}", "--layout=dapo"], f"--input: {known}:1: no field 'prompt', the row has answer"),
-        ([f"--input={known}", "--layout=dapo", "--columns=question=a"], "--layout: 'dapo': expected it or --columns"),
+        ([f"--input={known}", "--layout=verl"], f"--input: {known}:1: no field 'prompt', the row has answer"),
+        ([f"--input={known}", "--layout=verl", "--columns=question=a"], "--layout: 'verl': expected it or --columns"),
         ([f"--input={known}", "--overwrite"], "unrecognized arguments: --overwrite"),
         ([], "the following arguments are required: --input"),
     ):

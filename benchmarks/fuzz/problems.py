@@ -119,6 +119,11 @@ def prepared(rng: random.Random, _samples: Path, folder: Path):
     rows = rng.choice(
         (
             [{"prompt": [{"role": "user", "content": "1+1?"}], "reward_model": {"ground_truth": "2", "style": "rule"}}],
+            [{"prompt": '[{"role": "user", "content": "1+1?"}]', "reward_model": '{"ground_truth": "[\\"2\\"]"}'}],
+            [{"prompt": "1+1?", "messages": "[]", "ground_truth": "2", "difficulty": "1", "case_type": ""}],
+            [{"prompt": "1+1?", "answer": "2", "kind": "math"}],
+            [{"question": "1+1?", "answer": "1+1 = <<1+1=2>>2.\n#### 2"}],
+            [{"problem": "1+1?", "answer": "2", "question_type": "MCQ", "problem_is_valid": "Yes"}],
             [{"problem": "What is 2?", "solution": "It is \\boxed{2}."}],
             [{"problem": "What is 2?", "answer": "2", "solution": "2."}],
             [{"prompt": "What is 2?", "solution": "2", "source_prompt": [{"role": "user", "content": "?"}]}],
@@ -132,6 +137,7 @@ def prepared(rng: random.Random, _samples: Path, folder: Path):
     extra = []
     if rng.random() < 0.3:
         extra = [
-            rng.choice(("--layout=", "--columns=")) + rng.choice(("boxed", "question=a", "=", ",", "\ud800", "dapo"))
+            rng.choice(("--layout=", "--columns="))
+            + rng.choice(("problem_boxed", "question=a", "=", ",", "\ud800", "verl"))
         ]
     return what, lambda: command(prepare.main, f"--input={file}", f"--output={folder / 'set'}", *extra)

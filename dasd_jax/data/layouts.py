@@ -1,44 +1,34 @@
 """Column layouts of published mathematics data sets: one row of a file → a problem, or why it is dropped.
 
-A layout is recognised by its columns. `of_columns` makes one for any other file.
+A layout is recognised by its columns. `of_columns` makes one for any other file. docs/data.md lists what is read.
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from dasd_jax.data.boxes import boxes
+from dasd_jax.data.boxed import boxed_answer
+from dasd_jax.data.instructions import is_wrapped
+from dasd_jax.data.rows import (
+    NEEDS_IMAGE,
+    NOT_ONE_ANSWER,
+    Drop,
+    Fields,
+    as_text,
+    checked,
+    split_marked,
+    texts,
+    unfit,
+    unpacked,
+)
 from dasd_jax.errors import UserError
 
-FIELDS = ("question", "answer", "solution", "hint")
+FIELDS = tuple(field.name for field in dataclasses.fields(Fields))
 _NEEDED = ("question", "answer")
 
-
-@dataclasses.dataclass(frozen=True)
-class Fields:
-    """The texts of one problem; "" where the row has none."""
-
-    question: str
-    answer: str
-    solution: str = ""
-    hint: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Drop:
-    """Why a row is dropped; printed after a count."""
-
-    reason: str
-
-
-EMPTY_QUESTION = Drop("empty question")
-NO_ANSWER = Drop("no answer")
-NOT_ONE_ANSWER = Drop("no unique verifiable answer")
-NEEDS_IMAGE = Drop("needs an image")
-PROOF = Drop("proof without a final answer")
 NOT_ENGLISH = Drop("not in English")
+NOT_MATHEMATICS = Drop("another ability than mathematics")
 UNKNOWN_PROMPT = Drop("unrecognised prompt wrapper")
 
 
@@ -78,100 +68,119 @@ def of_columns(columns: Mapping[str, str]) -> Layout:
     return Layout("columns", "any file", needed, lambda row: _plain(row, **names))
 
 
-def check_columns(layout: Layout, row: Mapping[str, Any]) -> None:
-    """Raises UserError, naming the column, if a row lacks one that the layout needs."""
-    for column in layout.columns:
-        if column not in row:
-            raise UserError(f"no field {column!r}, the row has {', '.join(sorted(row)) or 'none'}")
-
-
-def as_text(row: Mapping[str, Any], column: str, *, number: bool = False) -> str:
-    """The stripped text of one column, "" if null or absent; accepts the bytes and NumPy scalars that TFDS returns.
+def read(layout: Layout, where: str, row: Mapping[str, Any]) -> Fields | Drop:
+    """The problem of a row, or why it is none: the one check of all that is read from files.
 
     Args:
-        number: whether numbers are accepted too, as for answers.
+        where: the row's place, for error messages.
 
     Raises:
-        UserError: a value of another type.
+        UserError: a column is missing or holds a value of the wrong type.
     """
-    value = row.get(column)
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, bytes):
-        value = value.decode(errors="surrogateescape")
-    if value is None:
-        return ""
-    if number and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise UserError(f"field {column!r} is {value}, expected a finite number")
-        return str(value)
-    if not isinstance(value, str):
-        raise UserError(f"field {column!r} is a {type(value).__name__}, expected a string")
-    if any("\ud800" <= char <= "\udfff" for char in value):
-        raise UserError(f"field {column!r} is {value!r:.50}, expected valid UTF-8 text")
-    return value.strip()
+    for column in layout.columns:
+        if column not in row:
+            raise UserError(f"{where}: no field {column!r}, the row has {', '.join(sorted(row)) or 'none'}")
+    try:
+        return layout.read(row)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def _plain(
     row: Mapping[str, Any], question: str, answer: str, solution: str = "solution", hint: str = "hint"
 ) -> Fields | Drop:
-    return _checked(
+    return unfit(row) or checked(
         as_text(row, question), as_text(row, answer, number=True), as_text(row, solution), as_text(row, hint)
     )
 
 
-def _checked(question: str, answer: str, solution: str = "", hint: str = "") -> Fields | Drop:
-    if not question:
-        return EMPTY_QUESTION
-    answer = _without_dollars(answer)
-    if not answer:
-        return NO_ANSWER
-    # A worked solution in the answer column, as in GSM8K: the verifier would compare every response with all of it.
-    if "\n" in answer:
-        return NOT_ONE_ANSWER
-    return Fields(question, answer, solution, hint)
+def _boxed(row: Mapping[str, Any], question: str) -> Fields | Drop:
+    asked, solution = as_text(row, question), as_text(row, "solution")
+    answer = boxed_answer(asked, solution)
+    return unfit(row) or (NOT_ONE_ANSWER if answer is None else checked(asked, answer, solution, as_text(row, "hint")))
 
 
-def _without_dollars(answer: str) -> str:
-    return answer[1:-1].strip() if re.fullmatch(r"\$[^$]+\$", answer) else answer
-
-
-_DAPO_PROMPT = re.compile(
-    r"Solve the following math problem step by step\. The last line of your response should be of the form "
-    r"Answer: \$Answer \(without quotes\) where \$Answer is the answer to the problem\.\s*"
-    r"(?P<question>.*?)"
-    r"\s*Remember to put your answer on its own line after \"Answer:\"\.\s*",
-    re.DOTALL,
-)
-# Either half of DAPO's wrapper: left in the question, it would ask for a different answer format than our instruction.
-_DAPO_WRAPPER_PARTS = ("Solve the following math problem step by step.", "put your answer on its own line")
-
-
-def _dapo(row: Mapping[str, Any]) -> Fields | Drop:
-    messages, reward = row["prompt"], row["reward_model"]
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise UserError(f"field 'prompt' is a {type(messages).__name__}, expected messages with role and content")
+def _verl(row: Mapping[str, Any]) -> Fields | Drop:
+    """A conversation beside a ground truth; nested columns may be JSON texts, as some converters write them."""
+    if not _is_mathematics(row, "ability"):
+        return NOT_MATHEMATICS
+    if row.get("images"):
+        return NEEDS_IMAGE
+    reward = unpacked(row["reward_model"]) or {}
     if not isinstance(reward, dict):
         raise UserError(f"field 'reward_model' is a {type(reward).__name__}, expected ground_truth and style")
-    asked = [as_text(message, "content") for message in messages]
-    if len(asked) != 1:
+    extra = unpacked(row.get("extra_info"))
+    truth = _one_truth(reward)
+    if isinstance(truth, Drop):
+        return truth
+    return _unwrapped(row, truth, _solution(extra, truth) if isinstance(extra, dict) else "")
+
+
+def _sdpo(row: Mapping[str, Any]) -> Fields | Drop:
+    if not _is_mathematics(row, "kind"):
+        return NOT_MATHEMATICS
+    return _unwrapped(row, as_text(row, "answer", number=True))
+
+
+def _roll(row: Mapping[str, Any]) -> Fields | Drop:
+    tested = any(row.get(column) for column in ("case_type", "test_cases", "test_case_function"))
+    if tested or not _is_mathematics(row, "domain"):
+        return NOT_MATHEMATICS
+    truth, question = _one_truth(row), _asked(row)
+    return next((part for part in (truth, question) if isinstance(part, Drop)), None) or checked(question, truth)
+
+
+def _is_mathematics(row: Mapping[str, Any], column: str) -> bool:
+    """Whether a column that names the ability asked for says mathematics, or nothing."""
+    ability = as_text(row, column).casefold()
+    return not ability or "math" in ability
+
+
+def _unwrapped(row: Mapping[str, Any], answer: str, solution: str = "") -> Fields | Drop:
+    """The problem of a prompt that a recipe may have wrapped in instructions."""
+    question = _asked(row)
+    if isinstance(question, Drop):
+        return question
+    found = checked(question, answer, solution)
+    return UNKNOWN_PROMPT if isinstance(found, Fields) and is_wrapped(found.question) else found
+
+
+def _asked(row: Mapping[str, Any]) -> str | Drop:
+    """The text in `prompt`, or that of the one user turn of its conversation, without system turns."""
+    turns = unpacked(row["prompt"])
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        text = as_text(row, "prompt")
+        return UNKNOWN_PROMPT if text.startswith("[{") else text  # a conversation, but not in JSON
+    # A system turn holds a recipe's instructions, never the problem.
+    turns = [turn for turn in turns if turn.get("role") != "system"]
+    if [turn.get("role") for turn in turns] != ["user"]:
         return UNKNOWN_PROMPT
-    wrapped = _DAPO_PROMPT.fullmatch(asked[0])
-    question = wrapped["question"] if wrapped else asked[0]
-    if any(part in question for part in _DAPO_WRAPPER_PARTS):
-        return UNKNOWN_PROMPT
-    return _checked(question, as_text(reward, "ground_truth", number=True))
+    return as_text(turns[0], "content")
 
 
-def _boxed(row: Mapping[str, Any]) -> Fields | Drop:
-    solution = as_text(row, "solution")
-    return _checked(as_text(row, "problem"), _last_box(solution), solution)
+def _one_truth(row: Mapping[str, Any]) -> str | Drop:
+    """The reference in `ground_truth`: an answer, a list with one answer, or the JSON text of such a list."""
+    value = row.get("ground_truth")
+    listed = unpacked(value)
+    # The text [1, 2] is an interval or a vector, the text ["1"] a list of answers.
+    if not isinstance(listed, list) or (isinstance(value, str) and not all(isinstance(one, str) for one in listed)):
+        return as_text(row, "ground_truth", number=True)
+    answers = dict.fromkeys(as_text({"ground_truth": one}, "ground_truth", number=True) for one in listed)
+    return NOT_ONE_ANSWER if len(answers) > 1 else next(iter(answers), "")
 
 
-def _last_box(text: str) -> str:
-    """The content of the last closed, non-empty box; "" without one."""
-    # LaTeX treats a line break inside it as a space.
-    return next(filter(None, (" ".join(box.split()) for box in boxes(text))), "")
+def _solution(extra: Mapping[str, Any], truth: str) -> str:
+    """A worked solution beside a prompt: `solution`, or `answer` in GSM8K's form if it ends in the same answer."""
+    solution, worked = (value if isinstance(value, str) else "" for value in map(extra.get, ("solution", "answer")))
+    steps, final = split_marked(worked)
+    return solution.strip() or (steps if final.replace(",", "") == truth.replace(",", "") else "")
+
+
+def _dapo_processed(row: Mapping[str, Any]) -> Fields | Drop:
+    if not _is_mathematics(row, "ability"):
+        return NOT_MATHEMATICS
+    # Its column `solution` holds the final answer.
+    return checked(as_text(row, "prompt"), as_text(row, "solution", number=True))
 
 
 def _olympiad(row: Mapping[str, Any]) -> Fields | Drop:
@@ -179,42 +188,50 @@ def _olympiad(row: Mapping[str, Any]) -> Fields | Drop:
     question = "\n\n".join(filter(None, (as_text(row, "context"), as_text(row, "question"))))
     if as_text(row, "language") not in ("English", ""):
         return NOT_ENGLISH
-    if images or as_text(row, "modality") == "Multimodal" or "<image_" in question:
+    if images or as_text(row, "modality") == "Multimodal":
         return NEEDS_IMAGE
-    if "proof" in as_text(row, "question_type").lower():
-        return PROOF
-    answers = _texts(row, "final_answer")
+    if reason := unfit(row):
+        return reason
+    answers = texts(row, "final_answer")
     # The verifier has no tolerances: it would reject answers that the exam accepts.
     needs_judge = as_text(row, "answer_type") == "Need_human_evaluate" or as_text(row, "error")
     if row.get("is_multiple_answer") or len(answers) > 1 or needs_judge:
         return NOT_ONE_ANSWER
-    return _checked(question, "".join(answers), "\n\n".join(_texts(row, "solution")))
-
-
-def _texts(row: Mapping[str, Any], column: str) -> list[str]:
-    """The non-empty strings of a column that holds a list of strings."""
-    values = row.get(column) or []
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise UserError(f"field {column!r} is {values!r:.50}, expected a list of strings")
-    return [value.strip() for value in values if value.strip()]
+    return checked(question, "".join(answers), "\n\n".join(texts(row, "solution")))
 
 
 # The most specific first: the first match is used.
 LAYOUTS: Sequence[Layout] = (
     Layout(
-        "dapo_processed",
-        "open-r1/DAPO-Math-17k-Processed",
-        ("prompt", "solution", "source_prompt"),
-        # Its column `solution` holds the final answer.
-        lambda row: _checked(as_text(row, "prompt"), as_text(row, "solution", number=True)),
+        "dapo_processed", "open-r1/DAPO-Math-17k-Processed", ("prompt", "solution", "source_prompt"), _dapo_processed
     ),
-    Layout("dapo", "BytedTsinghua-SIA/DAPO-Math-17k", ("prompt", "reward_model"), _dapo),
+    Layout(
+        "verl",
+        "files for verl: BytedTsinghua-SIA/DAPO-Math-17k, Skywork/Skywork-OR1-RL-Data, SDPO's Parquet files",
+        ("prompt", "reward_model"),
+        _verl,
+    ),
+    Layout("sdpo", "SDPO's JSON files", ("prompt", "answer", "kind"), _sdpo),
+    Layout("roll", "files for ROLL", ("prompt", "ground_truth"), _roll),
     Layout("olympiadbench", "Hothan/OlympiadBench", ("question", "final_answer", "modality"), _olympiad),
     Layout(
+        "deepmath",
+        "zwhe99/DeepMath-103K",
+        ("question", "final_answer", "r1_solution_1"),
+        lambda row: _plain(row, "question", "final_answer", "r1_solution_1"),
+    ),
+    Layout(
         "problem_answer",
-        "HuggingFaceH4/MATH-500, HuggingFaceH4/aime_2024, math-ai/aime25, MathArena/hmmt_feb_2025",
+        "AI-MO/NuminaMath-1.5, open-r1/OpenR1-Math-220k, HuggingFaceH4/MATH-500, HuggingFaceH4/aime_2024, "
+        "math-ai/aime25, MathArena/hmmt_feb_2025",
         ("problem", "answer"),
         lambda row: _plain(row, "problem", "answer"),
+    ),
+    Layout(
+        "opsd",
+        "siyanzhao/Openthoughts_math_30k_opsd",
+        ("problem", "solution", "Answer"),
+        lambda row: _plain(row, "problem", "Answer"),
     ),
     Layout(
         "problem_answer_capitals",
@@ -222,11 +239,22 @@ LAYOUTS: Sequence[Layout] = (
         ("Problem", "Answer"),
         lambda row: _plain(row, "Problem", "Answer", "Solution"),
     ),
-    Layout("boxed", "Minerva and MATH, the answer boxed in the solution", ("problem", "solution"), _boxed),
     Layout(
         "question_answer",
-        "math-ai/minervamath, opencompass/AIME2025",
-        FIELDS[:2],
+        "openai/gsm8k, math-ai/minervamath, opencompass/AIME2025",
+        _NEEDED,
         lambda row: _plain(row, "question", "answer"),
+    ),
+    Layout(
+        "problem_boxed",
+        "MATH and Minerva, the answer boxed in the solution",
+        ("problem", "solution"),
+        lambda row: _boxed(row, "problem"),
+    ),
+    Layout(
+        "question_boxed",
+        "the same with a question",
+        ("question", "solution"),
+        lambda row: _boxed(row, "question"),
     ),
 )

@@ -1,7 +1,8 @@
 """Problems with verifiable answers, loaded from source specs that a sweep or a command line can override.
 
     gym:chain_sum?min_terms=2&max_terms=2&size=4000&seed=0      a reasoning-gym task and its config fields
-    jsonl:/path/file.jsonl?question=problem&answer=final_answer one object per line; the query maps columns
+    jsonl:/path/file.jsonl?question=problem&answer=final_answer one object per line; the query names columns, without it
+                                                                a published layout is recognised (data/layouts.py)
     parquet:/path/file.parquet?question=problem                 the same for the rows of a Parquet file
     tfds:/path/to/prepared/dataset?split=train                  a TFDS data set in ArrayRecord format, no TensorFlow
 
@@ -28,6 +29,8 @@ from typing import Any
 from etils import epath
 
 from dasd_jax.data import buckets, layouts, tables
+from dasd_jax.data.duplicates import normalise, twins
+from dasd_jax.data.rows import Drop
 from dasd_jax.errors import UserError
 from dasd_jax.text.prompts import PRIVILEGED
 
@@ -100,7 +103,7 @@ def _parsed(spec: str) -> tuple[str, str, dict[str, str], str]:
 
 
 def load_problems(specs: Sequence[str]) -> tuple[list[Problem], dict[str, int]]:
-    """Concatenates the sources; of problems with the same normalised question only the first is kept.
+    """Concatenates the sources; of problems with the same question (`normalise`) only the first is kept.
 
     Returns:
       The problems, and the counts `read`, `duplicates` and `kept` = read - duplicates.
@@ -138,11 +141,17 @@ def _label(spec: str) -> str:
 
 
 def split_heldout(problems: Sequence[Problem], num_heldout: int) -> tuple[list[Problem], list[Problem]]:
-    """(train, heldout): the held-out problems are those whose normalised question has the smallest sha256.
+    """(train, heldout): held out are the problems whose question has the smallest sha256, in that order.
 
-    Selection and order (by that hash, in both parts) depend on the questions alone, not on the order of problems or
-    sources: the first problems of either part are a mixture of all sources.
-    Problems with the same normalised question would share a hash, so call `load_problems` first.
+    Problems that differ in the order of their numbers alone go to one side together: the other side would know their
+    answers. They are held out with the first of them, if there is room. The training part is in the same order, except
+    that a problem which leaves it for this is replaced, in its place, by one that is not held out instead.
+
+    The split depends on the questions alone, not on the order of problems or sources: the first problems of either part
+    are a mixture of all sources. Call `load_problems` first, which removes duplicates.
+
+    Raises:
+        UserError: too few problems, or no choice of whole groups has `num_heldout`.
     """
     if not 0 <= num_heldout < len(problems):
         raise UserError(
@@ -150,11 +159,30 @@ def split_heldout(problems: Sequence[Problem], num_heldout: int) -> tuple[list[P
             f"expected 0 to {len(problems) - 1} to leave some for training"
         )
     ordered = _by_hash(problems)
-    return ordered[num_heldout:], ordered[:num_heldout]
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for place, problem in enumerate(ordered):
+        groups.setdefault(twins(problem.question), []).append(place)
+    chosen: set[int] = set()
+    for places in groups.values():
+        if len(chosen) + len(places) <= num_heldout:
+            chosen.update(places)
+    if len(chosen) < num_heldout:
+        possible = len(chosen) or min(map(len, groups.values()))
+        raise UserError(
+            f"data.heldout: {num_heldout}: problems that differ in the order of their numbers alone stay together, and "
+            f"no choice of such groups has as many: expected {possible}, for example"
+        )
+    back = (problem for place, problem in enumerate(ordered[:num_heldout]) if place not in chosen)
+    train = [next(back) if place in chosen else ordered[place] for place in range(num_heldout, len(ordered))]
+    return train, [ordered[place] for place in sorted(chosen)]
 
 
 def _by_hash(problems: Sequence[Problem]) -> list[Problem]:
-    return sorted(problems, key=lambda problem: hashlib.sha256(normalise(problem.question).encode()).digest())
+    def digest(problem: Problem) -> bytes:
+        # Not `normalise`, which may learn more notation: which problems are held out has to stay.
+        return hashlib.sha256(" ".join(problem.question.casefold().split()).encode()).digest()
+
+    return sorted(problems, key=digest)
 
 
 @functools.lru_cache(maxsize=32)
@@ -268,23 +296,20 @@ _LOADERS = {
 
 
 def _mapped_problems(spec: str, rows: Iterable[tables.Row], columns: Mapping[str, str]) -> Iterator[Problem]:
-    """One problem per row; a column named in the spec must exist, `solution` and `hint` may otherwise be absent."""
-    for name in columns:
-        if name not in layouts.FIELDS:
-            raise UserError(f"unknown query key {name!r}, expected one of {', '.join(layouts.FIELDS)}")
+    """One problem per row, read as `prepare` reads it; what that would drop is an error here.
+
+    The layout is that of the columns named in the spec, else the one that the first row's columns tell.
+    """
+    layout = layouts.of_columns(columns) if columns else None
     for index, (where, row) in enumerate(rows):
-        text = {}
-        for field in layouts.FIELDS:
-            column = columns.get(field, field)
-            if column not in row and (field in columns or field in ("question", "answer")):
-                raise UserError(f"{where}: no field {column!r}, expected it to hold the {field}")
-            try:
-                text[field] = layouts.as_text(row, column, number=field == "answer")
-            except UserError as error:
-                raise UserError(f"{where}: {error}") from error
-            if not text[field] and field in ("question", "answer"):
-                raise UserError(f"{where}: field {column!r} is empty, expected the {field}")
-        yield Problem(**text, source=spec, index=index, scorer="math")
+        layout = layout or layouts.recognise(row) or layouts.of_columns({})
+        found = layouts.read(layout, where, row)
+        if isinstance(found, Drop):
+            raise UserError(
+                f"{where}: {found.reason}: expected a problem with one verifiable answer in each row; "
+                "python -m dasd_jax.prepare makes a data set without the others"
+            )
+        yield Problem(**vars(found), source=spec, index=index, scorer="math")
 
 
 def _split_query(rest: str) -> tuple[str, dict[str, str]]:
@@ -302,11 +327,6 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: nested too deeply
         return text
-
-
-def normalise(question: str) -> str:
-    """Case-folded question with collapsed white space: equal for duplicates."""
-    return " ".join(question.casefold().split())
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

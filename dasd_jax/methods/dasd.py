@@ -193,8 +193,15 @@ def divergence(hp: DasdParams) -> Divergence | None:
     return expected("teacher", lambda ls, lt, scale: -gated_gap(lt - ls, scale, hp))
 
 
-def _notice(hp: DasdParams, rollouts: int) -> str:
+def _notice(hp: DasdParams, rollouts: int, graded: bool) -> str:
     loudest, smallest = dense_bound(hp), smallest_advantage(rollouts)
+    if not loudest:
+        return ""
+    if graded:
+        return (
+            f"warning: the teacher's term reaches {loudest:.3f} and can change the sign of an advantage: rewards that "
+            "objective.overlong_tokens grades by length leave advantages as small as any"
+        )
     if loudest <= smallest:
         return ""
     return (

@@ -150,7 +150,7 @@ class Method:
         memory: (lines of metrics.jsonl, hp) → scalars for `Scored.knobs` of the next step. A fold over the log: what a
             method remembers needs no state of its own, and a resumed run remembers the same.
         context: (knobs, hp) → arguments for the builders of contexts (data/contexts.py) in the next step.
-        notice: (hp, G) → a line to say when a run starts, or "".
+        notice: (hp, G, whether rewards are graded and not 0 or 1) → a line to say when a run starts, or "".
         guards: numbers that it wants watched.
         anneals: its teacher's part is multiplied by knobs["teacher_weight"], which guards.on_collapse=anneal lowers.
         watched: names in the log whose means over the run appear in its summary.
@@ -167,7 +167,7 @@ class Method:
     shared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     memory: Callable[[Sequence[dict], Any], dict[str, float]] = lambda lines, hp: {}
     context: Callable[[dict[str, float], Any], dict[str, Any]] = lambda knobs, hp: {}
-    notice: Callable[[Any, int], str] = lambda hp, rollouts: ""
+    notice: Callable[[Any, int, bool], str] = lambda hp, rollouts, graded: ""
     guards: tuple[Guard, ...] = ()
     anneals: bool = False
     watched: tuple[str, ...] = ()

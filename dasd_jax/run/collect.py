@@ -78,8 +78,9 @@ def mixed(reward: np.ndarray, group: int) -> np.ndarray:
 def outcomes(config: Config, verdicts: Sequence[Verdict], finished: np.ndarray, length: np.ndarray) -> Outcomes:
     """What verdicts are worth: 0 for what is truncated, and less for what is nearly too long.
 
-    The penalty grows linearly from 0 to 1 over the last `objective.overlong_tokens` of the budget. Source: arXiv
-    2503.14476, equation 13.
+    The penalty grows linearly from 0 to 1/2 over the last `objective.overlong_tokens` of the budget, so that a right
+    answer of any length stays above a wrong one. Source: arXiv 2503.14476, equation 13, whose penalty of up to 1 is for
+    rewards of -1 and 1: half as much for rewards of 0 and 1.
 
     Args:
         finished: bool[rows].
@@ -92,7 +93,7 @@ def outcomes(config: Config, verdicts: Sequence[Verdict], finished: np.ndarray, 
     reward = correct
     if objective.overlong_tokens:
         over = (length - (budget - objective.overlong_tokens)) / objective.overlong_tokens
-        reward = correct - np.clip(over, 0, 1).astype(np.float32)
+        reward = correct - np.float32(0.5) * np.clip(over, 0, 1).astype(np.float32)
     return Outcomes(correct, reward, in_loss=finished | (objective.truncated != "drop_from_loss"))
 
 

@@ -10,8 +10,9 @@ from jax.sharding import Mesh
 from dasd_jax import hosts
 from dasd_jax.batch import Params
 from dasd_jax.config import Config, ModelGroup
+from dasd_jax.data.duplicates import normalise
 from dasd_jax.data.pipeline import PromptSet, PromptText
-from dasd_jax.data.sources import Problem, load_benchmarks, load_problems, normalise, split_heldout
+from dasd_jax.data.sources import Problem, load_benchmarks, load_problems, split_heldout
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.learner.step import StepConfig

@@ -158,7 +158,8 @@ def _introduce(run: Run, counts: dict[str, int], rows: int) -> None:
     if config.method.rollouts:
         derived = not config.rollout.slots and setup.device_memory() is not None
         say(f"slots: {run.slots} of {rows} rows a device" + (", derived from the free memory" if derived else ""))
-    if notice := config.method.notice(config.hp, config.rollout.rollouts):
+    graded = bool(config.objective.overlong_tokens)
+    if notice := config.method.notice(config.hp, config.rollout.rollouts, graded):
         say(notice)
 
 

@@ -1,5 +1,6 @@
 """Problem sources: what a spec yields, what is held out, and the one line that each mistake earns."""
 
+import hashlib
 import importlib
 import json
 import sys
@@ -10,6 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from dasd_jax.data import sources
+from dasd_jax.data.duplicates import twins
 from dasd_jax.data.sources import Problem, labels, load_problems, load_source, split_heldout
 from dasd_jax.errors import UserError
 
@@ -18,6 +20,10 @@ ADDITIONS = "gym:chain_sum?min_terms=2&max_terms=2&max_digits=1&size=300&seed=0"
 
 def problem(question: str, index: int = 0) -> Problem:
     return Problem(question=question, answer="1", source="test", index=index, scorer="math")
+
+
+def digest(of: Problem) -> bytes:
+    return hashlib.sha256(of.question.encode()).digest()
 
 
 def write_lines(path, *rows) -> str:
@@ -88,14 +94,15 @@ def test_a_prepared_tfds_data_set_reads_back_without_tensorflow(tmp_path, monkey
     with pytest.raises(UserError, match="cannot read split 'train'"):
         load_source(spec)
     with pytest.raises(UserError, match=r"test\[0\]: no field 'question'"):
-        load_source(f"{spec}?split=test")
+        load_source(f"{spec}?split=test&hint=hint")
+    assert {p.question for p in load_source(f"{spec}?split=test")} == {p.question for p in problems}
 
 
 def test_equal_questions_are_kept_once_and_counted(tmp_path):
-    first = write_lines(tmp_path / "a.jsonl", *({"question": q, "answer": "1"} for q in ["How  many?", "Why?"]))
-    second = write_lines(tmp_path / "b.jsonl", *({"question": q, "answer": "2"} for q in ["how many? ", "When?"]))
+    first = write_lines(tmp_path / "a.jsonl", *({"question": q, "answer": "1"} for q in ["How  many $x$?", "1+2?"]))
+    second = write_lines(tmp_path / "b.jsonl", *({"question": q, "answer": "2"} for q in ["how many \\(x\\)?", "2+1?"]))
     problems, counts = load_problems([first, second])
-    assert [(p.question, p.answer) for p in problems] == [("How  many?", "1"), ("Why?", "1"), ("When?", "2")]
+    assert [(p.question, p.answer) for p in problems] == [("How  many $x$?", "1"), ("1+2?", "1"), ("2+1?", "2")]
     assert counts == {"read": 4, "duplicates": 1, "kept": 3}
 
 
@@ -115,6 +122,36 @@ def test_what_is_held_out_depends_on_the_questions_and_not_on_their_order():
     assert heldout != problems[:10]
     assert [p.index for p in train] != sorted(p.index for p in train)
     assert set(split_heldout(problems, 9)[1]) < set(heldout)
+
+
+@pytest.mark.parametrize("count", [2, 3, 17, 60, 94])
+def test_problems_that_differ_in_the_order_of_numbers_stay_on_one_side(count):
+    """Sums of two digits: nearly each has its mirror image."""
+    problems, _ = load_problems([ADDITIONS])
+    train, heldout = split_heldout(problems, count)
+    assert len(heldout) == count and sorted(train + heldout, key=lambda p: p.index) == problems
+    assert not {twins(p.question) for p in train} & {twins(p.question) for p in heldout}
+    assert split_heldout(problems[::-1], count) == (train, heldout)
+    assert len({twins(p.question) for p in problems}) < 0.7 * len(problems)
+
+
+def test_twins_move_two_problems_and_leave_the_others_in_their_places():
+    """A held-out problem's twin comes to its side; the last held-out problem takes the twin's place in training."""
+    first, twin = problem("0 or 5?", 60), problem("5 or 0?", 61)
+    ordered = sorted([*(problem(f"question {i}", i) for i in range(60)), first, twin], key=digest)
+    assert ordered.index(first) < 20 < ordered.index(twin)  # what a cut through the order would tear apart
+    train, heldout = split_heldout(ordered, 20)
+    assert heldout == [*ordered[:19], twin]
+    assert train == [ordered[19] if p is twin else p for p in ordered[20:]]
+
+
+def test_a_number_that_no_choice_of_twins_reaches_is_refused():
+    pairs = [problem(text) for text in ("1 or 2?", "2 or 1?", "3 + 4", "4 + 3")]
+    assert len(split_heldout(pairs, 2)[1]) == 2
+    with pytest.raises(UserError, match="data.heldout: 1: problems that differ in the order of .*: expected 2, for"):
+        split_heldout(pairs, 1)
+    with pytest.raises(UserError, match="data.heldout: 3: .*: expected 2, for example"):
+        split_heldout(pairs, 3)
 
 
 @pytest.mark.parametrize("num_heldout", [-1, 3, 4])
@@ -161,8 +198,18 @@ GOOD = {"question": "q", "answer": "a"}
         ('{"question": ', "", "not JSON"),
         ("[1]", "", "a JSON list, expected an object"),
         ({"question": "q"}, "", "no field 'answer'"),
-        ({"question": " ", "answer": "a"}, "", "field 'question' is empty"),
-        ({"question": "q", "answer": None}, "", "field 'answer' is empty"),
+        ({"question": " ", "answer": "a"}, "", "empty question: expected a problem with one verifiable answer"),
+        ({"question": "q", "answer": None}, "", "no answer: expected a problem with one verifiable answer"),
+        ({"question": "q", "answer": "proof"}, "", "proof without a final answer: expected"),
+        ({"question": "q", "answer": "notfound"}, "", "no answer: expected"),
+        ({"question": "q", "answer": "One.\nTwo."}, "", "no unique verifiable answer: expected"),
+        ({"question": "q", "answer": "In 3 days it sells 2*3 = 6 pens."}, "", "no unique verifiable answer: expected"),
+        ({"question": "q", "answer": "a", "question_type": "proof"}, "", "proof without a final answer: expected"),
+        (
+            {"question": "q", "answer": "a", "problem_is_valid": "No"},
+            "",
+            "marked as invalid by its publisher: expected",
+        ),
         ({"question": 3, "answer": "a"}, "", "field 'question' is a int, expected a string"),
         ({"question": "q", "answer": True}, "", "field 'answer' is a bool"),
         ("[" * 9999, "", "not JSON"),
@@ -184,8 +231,24 @@ def test_nothing_to_read_is_refused(tmp_path):
         load_source(write_lines(tmp_path / "empty.jsonl", ""))
     with pytest.raises(UserError, match="no sources"):
         load_problems([])
-    with pytest.raises(UserError, match="unknown query key 'quesiton', expected one of question, answer"):
+    with pytest.raises(UserError, match="unknown field 'quesiton', expected one of question, answer"):
         load_source(write_lines(tmp_path / "p.jsonl", GOOD) + "?quesiton=q")
+
+
+def test_a_published_file_is_read_directly_as_prepare_reads_it(tmp_path):
+    worked = write_lines(tmp_path / "gsm8k.jsonl", {"question": "1+1?", "answer": "It is <<1+1=2>>2. #### 2"})
+    [gsm8k] = load_source(worked)
+    assert (gsm8k.answer, gsm8k.solution) == ("2", "It is 2.")
+    assert load_source(f"{worked}?question=question&answer=answer")[0].answer == "2"
+    asked = 'What is 1+1? Let\'s think step by step and output the final answer after "####".'
+    turns = [{"role": "system", "content": "Be careful."}, {"role": "user", "content": asked}]
+    row = {"prompt": turns, "ability": "math", "reward_model": {"ground_truth": "2"}}
+    path = tmp_path / "verl.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+    assert [(p.question, p.answer) for p in load_source(f"parquet:{path}")] == [("What is 1+1?", "2")]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row, row | {"ability": "code"}]), path)
+    with pytest.raises(UserError, match=r"verl.parquet\[1\]: another ability than mathematics: .*dasd_jax.prepare"):
+        load_source(f"parquet:{path}")
 
 
 def test_parquet_rows_are_problems_too(tmp_path):
@@ -193,8 +256,9 @@ def test_parquet_rows_are_problems_too(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"problem": ["1+1?", "1+2?"], "answer": [2, 3]}), path)
     problems = load_source(f"parquet:{path}?question=problem")
     assert [(p.question, p.answer, p.index) for p in problems] == [("1+1?", "2", 0), ("1+2?", "3", 1)]
-    with pytest.raises(UserError, match=r"p.parquet\[0\]: no field 'question', expected it to hold the question"):
-        load_source(f"parquet:{path}")
+    assert [p.question for p in load_source(f"parquet:{path}")] == ["1+1?", "1+2?"]  # a published layout
+    with pytest.raises(UserError, match=r"p.parquet\[0\]: no field 'question', the row has answer, problem"):
+        load_source(f"parquet:{path}?answer=answer")
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match="data.sources: .*p.parquet: cannot be read as Parquet"):
         load_source(f"parquet:{path}")

@@ -350,10 +350,18 @@ def test_at_the_defaults_the_teacher_cannot_turn_a_verdict_up_to_groups_of_fourt
         smallest = np.abs(group_advantage(reward, live, group)).min()
         assert smallest_advantage(group) == pytest.approx(smallest, rel=1e-4)
         assert (dense_bound(DasdParams()) < smallest) == (group < 15)
-        assert bool(METHOD.notice(DasdParams(), group)) == (group == 15)
+        assert bool(METHOD.notice(DasdParams(), group, False)) == (group == 15)
     assert dense_bound(DasdParams(gate=False)) == pytest.approx(0.3)
     assert dense_bound(DasdParams(clip=0.0)) == math.inf
     assert dense_bound(DasdParams(clip=0.0, beta=0.0)) == 0
+
+
+def test_rewards_graded_by_length_have_no_smallest_advantage_and_the_run_says_so():
+    reward, live = np.array([1, 0.76, 0.5, 0], np.float32), np.ones(4, bool)
+    smallest = np.abs(group_advantage(reward, live, 4)[:3]).min()
+    assert smallest < dense_bound(DasdParams()) < smallest_advantage(4)
+    assert "objective.overlong_tokens grades by length" in METHOD.notice(DasdParams(), 4, True)
+    assert METHOD.notice(DasdParams(beta=0.0), 4, True) == ""
 
 
 def test_the_dense_term_is_below_every_advantage_of_a_mixed_group_of_eight():

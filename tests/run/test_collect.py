@@ -19,18 +19,36 @@ RIGHT, WRONG = Verdict(1.0, 1.0, "1"), Verdict(0.0, 0.2, "2")
 
 
 def test_a_reward_is_the_verdict_less_what_the_length_costs():
-    """The budget is 16 tokens, the last 8 of them cost 1 / 8 each; what is truncated is worth 0 before that."""
+    """The budget is 16 tokens, the last 8 of them cost 1 / 16 each; what is truncated is worth 0 before that."""
     verdicts = [RIGHT, RIGHT, WRONG, RIGHT, RIGHT]
     finished, length = np.array([True, True, True, True, False]), np.array([3, 8, 12, 14, 16])
     for changes, expected_correct, expected_reward in (
         ([], [1, 1, 0, 1, 0], [1, 1, 0, 1, 0]),
         (["objective.truncated=score"], [1, 1, 0, 1, 1], [1, 1, 0, 1, 1]),
-        (["objective.overlong_tokens=8"], [1, 1, 0, 1, 0], [1, 1, -0.5, 0.25, -1]),
+        (["objective.overlong_tokens=8"], [1, 1, 0, 1, 0], [1, 1, -0.25, 0.625, -0.5]),
     ):
         found = collect.outcomes(config(*changes), verdicts, finished, length)
         np.testing.assert_array_equal(found.correct, expected_correct)
         np.testing.assert_allclose(found.reward, expected_reward)
         assert found.in_loss.all()
+
+
+@pytest.mark.parametrize("truncated", ["zero", "score", "drop_from_loss"])
+@pytest.mark.parametrize("tokens", [1, 5, 16])
+def test_a_right_answer_of_any_length_is_worth_more_than_any_wrong_one(tokens, truncated):
+    length = np.arange(17)
+    for finished in (length >= 0, length < 16):
+        right, wrong = (
+            collect.outcomes(
+                config(f"objective.overlong_tokens={tokens}", f"objective.truncated={truncated}"),
+                [verdict] * 17,
+                finished,
+                length,
+            )
+            for verdict in (RIGHT, WRONG)
+        )
+        assert right.reward[right.correct == 1].min() >= 0.5 and wrong.reward.max() <= 0
+        assert right.reward[0] == 1 and (np.diff(right.reward) <= 0).all()
 
 
 def test_a_response_without_an_end_may_count_in_its_group_alone():
