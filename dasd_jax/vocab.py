@@ -20,16 +20,26 @@ product = partial(jnp.einsum, precision=EXACT, preferred_element_type=jnp.float3
 
 
 def logits(hidden: Array, unembed: Array, temperature: float, out_sharding=None) -> Array:
-    """hidden · unembedᵀ / temperature: [rows, S, D], [V, D] of the same dtype → f32[rows, S, V]."""
-    return product("rsd,vd->rsv", hidden, unembed, out_sharding=out_sharding) / temperature
+    """hidden · unembedᵀ / temperature: [rows, S, D], [V, D] → f32[rows, S, V].
+
+    A float32 hidden state is not rounded to a bfloat16 unembedding: it enters as a sum of two bfloat16 parts, which
+    hold 16 of its 24 bits.
+    """
+    times = partial(product, "rsd,vd->rsv", out_sharding=out_sharding)
+    if hidden.dtype == unembed.dtype:
+        return times(hidden, unembed) / temperature
+    # Not a cast there and back, which XLA may leave out.
+    high = jax.lax.reduce_precision(hidden, exponent_bits=8, mantissa_bits=7)
+    parts = (part.astype(unembed.dtype) for part in (high, hidden - high))
+    return sum(times(part, unembed) for part in parts) / temperature
 
 
 def log_probs(hidden: Array, unembed: Array, temperature: float) -> Array:
     """Log-probabilities of the next token: log_softmax(hidden · unembedᵀ / temperature).
 
     Args:
-        hidden: [rows, S, D], after the final norm.
-        unembed: [V, D], same dtype.
+        hidden: f32[rows, S, D], after the final norm.
+        unembed: [V, D] in the compute dtype.
         temperature: positive.
 
     Returns:

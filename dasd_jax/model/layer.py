@@ -1,12 +1,19 @@
-"""One decoder layer, shared by all passes: normalisation, projections, feed-forward, and the layout of its weights."""
+"""One decoder layer, shared by all passes: normalisation, projections, feed-forward, and the layout of its weights.
+
+The residual stream and all that stands between two products is float32; the compute dtype is that of the products'
+arguments and of keys and values. Each rounding that is left out makes two passes over the same tokens, padded in
+different ways, agree better (docs/numerics.md).
+"""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from dasd_jax.batch import Array, Params
 from dasd_jax.mesh import TRAIN, gather, spec
+from dasd_jax.model import param_table
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.rope import rotate
 from dasd_jax.vocab import EXACT
@@ -15,12 +22,13 @@ from dasd_jax.vocab import EXACT
 def apply_layer(
     config: ModelConfig, weights: Params, x: Array, rope: tuple[Array, Array], attention: Callable
 ) -> tuple[Array, object]:
-    """The residual stream [rows, S, D] after one layer, and the second result of `attention`.
+    """The residual stream f32[rows, S, D] after one layer, and the second result of `attention`.
 
     Args:
         weights: one layer's, from `table` or from `join_weights`.
         rope: from `rope_table`.
-        attention: (query [rows, S, N, H], key and value [rows, S, K, H]) → ([rows, S, N, H], anything).
+        attention: (query [rows, S, N, H], key and value [rows, S, K, H]) → ([rows, S, N, H], anything), all in the
+            compute dtype.
     """
     weights = gather_weights(config, weights)
     query, key, value = _qkv(config, weights, x, rope)
@@ -32,16 +40,14 @@ def apply_layer(
 
 
 def rms_norm(config: ModelConfig, x: Array, scale: Array, axes=-1) -> Array:
-    """RMS normalisation over `axes` in float32, times `scale`, in the dtype of x."""
-    wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=axes, keepdims=True) + config.norm_eps)
-    return wide.astype(x.dtype) * scale.astype(x.dtype)
+    """RMS normalisation of float32 x over `axes`, times `scale`."""
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=axes, keepdims=True) + config.norm_eps) * scale
 
 
 def _qkv(config: ModelConfig, weights: Params, x: Array, rope: tuple[Array, Array]) -> tuple[Array, Array, Array]:
     if not config.post_norm:
         x = rms_norm(config, x, weights["attn_norm"])
-    heads = jnp.einsum("rsd,dkmh->rskmh", x, weights["qkv"], precision=EXACT)
+    heads = _product("rsd,dkmh->rskmh", x, weights["qkv"])
     if config.qkv_bias:
         heads = heads + weights["qkv_bias"]
     query, key, value = heads[..., :-2, :], heads[..., -2, :], heads[..., -1, :]
@@ -52,13 +58,13 @@ def _qkv(config: ModelConfig, weights: Params, x: Array, rope: tuple[Array, Arra
         query, key = (
             rms_norm(config, part, weights[f"{name}_norm"], axes) for name, part in (("q", query), ("k", key))
         )
-    return rotate(query, *rope), rotate(key, *rope), value
+    return tuple(part.astype(config.compute_dtype) for part in (rotate(query, *rope), rotate(key, *rope), value))
 
 
 def _mlp(config: ModelConfig, weights: Params, x: Array) -> Array:
     if not config.post_norm:
         x = rms_norm(config, x, weights["mlp_norm"])
-    gate_up = jnp.einsum("rsd,duf->rsuf", x, weights["gate_up"], precision=EXACT)
+    gate_up = _product("rsd,duf->rsuf", x, weights["gate_up"])
     gated = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
     out = _project(gated, weights["down"])
     return rms_norm(config, out, weights["mlp_norm"]) if config.post_norm else out
@@ -66,17 +72,39 @@ def _mlp(config: ModelConfig, weights: Params, x: Array) -> Array:
 
 def _project(x: Array, weight: Array) -> Array:
     """A product with output width D, summed over the devices of the tensor axis."""
-    return jnp.einsum("rsf,fd->rsd", x, weight, precision=EXACT, out_sharding=spec("rows", None, None))
+    return _product("rsf,fd->rsd", x, weight, out_sharding=spec("rows", None, None))
+
+
+def _product(equation: str, x: Array, weight: Array, out_sharding=None) -> Array:
+    """einsum of x, rounded to the dtype of the weight, and the weight: summed in float32 and not rounded after it.
+
+    The backward pass is that of an einsum in the dtype of the weight: by JAX's own rule for a float32 result its
+    products would have one float32 argument, which a TPU multiplies at a fraction of its speed.
+    """
+    narrow = partial(jnp.einsum, equation, precision=EXACT, out_sharding=out_sharding)
+    if weight.dtype == jnp.float32:
+        return narrow(x, weight)
+
+    def forward(x: Array, weight: Array):
+        x = x.astype(weight.dtype)
+        return narrow(x, weight, preferred_element_type=jnp.float32), (x, weight)
+
+    def backward(arguments, gradient: Array):
+        by_x, by_weight = jax.vjp(narrow, *arguments)[1](gradient.astype(weight.dtype))
+        return by_x.astype(x.dtype), by_weight
+
+    product = jax.custom_vjp(lambda x, weight: forward(x, weight)[0])
+    product.defvjp(forward, backward)
+    return product(x, weight)
 
 
 def gather_weights(config: ModelConfig, weights: Params) -> Params:
-    """One layer's weights ready for `apply_layer`: in the compute dtype, gathered over the model width, joined."""
+    """One layer's weights ready for `apply_layer`: matrices in the compute dtype, gathered over the model width, joined."""
     if "qkv" in weights:
         return weights
     # Joined before the gather: the backward pass then reduce-scatters the products' gradients with nothing in between.
-    joined = join_weights(
-        config, {name: weight.astype(config.compute_dtype) for name, weight in weights.items()}, TRAIN
-    )
+    narrow = {name: param_table.rounded(config, f"layers/{name}", x) for name, x in weights.items()}
+    joined = join_weights(config, narrow, TRAIN)
     layout = {
         "qkv": ("embed", "heads", None, None),
         "gate_up": ("embed", None, "ff"),

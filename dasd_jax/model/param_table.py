@@ -35,6 +35,11 @@ class Leaf:
     inputs: int = 0
 
     @property
+    def matrix(self) -> bool:
+        """Whether it is an argument of products."""
+        return bool(self.inputs) or "vocab" in self.axes
+
+    @property
     def stacked(self) -> bool:
         """Whether it is one tensor per layer in a checkpoint and one stack of them here."""
         return "{}" in self.name
@@ -147,9 +152,11 @@ def init(config: ModelConfig, mesh: Mesh, seed: int) -> Params:
 
 
 def relayout(config: ModelConfig, params: Params, rules: dict) -> Params:
-    """The parameters cast to the compute dtype and resharded by `rules`, inside a jitted program."""
-    flat = traverse_util.flatten_dict(params, sep="/")
-    rows = table(config)
-    return tree(
-        {path: reshard(x.astype(config.compute_dtype), *rows[path].axes, rules=rules) for path, x in flat.items()}
-    )
+    """The parameters as they are computed with, resharded by `rules`, inside a jitted program."""
+    flat, rows = traverse_util.flatten_dict(params, sep="/"), table(config)
+    return tree({path: reshard(rounded(config, path, x), *rows[path].axes, rules=rules) for path, x in flat.items()})
+
+
+def rounded(config: ModelConfig, path: str, x: jax.Array) -> jax.Array:
+    """A parameter as it is computed with: matrices in the compute dtype; norms and biases cost nothing in float32."""
+    return x.astype(config.compute_dtype) if table(config)[path].matrix else x

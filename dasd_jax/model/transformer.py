@@ -47,8 +47,8 @@ def forward(
         mask: bool[rows, S]; left-padded.
 
     Returns:
-        hidden [rows, S, D] in the compute dtype, and a cache of these prompts. Where mask is False the hidden state is
-        finite and meaningless.
+        hidden f32[rows, S, D], and a cache of these prompts in the compute dtype. Where mask is False the hidden state
+        is finite and meaningless.
     """
     ropes = _rope_tables(config, positions)
 
@@ -56,7 +56,7 @@ def forward(
         _, slides, weights = inputs
         return apply_layer(config, weights, x, _of_kind(slides, ropes), _attention(config, slides, mask))
 
-    x, new = _through_layers(config, _remat(config, layer), _embed(config, params, tokens), params["layers"])
+    x, new = _through_layers(config, _remat(config, layer), _embed(params, tokens), params["layers"])
     if isinstance(new, list):
         new = (tuple(part[None] for part in parts) for parts in zip(*new, strict=True))
     cache = KVCache(Segment(*new, jnp.sum(mask, axis=1, dtype=jnp.int32)))
@@ -80,7 +80,7 @@ def response_hidden(
         response, response_mask: i32 and bool [B*G, R], right-padded, problem-major.
 
     Returns:
-        [B*G, R, D] in the compute dtype.
+        f32[B*G, R, D].
     """
     (rows, width), problems = response.shape, prompt.shape[0]
     new, new_mask = response[:, :-1], response_mask[:, :-1]
@@ -104,7 +104,7 @@ def response_hidden(
 
     # One embedding lookup for both, for the same reason.
     tokens = jnp.concatenate([prompt, join_rollouts(new, problems)], axis=1)
-    embedded = _embed(config, params, tokens)
+    embedded = _embed(params, tokens)
     split = prompt.shape[1]
     carry = embedded[:, :split], split_rollouts(embedded[:, split:], rows)
     (first, rest), _ = _through_layers(config, _remat(config, layer), carry, params["layers"])
@@ -135,7 +135,7 @@ def decode(config: ModelConfig, params: Params, token: Array, live: Array, cache
         cache: with prompts and responses.
 
     Returns:
-        hidden [rows, D] in the compute dtype, and the cache with the token in it.
+        hidden f32[rows, D], and the cache with the token in it.
     """
     prompt, response = cache.prompt, cache.response
     rows = token.shape[0]
@@ -176,7 +176,7 @@ def decode(config: ModelConfig, params: Params, token: Array, live: Array, cache
         x, written = apply_layer(config, weights, x, rope, attention)
         return (x, *written), None
 
-    x = _embed(config, params, token[:, None])
+    x = _embed(params, token[:, None])
     (x, *written), _ = _through_layers(config, layer, (x, response.key, response.value), params["layers"])
     response = Segment(*written, place + live)
     return rms_norm(config, x, params["final_norm"])[:, 0], cache.replace(response=response)
@@ -184,12 +184,16 @@ def decode(config: ModelConfig, params: Params, token: Array, live: Array, cache
 
 def unembedding(config: ModelConfig, params: Params) -> Array:
     """The [V, D] matrix in the compute dtype, gathered over fsdp once for a whole pass over the vocabulary."""
-    return gather(params["embed" if config.tied else "unembed"].astype(config.compute_dtype), "vocab", "embed")
+    name = "embed" if config.tied else "unembed"
+    return gather(param_table.rounded(config, name, params[name]), "vocab", "embed")
 
 
 def with_embedding(config: ModelConfig, params: Params) -> Params:
-    """Parameters with the embedding gathered, so that all its uses in a pass share one gather and one gradient sum."""
-    return params | {"embed": gather(params["embed"].astype(config.compute_dtype), "vocab", "embed")}
+    """Parameters with the embedding gathered, so that all its uses in a pass share one gather and one gradient sum.
+
+    In float32: of a token that occurs thousands of times a sum of gradients in bfloat16 would lose most.
+    """
+    return params | {"embed": gather(params["embed"], "vocab", "embed")}
 
 
 def unembed(config: ModelConfig, params: Params, hidden: Array) -> Array:
@@ -197,10 +201,11 @@ def unembed(config: ModelConfig, params: Params, hidden: Array) -> Array:
     return vocab.logits(hidden, unembedding(config, params), 1.0, out_sharding=spec("rows", None, "vocab"))
 
 
-def _embed(config: ModelConfig, params: Params, tokens: Array) -> Array:
+def _embed(params: Params, tokens: Array) -> Array:
+    """The first residual stream, f32[rows, S, D]."""
     # JAX wants an explicit result layout for indexing along the split axis of the vocabulary.
-    table = gather(params["embed"].astype(config.compute_dtype), "vocab", "embed")
-    return table.at[tokens].get(out_sharding=spec("rows", None, None))
+    found = gather(params["embed"], "vocab", "embed").at[tokens].get(out_sharding=spec("rows", None, None))
+    return found.astype(jnp.float32)
 
 
 def _remat(config: ModelConfig, layer):

@@ -21,7 +21,7 @@ from dasd_jax.batch import Array
 from dasd_jax.mesh import AXES, TRAIN, gather, left_to_sum, reshard, spec, sum_to_be
 from dasd_jax.objective.divergence import Divergence
 
-Outputs = tuple[Array, Array]  # hidden [rows, R, D] and unembedding [V, D], of one dtype: what logits are made of
+Outputs = tuple[Array, Array]  # hidden f32[rows, R, D] and unembedding [V, D]: what logits are made of
 # Blocks are multiples of it: a tile of bfloat16 rows on a TPU, and the alignment that a GPU's matrix units ask for.
 TILE = 16
 
@@ -129,9 +129,12 @@ def _gradient_sweep(divergence, temperature: float, num_blocks: int, residuals, 
     """One device's parts of (d_hidden f32[1, rows, R, D], d_unembed [1, V, D]), from its own rows and words.
 
     With p = p_student, d_logits(v) = (1[v = token] - p(v)) · d_logp + (slope(v) - p(v) · Σ_w slope(w)) · d_divergence,
-    over the temperature. It is made in float32 and enters its two products in the dtype of the outputs.
+    over the temperature. It is made in float32 and enters its two products in the dtype of the unembedding. To that the
+    hidden states are rounded as well: the logits made again are those of the forward pass to the gradient's precision.
     """
     (hidden, unembed), teachers, response, given, sums, norms = residuals
+    hidden = hidden.astype(unembed.dtype)
+    teachers = tuple((state.astype(words.dtype), words) for state, words in teachers)
     d_logp, d_divergence = jax.tree.map(lambda x: x[..., None] / temperature, cotangents)
     response = response - _first_word(unembed)
     if divergence is not None:
@@ -152,7 +155,7 @@ def _gradient_sweep(divergence, temperature: float, num_blocks: int, residuals, 
             lts = tuple(log_probs(teacher, norm)[1] for teacher, norm in zip(teachers, norms[1:], strict=True))
             d_logits += d_divergence * (divergence.slope(ls, lts, given, sums) - p * slopes)
         at_token = jnp.where(_is_drawn(response, start, is_new), d_logp, 0.0)
-        d_logits = (at_token + d_logits).astype(hidden.dtype)
+        d_logits = (at_token + d_logits).astype(unembed.dtype)
         d_words = vocab.product("rsv,rsd->vd", d_logits, hidden).astype(unembed.dtype)
         return (
             d_hidden + vocab.product("rsv,vd->rsd", d_logits, jnp.where(is_new[:, None], words, 0)),
