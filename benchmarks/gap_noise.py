@@ -1,4 +1,4 @@
-"""How much of the gap between two views is rounding: python -m benchmarks.gap_noise [--config=FILE.py[:ARG]] [--config.…]
+"""How much of the gap between two views is rounding: python -m benchmarks.gap_noise --config=FILE.py[:ARG]
 
 One batch of rollouts is sampled in float32 and scored in bfloat16 under eight arrangements: other widths of padding
 before both prompts, and other numbers and orders of problems at a time. Without rounding all of them would give the
@@ -150,7 +150,8 @@ def main() -> None:
         model, params = setup.open_model(config, mesh)
         score = Scorer(config, mesh, model, params, prompts, tokenizer)
         import os
-        pick=[ARRANGEMENTS[i] for i in map(int, os.environ.get('GN','0,1,2,3,4,5,6,7').split(','))]
+
+        pick = [ARRANGEMENTS[i] for i in map(int, os.environ.get("GN", "0,1,2,3,4,5,6,7").split(","))]
         found = measure(score, config.hp, pick)
     table = Table("", "nats a token")
     for name, value in found.items():

@@ -50,7 +50,7 @@ class Step:
         rewards = np.tile(np.arange(GROUP) % 2, PROBLEMS).astype(np.float32)
         self.outcomes = put_rows(mesh, Outcomes(correct=rewards, reward=rewards, in_loss=rewards >= 0))
         self.seed, self.number, one = replicate(mesh, (np.int32(0), np.int32(0), np.float32(1)))
-        self.knobs = {"step": one, "teacher_weight": one}
+        self.knobs = {"step": one, "teacher_weight": one, "noise": one - one}
 
     def sample(self):
         """Rollouts that never stop."""

@@ -16,7 +16,7 @@ from dasd_jax.batch import TeacherBatch
 from dasd_jax.config import Config
 from dasd_jax.errors import TrainingError
 from dasd_jax.learner.optim import updates_done
-from dasd_jax.learner.step import score_step, train_step
+from dasd_jax.learner.step import Experience, rounding_noise, score_step, train_step
 from dasd_jax.mesh import fetch, make_mesh, put_rows
 from dasd_jax.run import checks, guards, setup, summary, workdir
 from dasd_jax.run.collect import Collected
@@ -72,11 +72,14 @@ def learn(run: Run, step: int) -> tuple[dict[str, float], list[dict]]:
             )
             experience, logged, scored = score(run, collected, shown, knobs)
             metrics |= as_floats(scored)
+            if config.method.scored:
+                metrics[guards.NOISE] = noise(run, step, collected, experience, knobs)
         checks.sampler_agrees(config, step, metrics)
         if not run.views_checked:
             run.views_checked = True
             checks.views_agree(
-                config, step, collected.rollouts.response_mask, lambda: blank_gaps(run, collected, knobs)
+                *(config, step, metrics.get(guards.NOISE, 0.0), collected.rollouts.response_mask),
+                lambda: blank_gaps(run, collected, knobs),
             )
         rollouts = samples(collected, logged, run.tokenizer, config.run.logged_rollouts)
         run.stop.hold()
@@ -102,6 +105,17 @@ def score(run: Run, collected: Collected, shown: dict[str, TeacherBatch], knobs:
     batches = put_rows(run.mesh, (collected.prompts, shown, collected.rollouts, collected.outcomes))
     copies = run.state.teachers if copies is None else copies
     return score_step(run.steps, run.state.params, copies, *batches, run.on_devices(knobs))
+
+
+def noise(run: Run, step: int, collected: Collected, experience: Experience, knobs: dict[str, float]) -> float:
+    """Nats of a gap that are rounding: measured at the steps 1, 1 + N, …, N = run.noise_every, and as before between.
+
+    By the number of the step, so that a resumed run measures at the same ones.
+    """
+    if (step - 1) % run.config.run.noise_every:
+        return knobs["noise"]
+    batches = put_rows(run.mesh, (collected.prompts, collected.rollouts))
+    return float(rounding_noise(run.steps, run.state.params, *batches, experience.old_logp))
 
 
 def blank_gaps(run: Run, collected: Collected, knobs: dict[str, float]) -> dict:

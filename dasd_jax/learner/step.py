@@ -1,7 +1,8 @@
-"""The two jitted steps of learning, where the model meets a method.
+"""The jitted steps of learning, where the model meets a method.
 
-    score_step   statistics of student and teachers at every response token, and the method's signal
-    train_step   several optimiser steps over random sets of whole problems
+    score_step       statistics of student and teachers at every response token, and the method's signal
+    train_step       several optimiser steps over random sets of whole problems
+    rounding_noise   how much of the statistics is rounding
 
 Student and teachers are forward passes over one parameter tree, on other prompts. A method's name appears nowhere here:
 it is an `objective.contract.Method`, and the update reads nothing of it but its `Signal`.
@@ -128,7 +129,7 @@ def score_step(
             config.shape.minibatches * config.microbatches,
             config.widths(response.shape[1]),
             split_rows(mask, group),
-            (prompts, shown, split_rows(response, group), split_rows(mask, group)),
+            (*_of_one_width(prompts, shown), split_rows(response, group), split_rows(mask, group)),
         )
         gap = jnp.abs(rollouts.sampled_logp - stats.logp)
         logged["entropy"] = stats.entropy
@@ -183,6 +184,30 @@ def _statistics(config: StepConfig, params: Params, copies: dict[str, Params], w
     return token_stats(student, of_views, response, temperature=config.temperature, chunk=chunk)
 
 
+def _of_one_width(prompts: PromptBatch, shown: dict[str, TeacherBatch]) -> tuple[PromptBatch, dict[str, TeacherBatch]]:
+    """The same with all prompts at the widest one's width: equal prompts then give equal numbers, to the last bit."""
+    width = max(x.shape[-1] for x in (prompts.student_prompt, *(batch.teacher_prompt for batch in shown.values())))
+    shown = {
+        name: batch.replace(
+            teacher_prompt=_left_padded(batch.teacher_prompt, width),
+            teacher_prompt_mask=_left_padded(batch.teacher_prompt_mask, width),
+        )
+        for name, batch in shown.items()
+    }
+    return _wider(prompts, width), shown
+
+
+def _wider(prompts: PromptBatch, width: int) -> PromptBatch:
+    return prompts.replace(
+        student_prompt=_left_padded(prompts.student_prompt, width),
+        student_prompt_mask=_left_padded(prompts.student_prompt_mask, width),
+    )
+
+
+def _left_padded(x: Array, width: int) -> Array:
+    return jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((width - x.shape[-1], 0),))
+
+
 def _view_stats(config: StepConfig, stats: TokenStats, shown: dict[str, TeacherBatch]) -> dict[str, ViewStats]:
     """Statistics by view; of a teacher that is shown nothing, the student's own."""
     views, left = {}, iter(stats.teachers)
@@ -209,6 +234,43 @@ def _by_row(rollouts: int, x: Array) -> Array:
     if x.ndim == 1:
         return merge_rows(jnp.broadcast_to(x[:, None], (x.shape[0], rollouts)))[None]
     return jnp.moveaxis(merge_rows(x), 1, 0)
+
+
+# Odd, so that it is not the difference between the widths of the student's and the teachers' prompts.
+_OTHER_PADDING = 13
+
+
+@partial(jax.jit, static_argnames=("config",))
+def rounding_noise(
+    config: StepConfig, params: Params, prompts: PromptBatch, rollouts: RolloutBatch, scored_logp: Array
+) -> Array:
+    """How much of a gap is rounding: the student against itself under another padding of its prompts.
+
+    Args:
+        params: those of `score_step`, as prompts and rollouts are.
+        scored_logp: f32[B, G, R], the `Experience.old_logp` that it made.
+
+    Returns:
+        f32[], the mean absolute difference over response tokens in nats.
+    """
+
+    def logp(width: int, part) -> Array:
+        prompts, response, mask = part
+        response, mask = merge_rows(response[..., :width]), merge_rows(mask[..., :width])
+        student = _outputs(config, params, prompts.student_prompt, prompts.student_prompt_mask, response, mask)
+        return token_logp(student, response, temperature=config.temperature, chunk=config.chunk(response.shape[0]))
+
+    prompts = _wider(prompts, prompts.student_prompt.shape[-1] + _OTHER_PADDING)
+    split = partial(split_rows, group=config.shape.rollouts)
+    mask = rollouts.response_mask
+    again, _ = map_by_length(
+        logp,
+        config.shape.minibatches * config.microbatches,
+        (mask.shape[1],),  # the longest alone: one compilation of the model
+        split(mask),
+        (prompts, split(rollouts.response), split(mask)),
+    )
+    return masked_mean(jnp.abs(again - merge_rows(scored_logp)), mask)
 
 
 # ------------------------------------------------------------------------------------------------ train

@@ -41,7 +41,7 @@ class DasdParams(Fields):
     rho_side: str = field("top", one_of("top", "bottom"), "forks have top entropy, or threshold at quantile rho")
     beta: float = field(0.1, at_least(0), "weight of the teacher's term; 0 is GRPO")
     clip: float = field(3.0, at_least(0, off=True), "bound of the scaled gap")
-    s_min: float = field(0.02, above(0, "nats"), "floor of the gap's scale: below it the views differ by noise")
+    s_min: float = field(0.02, above(0, "nats"), "floor of the gap's scale, as gap/noise_mean_abs is")
     scale: str = field("mean_abs", one_of(*SCALES), "what divides a response's gap")
     gate: bool = field(True, TRUE_OR_FALSE, "sigmoid(|scaled gap| - 1) on the teacher's term")
     route: str = field("signed", one_of(*ROUTES), "direction map")
@@ -67,15 +67,15 @@ def dasd(
         every token, which this function is not given: only `METHOD` applies it.
     """
     live = jnp.any(mask, axis=1)
-    credit, _, _, metrics = _credit(student_logp, teacher_logp, entropy, mask, live, group_advantage, hp, hp.beta)
+    credit, _, _, metrics = _credit(student_logp, teacher_logp, entropy, mask, live, group_advantage, hp, hp.beta, 0.0)
     return credit, metrics
 
 
-def _credit(student_logp, teacher_logp, entropy, mask, live, verifier, hp, beta, reverse_kl=None):
+def _credit(student_logp, teacher_logp, entropy, mask, live, verifier, hp, beta, noise, reverse_kl=None):
     """(credit f32[rows, R], route f32[rows, R], scale f32[rows], scalars for the log)."""
     gap = jnp.where(mask, teacher_logp, 0.0) - jnp.where(mask, student_logp, 0.0)
     entropy = jnp.where(mask, entropy, 0.0)
-    scale = gap_scale(gap, mask, hp)
+    scale = gap_scale(gap, mask, hp, noise)
     route, on = router(entropy, mask, hp)
     if not hp.dense_on_zero_adv:
         route = jnp.where(verifier[:, None] == 0, 0.0, route)
@@ -133,8 +133,12 @@ def router(entropy: Array, mask: Array, hp: DasdParams) -> tuple[Array, Array]:
     return jnp.where(mask & on[:, None], route, 0.0), on
 
 
-def gap_scale(gap: Array, mask: Array, hp: DasdParams) -> Array:
-    """The typical size of a response's gap, floored at s_min: f32[rows, R] → f32[rows] in nats (1 for "none")."""
+def gap_scale(gap: Array, mask: Array, hp: DasdParams, noise: Array | float = 0.0) -> Array:
+    """The typical size of a response's gap: f32[rows, R] → f32[rows] in nats (1 for "none").
+
+    It is floored at s_min, and at the size that rounding alone gives a gap (nats): divided by less, noise would look
+    like a teacher's opinion.
+    """
     if hp.scale == "none":
         return jnp.ones(gap.shape[0], jnp.float32)
     if hp.scale == "mean_abs":
@@ -145,7 +149,7 @@ def gap_scale(gap: Array, mask: Array, hp: DasdParams) -> Array:
             size = masked_mean(jnp.abs(off_centre), mask, 1)
         else:
             size = jnp.sqrt(masked_mean(off_centre**2, mask, 1))
-    return jnp.maximum(size, hp.s_min)
+    return jnp.maximum(size, jnp.maximum(hp.s_min, noise))
 
 
 def gated_gap(gap: Array, scale: Array, hp: DasdParams) -> Array:
@@ -171,7 +175,9 @@ def signal(scored: Scored, shape: Shape, hp: DasdParams) -> Signal:
     verifier = group_advantage(scored.reward, scored.live, shape.rollouts)
     beta = hp.beta * scored.knobs["teacher_weight"]
     credit, route, scale, metrics = _credit(
-        scored.logp, teacher.logp[0], scored.entropy, mask, scored.live, verifier, hp, beta, teacher.reverse_kl[0]
+        *(scored.logp, teacher.logp[0], scored.entropy, mask, scored.live, verifier, hp, beta),
+        scored.knobs["noise"],
+        teacher.reverse_kl[0],
     )
     weight, constant = token_mean(mask, shape), jnp.broadcast_to(verifier[:, None], credit.shape)
     logged = {"credit": credit, "dense": jnp.where(mask, credit - constant, 0.0), "route": route}

@@ -1,8 +1,8 @@
 """One decoder layer, shared by all passes: normalisation, projections, feed-forward, and the layout of its weights.
 
 The residual stream and all that stands between two products is float32; the compute dtype is that of the products'
-arguments and of keys and values. Each rounding that is left out makes two passes over the same tokens, padded in
-different ways, agree better (docs/numerics.md).
+arguments. Each rounding that is left out makes two passes over the same tokens, padded in different ways, agree better
+(docs/numerics.md).
 """
 
 from collections.abc import Callable
@@ -27,8 +27,7 @@ def apply_layer(
     Args:
         weights: one layer's, from `table` or from `join_weights`.
         rope: from `rope_table`.
-        attention: (query [rows, S, N, H], key and value [rows, S, K, H]) → ([rows, S, N, H], anything), all in the
-            compute dtype.
+        attention: (query f32[rows, S, N, H], key and value f32[rows, S, K, H]) → ([rows, S, N, H], anything).
     """
     weights = gather_weights(config, weights)
     query, key, value = _qkv(config, weights, x, rope)
@@ -58,7 +57,7 @@ def _qkv(config: ModelConfig, weights: Params, x: Array, rope: tuple[Array, Arra
         query, key = (
             rms_norm(config, part, weights[f"{name}_norm"], axes) for name, part in (("q", query), ("k", key))
         )
-    return tuple(part.astype(config.compute_dtype) for part in (rotate(query, *rope), rotate(key, *rope), value))
+    return rotate(query, *rope), rotate(key, *rope), value
 
 
 def _mlp(config: ModelConfig, weights: Params, x: Array) -> Array:
@@ -99,7 +98,7 @@ def _product(equation: str, x: Array, weight: Array, out_sharding=None) -> Array
 
 
 def gather_weights(config: ModelConfig, weights: Params) -> Params:
-    """One layer's weights ready for `apply_layer`: matrices in the compute dtype, gathered over the model width, joined."""
+    """One layer's weights for `apply_layer`: matrices in the compute dtype, gathered over the model width, joined."""
     if "qkv" in weights:
         return weights
     # Joined before the gather: the backward pass then reduce-scatters the products' gradients with nothing in between.

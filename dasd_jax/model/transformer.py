@@ -54,7 +54,8 @@ def forward(
 
     def layer(x, inputs):
         _, slides, weights = inputs
-        return apply_layer(config, weights, x, _of_kind(slides, ropes), _attention(config, slides, mask))
+        x, new = apply_layer(config, weights, x, _of_kind(slides, ropes), _attention(config, slides, mask))
+        return x, tuple(part.astype(config.compute_dtype) for part in new)
 
     x, new = _through_layers(config, _remat(config, layer), _embed(params, tokens), params["layers"])
     if isinstance(new, list):
@@ -158,6 +159,7 @@ def decode(config: ModelConfig, params: Params, token: Array, live: Array, cache
         rope, oldest = _of_kind(slides, kinds)
 
         def attention(query, key, value):
+            query, key, value = (x.astype(config.compute_dtype) for x in (query, key, value))
             written = [write_token(whole, index, new[:, 0], place) for whole, new in ((keys, key), (values, value))]
             spans = [
                 Span(
@@ -253,6 +255,8 @@ def _attention(config: ModelConfig, slides, mask: Array, prompts: Prompts | None
     ]
 
     def attention(query: Array, key: Array, value: Array):
+        if config.attention != "xla":  # the fused kernels are made for the compute dtype
+            query, key, value = (x.astype(config.compute_dtype) for x in (query, key, value))
         new = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
         return _call_kind(slides, by_kind, query, key, value), new
 

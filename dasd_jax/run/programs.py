@@ -15,7 +15,7 @@ from dasd_jax.cost.work import Batch, cache_bytes, forward_flops
 from dasd_jax.data import contexts
 from dasd_jax.learner import checkpoint, teachers
 from dasd_jax.learner.optim import make_optimizer
-from dasd_jax.learner.step import StepConfig, score_step, train_step
+from dasd_jax.learner.step import StepConfig, rounding_noise, score_step, train_step
 from dasd_jax.mesh import ROLLOUT, TRAIN, named, on_mesh, row_shards
 from dasd_jax.model import param_table
 from dasd_jax.model.config import ModelConfig
@@ -103,7 +103,7 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
     flops = forward_flops(model, batch)
     teacher_flops = forward_flops(model, dataclasses.replace(batch, prompt=group.teacher_prompt_length))
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=named(mesh))
-    knobs = dict.fromkeys(["step", "teacher_weight", *method.memory([], config.hp)], scalar)
+    knobs = dict.fromkeys(["step", "teacher_weight", "noise", *method.memory([], config.hp)], scalar)
     arguments = (state.teachers, prompts, shown, rollouts, outcomes, knobs)
     if method.rollouts:
         read = sum(steps.views[name].count for name in method.scored)
@@ -117,13 +117,23 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
             fsdp_minimum=fsdp_minimum(1 + read, 1),
         )
     experience = _placed(mesh, jax.eval_shape(partial(score_step, steps), params, *arguments)[0])
+    if method.scored:
+        yield Program(
+            name="noise",
+            lower=lambda: rounding_noise.lower(steps, params, prompts, rollouts, experience.old_logp),
+            beside=others,
+            flops=flops,
+            traffic=parts * 2 * gathered,
+            parts=parts,
+            fsdp_minimum=fsdp_minimum(1, 1),
+        )
     divergence = method.divergence(config.hp)
     read = len(divergence.views) if divergence else 0
     # Layers are gathered forward and again for the backward pass, reduced and scattered once; a divergence's teachers
     # gather them too. What stands outside of the layers is gathered once and its gradient scattered once.
     passes = 3 + read
     rows = batch.problems * batch.rollouts // row_shards(mesh)
-    residuals = model.num_layers * rows * batch.response * model.width * jnp.dtype(model.compute_dtype).itemsize
+    residuals = model.num_layers * rows * batch.response * model.width * 4  # float32
     yield Program(
         name="update",
         lower=lambda: train_step.lower(steps, optimizer, state, experience),

@@ -72,7 +72,8 @@ class Run:
         """The scalars that the method is handed in a step."""
         config = self.config
         remembered = config.method.memory(self.log.lines, config.hp)
-        return {"step": float(step), "teacher_weight": self.teacher_weight, **remembered}
+        noise = self.log.lines[-1].get(guards.NOISE, 0.0) if self.log.lines else 0.0
+        return {"step": float(step), "teacher_weight": self.teacher_weight, "noise": noise, **remembered}
 
     def on_devices(self, knobs: dict[str, float]) -> dict[str, Array]:
         """The same as arrays: they may change from step to step without another compilation."""

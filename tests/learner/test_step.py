@@ -92,7 +92,7 @@ def skewed_batch():
 
 def score(mesh, steps, parts=None, params=None, teacher_weight=1.0):
     params = param_table.init(MODEL, mesh, 0) if params is None else params
-    knobs = {"step": np.float32(1), "teacher_weight": np.float32(teacher_weight)}
+    knobs = {"step": np.float32(1), "teacher_weight": np.float32(teacher_weight), "noise": np.float32(0)}
     return score_step(steps, params, {}, *put_rows(mesh, batch() if parts is None else parts), knobs)
 
 
@@ -103,7 +103,7 @@ def frozen(steps):
 
 
 def score_with_copy(mesh, steps, params):
-    knobs = {"step": np.float32(1), "teacher_weight": np.float32(1)}
+    knobs = {"step": np.float32(1), "teacher_weight": np.float32(1), "noise": np.float32(0)}
     return score_step(steps, params, {"frozen": params}, *put_rows(mesh, batch()), knobs)
 
 

@@ -62,7 +62,7 @@ def ragged(seed=0, lengths=LENGTHS):
         reward=reward,
         correct=reward,
         views={"teacher": view},
-        knobs={"step": np.float32(0), "teacher_weight": np.float32(1)},
+        knobs={"step": np.float32(0), "teacher_weight": np.float32(1), "noise": np.float32(0)},
     )
 
 

@@ -24,7 +24,7 @@ def scored(junk=0.0, **changes):
         reward=reward,
         correct=reward,
         views={},
-        knobs={"teacher_weight": np.float32(1)},
+        knobs={"teacher_weight": np.float32(1), "noise": np.float32(0)},
     ).replace(**changes)
 
 
@@ -57,7 +57,9 @@ def test_grpo_is_dasd_whose_teachers_weight_is_zero():
     b = scored(logp=draw(*MASK.shape), entropy=draw(*MASK.shape), views={"teacher": view})
     for off in (
         dasd.METHOD.signal(b, SHAPE, dasd.DasdParams(beta=0.0)),
-        dasd.METHOD.signal(b.replace(knobs={"teacher_weight": np.float32(0)}), SHAPE, dasd.DasdParams()),
+        dasd.METHOD.signal(
+            b.replace(knobs={"teacher_weight": np.float32(0), "noise": np.float32(0)}), SHAPE, dasd.DasdParams()
+        ),
     ):
         np.testing.assert_array_equal(off.advantage, signal(b).advantage)
         np.testing.assert_array_equal(off.weight, signal(b).weight)
