@@ -14,7 +14,6 @@ rollout.max_new_tokens say how much is scored.
 """
 
 import dataclasses
-import sys
 import time
 from collections.abc import Sequence
 
@@ -138,21 +137,16 @@ def measure(score: Scorer, hp: DasdParams, arrangements: Sequence[Arrangement] =
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Prints one table."""
-    flags = cli.parser(__doc__)
-    command = cli.parse(flags, sys.argv[1:])
-    config = command.config
+    config = cli.parse(cli.parser(__doc__), argv).config
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
         tokenizer = setup.open_tokenizer(config.model)
         prompts, _, _ = setup.open_prompts(config, tokenizer)
         model, params = setup.open_model(config, mesh)
         score = Scorer(config, mesh, model, params, prompts, tokenizer)
-        import os
-
-        pick = [ARRANGEMENTS[i] for i in map(int, os.environ.get("GN", "0,1,2,3,4,5,6,7").split(","))]
-        found = measure(score, config.hp, pick)
+        found = measure(score, config.hp)
     table = Table("", "nats a token")
     for name, value in found.items():
         table.add_row(name, f"{value:.4g}")
@@ -160,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -18,6 +18,7 @@ from dasd_jax.errors import TrainingError
 from dasd_jax.learner.optim import updates_done
 from dasd_jax.learner.step import Experience, rounding_noise, score_step, train_step
 from dasd_jax.mesh import fetch, make_mesh, put_rows
+from dasd_jax.objective.contract import NOISE
 from dasd_jax.run import checks, guards, setup, summary, workdir
 from dasd_jax.run.collect import Collected
 from dasd_jax.run.display import Clock
@@ -73,12 +74,12 @@ def learn(run: Run, step: int) -> tuple[dict[str, float], list[dict]]:
             experience, logged, scored = score(run, collected, shown, knobs)
             metrics |= as_floats(scored)
             if config.method.scored:
-                metrics[guards.NOISE] = noise(run, step, collected, experience, knobs)
+                metrics[NOISE] = noise(run, step, collected, experience, knobs)
         checks.sampler_agrees(config, step, metrics)
         if not run.views_checked:
             run.views_checked = True
             checks.views_agree(
-                *(config, step, metrics.get(guards.NOISE, 0.0), collected.rollouts.response_mask),
+                *(config, step, metrics.get(NOISE, 0.0), collected.rollouts.response_mask),
                 lambda: blank_gaps(run, collected, knobs),
             )
         rollouts = samples(collected, logged, run.tokenizer, config.run.logged_rollouts)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from dasd_jax.batch import Array
 from dasd_jax.fields import TRUE_OR_FALSE, Fields, above, at_least, field, inside, one_of
 from dasd_jax.objective.advantage import group_advantage, smallest_advantage
-from dasd_jax.objective.contract import Guard, Method, Scored, Shape, Signal, View, mean_guard
+from dasd_jax.objective.contract import SIGNAL_TO_NOISE, Guard, Method, Scored, Shape, Signal, View, mean_guard
 from dasd_jax.objective.divergence import Divergence, expected
 from dasd_jax.objective.masked import masked_mean, row_quantile
 from dasd_jax.objective.normalise import token_mean
@@ -234,6 +234,7 @@ METHOD = Method(
     notice=_notice,
     anneals=True,
     guards=(
+        SIGNAL_TO_NOISE,
         mean_guard(
             "repel_kl", "gap/repel_kl", high_is_bad=True, means="tokens far from the teacher are pushed further (nats)"
         ),

@@ -57,7 +57,7 @@ def forward(
         x, new = apply_layer(config, weights, x, _of_kind(slides, ropes), _attention(config, slides, mask))
         return x, tuple(part.astype(config.compute_dtype) for part in new)
 
-    x, new = _through_layers(config, _remat(config, layer), _embed(params, tokens), params["layers"])
+    x, new = _through_layers(config, _remat(config, layer), embed(params, tokens), params["layers"])
     if isinstance(new, list):
         new = (tuple(part[None] for part in parts) for parts in zip(*new, strict=True))
     cache = KVCache(Segment(*new, jnp.sum(mask, axis=1, dtype=jnp.int32)))
@@ -105,7 +105,7 @@ def response_hidden(
 
     # One embedding lookup for both, for the same reason.
     tokens = jnp.concatenate([prompt, join_rollouts(new, problems)], axis=1)
-    embedded = _embed(params, tokens)
+    embedded = embed(params, tokens)
     split = prompt.shape[1]
     carry = embedded[:, :split], split_rollouts(embedded[:, split:], rows)
     (first, rest), _ = _through_layers(config, _remat(config, layer), carry, params["layers"])
@@ -178,7 +178,7 @@ def decode(config: ModelConfig, params: Params, token: Array, live: Array, cache
         x, written = apply_layer(config, weights, x, rope, attention)
         return (x, *written), None
 
-    x = _embed(params, token[:, None])
+    x = embed(params, token[:, None])
     (x, *written), _ = _through_layers(config, layer, (x, response.key, response.value), params["layers"])
     response = Segment(*written, place + live)
     return rms_norm(config, x, params["final_norm"])[:, 0], cache.replace(response=response)
@@ -203,7 +203,7 @@ def unembed(config: ModelConfig, params: Params, hidden: Array) -> Array:
     return vocab.logits(hidden, unembedding(config, params), 1.0, out_sharding=spec("rows", None, "vocab"))
 
 
-def _embed(params: Params, tokens: Array) -> Array:
+def embed(params: Params, tokens: Array) -> Array:
     """The first residual stream, f32[rows, S, D]."""
     # JAX wants an explicit result layout for indexing along the split axis of the vocabulary.
     found = gather(params["embed"], "vocab", "embed").at[tokens].get(out_sharding=spec("rows", None, None))

@@ -134,6 +134,23 @@ def mean_guard(level: str, name: str, *, high_is_bad: bool, means: str) -> Guard
     return Guard(level, (name,), lambda of, hp: (name, of[name]), high_is_bad, means)
 
 
+NOISE = "gap/noise_mean_abs"  # in the log: nats of a gap that are rounding, as last measured
+
+
+def _signal_to_noise(means: dict[str, float], hp) -> tuple[str, float] | None:
+    return (f"gap/mean_abs over {NOISE}", means["gap/mean_abs"] / means[NOISE]) if means[NOISE] else None
+
+
+# Of methods that log the size of their teacher's gap.
+SIGNAL_TO_NOISE = Guard(
+    level="signal_noise",
+    reads=("gap/mean_abs", NOISE),
+    reading=_signal_to_noise,
+    high_is_bad=False,
+    means="much of the teacher's opinion is rounding; set model.compute_dtype to float32 in a new --workdir",
+)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Method:
     """A method, as its file declares it; compared by identity, so that it is a static argument of jitted functions.

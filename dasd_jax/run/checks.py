@@ -6,7 +6,7 @@ import numpy as np
 
 from dasd_jax.config import Config
 from dasd_jax.errors import TrainingError
-from dasd_jax.run.guards import NOISE
+from dasd_jax.objective.contract import NOISE
 
 _NOISES = 3  # times the measured rounding that a difference may be rounding, too
 _FLOAT32 = 1e-5  # nats; what float32 may leave between two paddings

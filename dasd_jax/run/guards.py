@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dasd_jax.config import Config, GuardsGroup
-from dasd_jax.objective.contract import Guard, mean_guard
+from dasd_jax.objective.contract import mean_guard
 
-NOISE = "gap/noise_mean_abs"  # in the log: nats of a gap that are rounding, as last measured
 TEACHER_WEIGHT = "guard/teacher_weight"  # in the log: the share of the teacher's part that was in force
 # The fields that say when a guard warns or acts: they may differ between two starts of the same run.
 LEVELS = tuple(f"guards.{field.name}" for field in dataclasses.fields(GuardsGroup) if field.name != "on_collapse")
@@ -54,19 +53,8 @@ class _Reading:
         return bool(level) and self.sign * (self.value - level) > 0
 
 
-def _signal_to_noise(means: dict[str, float], hp) -> tuple[str, float] | None:
-    return ("gap/mean_abs over " + NOISE, means["gap/mean_abs"] / means[NOISE]) if means[NOISE] else None
-
-
-# Of every method that logs what they read; two more, which are no means over a window, are added in `_readings`.
+# Of every method; two more, which are no means over a window, are added in `_readings`.
 _COMMON = (
-    Guard(
-        level="signal_noise",
-        reads=("gap/mean_abs", NOISE),
-        reading=_signal_to_noise,
-        high_is_bad=False,
-        means="much of the teacher's opinion is rounding; set model.compute_dtype to float32 in a new --workdir",
-    ),
     mean_guard(
         "entropy", "entropy/mean", high_is_bad=False, means="the policy hardly explores any more (nats a token)"
     ),

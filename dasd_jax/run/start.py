@@ -18,6 +18,7 @@ from dasd_jax.learner.step import StepConfig
 from dasd_jax.mesh import replicate, row_shards
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.param_table import num_params
+from dasd_jax.objective.contract import NOISE
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import bytes_a_device
 from dasd_jax.run import guards, setup, workdir
@@ -72,7 +73,7 @@ class Run:
         """The scalars that the method is handed in a step."""
         config = self.config
         remembered = config.method.memory(self.log.lines, config.hp)
-        noise = self.log.lines[-1].get(guards.NOISE, 0.0) if self.log.lines else 0.0
+        noise = self.log.lines[-1].get(NOISE, 0.0) if self.log.lines else 0.0
         return {"step": float(step), "teacher_weight": self.teacher_weight, "noise": noise, **remembered}
 
     def on_devices(self, knobs: dict[str, float]) -> dict[str, Array]:

@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from dasd_jax.batch import Outcomes, PromptBatch, RolloutBatch, TeacherBatch
 from dasd_jax.learner.checkpoint import new_state
-from dasd_jax.learner.step import StepConfig, minibatch_loss, score_step, train_step
+from dasd_jax.learner.step import StepConfig, minibatch_loss, rounding_noise, score_step, train_step
 from dasd_jax.mesh import merge_rows, put_rows, split_rows
 from dasd_jax.methods import METHODS
 from dasd_jax.model import param_table, transformer
@@ -96,6 +96,11 @@ def score(mesh, steps, parts=None, params=None, teacher_weight=1.0):
     return score_step(steps, params, {}, *put_rows(mesh, batch() if parts is None else parts), knobs)
 
 
+def in_dtype(steps, dtype):
+    """The same with the model's products in this dtype."""
+    return dataclasses.replace(steps, model=dataclasses.replace(MODEL, compute_dtype=dtype))
+
+
 def frozen(steps):
     """The same method with a frozen teacher, whose weights are a tree of their own."""
     method = dataclasses.replace(steps.method, views=lambda hp: {"teacher": View(weights="frozen")})
@@ -157,14 +162,24 @@ def test_the_views_are_the_model_on_each_prompt_alone(mesh):
             np.testing.assert_allclose(got[row, : len(answer)], expected, atol=2e-5)
 
 
-def test_without_privileged_context_the_gap_is_zero_and_dasd_is_grpo(mesh):
-    """The prompt of the teacher is the student's, in an array of another width."""
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_without_privileged_context_the_gap_is_zero_and_dasd_is_grpo(dtype, mesh):
+    """The prompt of the teacher is the student's, in an array of another width: to the last bit."""
     parts = batch(teacher_equals_student=True)
-    experience, logged, metrics = score(mesh, config(), parts)
-    np.testing.assert_allclose(np.asarray(logged["gap"])[parts[2].response_mask], 0, atol=2e-6)
-    grpo, _, _ = score(mesh, config("grpo"), parts)
-    np.testing.assert_allclose(experience.signal.advantage, grpo.signal.advantage, atol=1e-5)
-    assert float(metrics["gap/mean_abs"]) < 1e-6
+    experience, logged, metrics = score(mesh, in_dtype(config(), dtype), parts, wide_params(mesh))
+    assert not np.asarray(logged["gap"]).any() and float(metrics["gap/mean_abs"]) == 0
+    grpo, _, _ = score(mesh, in_dtype(config("grpo"), dtype), parts, wide_params(mesh))
+    np.testing.assert_array_equal(experience.signal.advantage, grpo.signal.advantage)
+
+
+def test_the_rounding_is_measured_under_another_padding(mesh):
+    """Next to nothing in float32; and a difference that is put in is found, at response tokens alone."""
+    params, (prompts, _, rollouts, _) = wide_params(mesh), batch()
+    experience, *_ = score(mesh, config(), params=params)
+    measured = partial(rounding_noise, config(), params, *put_rows(mesh, (prompts, rollouts)))
+    assert 0 < float(measured(experience.old_logp)) < 1e-5
+    mask = split_rows(put_rows(mesh, rollouts.response_mask), G)
+    assert float(measured(experience.old_logp + jnp.where(mask, 0.25, 9.0))) == pytest.approx(0.25, abs=1e-5)
 
 
 def test_a_teacher_that_is_shown_nothing_has_a_gap_of_exactly_zero(mesh):

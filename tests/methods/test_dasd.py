@@ -66,6 +66,14 @@ def ragged(seed=0, lengths=LENGTHS):
     )
 
 
+def test_the_scale_is_at_least_the_noise():
+    """As if it were s_min; less noise than s_min changes nothing."""
+    b = ragged()
+    for noise, s_min in ((1.0, 1.0), (0.01, 0.02)):
+        loud = b.replace(knobs=b.knobs | {"noise": np.float32(noise)})
+        np.testing.assert_array_equal(credit(loud), credit(b, s_min=s_min))
+
+
 def teacher(b):
     return b.views["teacher"]
 

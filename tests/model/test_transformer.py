@@ -329,6 +329,21 @@ def test_eight_devices_equal_one(family, mesh, mesh8):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4)
 
 
+def test_the_gradient_of_the_embedding_is_summed_in_float32(mesh):
+    """Of one token at 8,192 places, against float64; in bfloat16 a few hundredths of the sum would be left."""
+    config = dataclasses.replace(preset("qwen3_tiny"), compute_dtype="bfloat16")
+    params = param_table.init(config, mesh, 0)
+    tokens = np.full((8, 1024), 7, np.int32)
+    by_place = np.random.default_rng(0).uniform(size=(8, 1024, config.width)).astype(np.float32)
+
+    def total(params):
+        return jnp.sum(transformer.embed(transformer.with_embedding(config, params), tokens) * by_place)
+
+    gradient = np.asarray(jax.jit(jax.grad(total))(params)["embed"], np.float64)
+    np.testing.assert_allclose(gradient[7], by_place.sum((0, 1), dtype=np.float64), rtol=1e-5)
+    assert not np.delete(gradient, 7, axis=0).any()
+
+
 def test_float32_products_ask_for_float32(mesh):
     """On TPU the default precision would make them bfloat16: every product of the lowered text asks for the highest."""
     params = make_params(QWEN3, mesh)

@@ -12,6 +12,8 @@ HEALTHY = {
     "rollout/length_mean": 100.0,
     "rollout/repeated_frac": 0.1,
     "gap/repel_kl": 0.2,
+    "gap/mean_abs": 0.2,
+    "gap/noise_mean_abs": 0.01,
     "router/attract_mass": 0.1,
     "router/repel_mass": 0.3,
     "policy/logp_gap_mean": 0.001,
@@ -24,6 +26,7 @@ COLLAPSES = [
     ("repetition", "rollout/repeated_frac", 0.7, 0.95),
     ("repel_kl", "gap/repel_kl", 6.0, 30.0),
     ("arm", "router/attract_mass", 0.006, 0.0),
+    ("signal_noise", "gap/mean_abs", 0.02, 0.005),
 ]
 
 
@@ -33,6 +36,7 @@ def configured(method="dasd", **fields):
         "repel_kl_stop": 20.0,
         "arm_warn": 0.1,
         "arm_stop": 0.01,
+        "signal_noise_stop": 1.0,
         "equal_rewards_warn": 3.0,
         "equal_rewards_stop": 5.0,
     }
