@@ -72,12 +72,14 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
     others = resident - bytes_a_device(params)
     decoding = param_table.abstract(model, mesh, ROLLOUT, model.compute_dtype)
     gathered = bytes_a_device(decoding)
-    tables = bytes_a_device([decoding[name] for name in ("embed", "unembed") if name in decoding])
+    narrow = bytes_a_device([decoding[name] for name in ("embed", "unembed") if name in decoding])
+    # The embedding is gathered in float32, an unembedding of its own in the compute dtype.
+    tables = bytes_a_device([param_table.abstract(model, mesh, ROLLOUT)["embed"], decoding.get("unembed", [])])
 
     def fsdp_minimum(layers: int, embeddings: int) -> float:
         """Bytes that a device sends when it gathers or scatters the parts of the parameters so often."""
         shards = mesh.shape[TRAIN["embed"]]
-        return (layers * (gathered - tables) + embeddings * tables) * (shards - 1) / shards
+        return (layers * (gathered - narrow) + embeddings * tables) * (shards - 1) / shards
 
     yield Program(
         name="re-layout",

@@ -30,7 +30,8 @@ def found(*overrides, memory=PLENTY):
 
 
 def test_a_run_has_the_programs_of_its_method():
-    assert list(found()) == ["re-layout", "rollout", "evaluation", "score", "update"]
+    assert list(found()) == ["re-layout", "rollout", "evaluation", "score", "noise", "update"]
+    assert list(found("objective.method=grpo")) == ["re-layout", "rollout", "evaluation", "score", "update"]
     assert list(found("objective.method=sft")) == ["re-layout", "evaluation", "update"]
 
 
@@ -71,6 +72,7 @@ def test_flops_count_both_views_and_the_backward_pass_twice():
     student, teacher = (forward_flops(model, Batch(16, prompt, 4, 16)) for prompt in (192, 320))
     assert made["rollout"].flops == student
     assert made["score"].flops == student + teacher
+    assert made["noise"].flops == student
     assert made["update"].flops == 3 * student
     assert found("objective.form=full")["update"].flops == 3 * student + teacher
     assert found("objective.method=grpo")["score"].flops == student
