@@ -132,10 +132,12 @@ def _sliding(name: str, given: Mapping[str, Any], path: Path) -> tuple[bool, ...
         sliding = tuple(i >= given["max_window_layers"] for i in range(layers))
     else:
         sliding = ()
-    if name in (_QWEN2, _QWEN3) and any(sliding) and not given["use_sliding_window"]:
+    if name == _LLAMA and any(sliding):
+        raise refusal(path, f"has layers of type {SLIDING}", f"only {FULL} in a Llama")
+    if name == _LLAMA and window is not None and window < given["max_position_embeddings"]:
+        raise refusal(path, f"has sliding_window {window!r:.100}", "none in a Llama")
+    if name != _OLMO3 and any(sliding) and not given["use_sliding_window"]:
         raise refusal(path, f"has layers of type {SLIDING}", "use_sliding_window true as well")
-    if name == _LLAMA and (any(sliding) or (window is not None and window < given["max_position_embeddings"])):
-        raise refusal(path, f"has sliding_window {window!r:.100}", "none: layers of Llama have full attention")
     return sliding if any(sliding) else ()
 
 

@@ -57,33 +57,47 @@ def read(
     if any(other != reading for other in readings.values()):
         said = " and ".join(f"{place} {places[place]}" for place in places)
         raise refusal(path, f"has {said:.400}, which contradict each other", "one of them, or the same in both")
-    alone = by_kind and len(used) == 2 and "rope_parameters" not in places
-    if alone and given.get("rope_theta", base) != base:
-        raise refusal(
-            path,
-            f"has rope_theta {given['rope_theta']} and no rope_parameters: transformers 4 takes it for all layers, "
-            "transformers 5 for those with full attention",
-            f"rope_parameters with rope_theta for {FULL} and {SLIDING}",
-        )
     bases = {found for found, _ in reading.values()}
     if len(bases) > 1:
         raise refusal(path, f"has rope_theta {sorted(bases)} by the kind of layer", "one for all layers")
     if SLIDING in reading and reading[SLIDING][1] is not None:
         raise refusal(path, "has both sliding-window layers and RoPE scaling of them", "at most one of them")
-    return bases.pop(), reading[FULL][1] if FULL in reading else None
+    scaling = reading[FULL][1] if FULL in reading else None
+    if by_kind:
+        _check_by_kind(given, SLIDING in used, base, scaling, path)
+    return bases.pop(), scaling
+
+
+def _check_by_kind(
+    given: Mapping[str, Any], slides: bool, base: float, scaling: RopeScaling | None, path: Path
+) -> None:
+    """Refuses what transformers 4 and 5 read differently in a family whose fields are by the kind of layer."""
+    inner = (given.get("rope_parameters") or {}).get(SLIDING) or {}
+    if slides and inner.get("rope_theta") is None and given.get("rope_theta", base) != base:
+        raise refusal(
+            path,
+            f"has rope_theta {given['rope_theta']} but not in rope_parameters: transformers 4 takes it for all layers, "
+            f"transformers 5 not for those of type {SLIDING}",
+            f"rope_parameters with rope_theta for {FULL} and {SLIDING}",
+        )
+    if scaling is not None and given.get(_ORIGINAL) is not None:
+        raise refusal(
+            path, f"has {_ORIGINAL} outside rope_parameters, where transformers 5 does not read it", "it there"
+        )
+    if isinstance(scaling, YarnScaling) and not scaling.truncate:
+        raise refusal(path, "has truncate false, which transformers 5 does not read by the kind of layer", "true")
 
 
 def _of_kind(place: str, content: Any, kind: str, by_kind: bool, path: Path) -> Mapping[str, Any]:
     """What a place of config.json says of the layers of one kind."""
     if not isinstance(content, dict):
         raise refusal(path, f"has {place} {content!r:.100}", "an object")
-    if content.keys() & {FULL, SLIDING}:
+    nested = bool(content.keys() & {FULL, SLIDING})
+    if nested != (by_kind and place == "rope_parameters"):
+        raise refusal(path, f"has {place} {content!r:.200}", f"{'no' if nested else 'an'} object by the kind of layer")
+    if nested:
         return content.get(kind) or {}
-    if not by_kind:
-        return content
-    if place == "rope_parameters":
-        raise refusal(path, f"has rope_parameters {content!r:.200}", f"an object of {FULL} and {SLIDING}")
-    return content if kind == FULL else {}
+    return content if kind == FULL or not by_kind else {}
 
 
 def _read_one(
