@@ -82,15 +82,15 @@ def _llama3(factors: np.ndarray, base: float, head_dim: int, path: Path) -> Llam
         return None
     per_token = base ** (-np.arange(half) / half) / (2 * np.pi)  # rotations
     share = np.clip((1 / factors - 1 / factor) / (1 - 1 / factor), 0, 1)
-    between = (share > 1e-3) & (share < 1 - 1e-3)
+    between = (share > 1e-6) & (share < 1 - 1e-6)
     if between.any():
         original = float(np.median((1 + 3 * share[between]) / per_token[between]))
     else:
-        # Any context in which the kept frequencies make 4 rotations, and the divided ones at most 1, is the same.
-        least, most = max((4 / per_token[share > 0.5]), default=1.0), min(1 / per_token[share < 0.5])
-        original = min(max(8192.0, least), most)
-    original = max(round(original), 1)
+        # Any context is the same in which the kept frequencies make 4 rotations and the divided ones at most 1.
+        least, most = max(4 / per_token[share > 0.5], default=1.0), min(1 / per_token[share < 0.5])
+        original = min(max(8192.0, math.ceil(least)), math.floor(most))
+    original = round(original) if math.isclose(original, round(original), rel_tol=1e-4) else original
     found = np.clip((original * per_token - 1) / 3, 0, 1)
-    if not np.allclose(1 / (found + (1 - found) / factor), factors, rtol=1e-3):
+    if not np.allclose(1 / (found + (1 - found) / factor), factors, rtol=1e-4):
         raise refusal
     return Llama3Scaling(factor, 1.0, 4.0, original)

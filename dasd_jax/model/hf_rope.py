@@ -80,12 +80,16 @@ def _check_by_kind(
             f"transformers 5 not for those of type {SLIDING}",
             f"rope_parameters with rope_theta for {FULL} and {SLIDING}",
         )
-    if scaling is not None and given.get(_ORIGINAL) is not None:
+    top = given.get("rope_scaling") or {}
+    unread = {
+        f"{_ORIGINAL} outside rope_parameters": scaling is not None and given.get(_ORIGINAL) is not None,
+        "rope_scaling with type and no rope_type": scaling is not None and "type" in top and "rope_type" not in top,
+        "truncate false": isinstance(scaling, YarnScaling) and not scaling.truncate,
+    }
+    if found := [what for what, is_there in unread.items() if is_there]:
         raise refusal(
-            path, f"has {_ORIGINAL} outside rope_parameters, where transformers 5 does not read it", "it there"
+            path, f"has {found[0]}, which transformers 5 does not read in this family", "rope_parameters alone"
         )
-    if isinstance(scaling, YarnScaling) and not scaling.truncate:
-        raise refusal(path, "has truncate false, which transformers 5 does not read by the kind of layer", "true")
 
 
 def _of_kind(place: str, content: Any, kind: str, by_kind: bool, path: Path) -> Mapping[str, Any]:
@@ -107,7 +111,7 @@ def _read_one(
 
     def one(field: str, *values: Any) -> Any:
         stated = [value for value in values if value is not None]
-        if any(value != stated[0] for value in stated):
+        if any(value != stated[0] for value in stated[1:]):
             raise refusal(path, f"has {field} {' and '.join(map(str, stated)):.200}", "one value")
         return stated[0] if stated else None
 
