@@ -72,7 +72,8 @@ def load(path: Path, mesh: Mesh) -> tuple[ModelConfig, Params]:
         return config, place(config, mesh, path, shapes, tensors())
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError) as error:
         # Mistyped fields of config.json raise where they are first used.
-        raise UserError(f"model.weights: {path} is damaged: {type(error).__name__}: {error}") from error
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"model.weights: {path} is damaged: {reason}") from error
 
 
 @contextlib.contextmanager

@@ -138,8 +138,8 @@ def _load_sentencepiece(file: epath.Path) -> SentencePieceTokenizer:
     for id, token in sorted(declared.added_tokens().items()):
         if id >= tokenizer.vocab_size and token.content not in pads:
             raise ValueError(
-                f"the files beside it add the token {token.content!r} with id {id}, which it does not have: a "
-                "tokenizer.json is needed, which transformers writes"
+                f"the files beside it add {token.content!r} with id {id}, which it does not have: a tokenizer.json is "
+                "needed, which transformers writes"
             )
     return tokenizer
 
@@ -152,7 +152,7 @@ def _load_hub(file: epath.Path) -> HubTokenizer:
         if backend.token_to_id(token.content) is None:
             backend.add_tokens([token])
             if (found := backend.token_to_id(token.content)) != id:
-                raise ValueError(f"the token {token.content!r} has id {id} in the files beside it and {found} after it")
+                raise ValueError(f"the files beside it add {token.content!r} with id {id}, but its next id is {found}")
 
     def ids_of(name: str) -> list[int]:
         found = {where: backend.token_to_id(text) for where, text in declared.texts(name).items()}
