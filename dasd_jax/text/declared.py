@@ -59,7 +59,8 @@ class Declared:
     def vocab_size(self) -> int | None:
         """V of the model in the same folder, by its config.json or by the manifest of a checkpoint."""
         architecture = self._architecture if isinstance(self._architecture, dict) else self._files["config.json"]
-        return architecture.get("vocab_size")
+        size = architecture.get("vocab_size")
+        return size if type(size) is int else None
 
     def texts(self, name: str) -> dict[str, str]:
         """The text of a special token such as eos_token, by the file that declares it.
@@ -112,14 +113,14 @@ class Declared:
         return found
 
     def special_ids(self, vocab_size: int, eos: list[int], bos: int | None, pad: int | None) -> SpecialIds:
-        """The ids of the files, together with those of a tokenizer's own tokens, in a vocabulary of `vocab_size`.
+        """The ids of the files, together with those of the own tokens of a tokenizer with `vocab_size` ids.
 
-        Ids of configuration files count before `bos` and `pad`, and after `eos`. A padding id outside the vocabulary
-        (often -1) stands for none.
+        Ids of configuration files count before `bos` and `pad`, and after `eos`. A padding id that is none (often -1)
+        stands for none.
         """
 
         def first(name: str, own: int | None) -> int | None:
-            return next((id for id in self.ids(name) if 0 <= id < vocab_size), own)
+            return next((id for id in self.ids(name) if 0 <= id < max(vocab_size, self.vocab_size or 0)), own)
 
         ends = tuple(dict.fromkeys([*eos, *self.ids("eos_token")]))
         return SpecialIds(ends, first("bos_token", bos), first("pad_token", pad))

@@ -119,8 +119,9 @@ class HubTokenizer:
         self.special_ids, self.stop_ids, self.model_vocab = special_ids, special_ids.eos, model_vocab
         if not self.stop_ids:
             raise ValueError("it declares no eos token, so no response could end")
-        if max(self.stop_ids) >= self.vocab_size:
-            raise ValueError(f"eos ids {self.stop_ids} exceed its vocabulary of {self.vocab_size}")
+        # A model may write ids that its tokenizer does not have.
+        if max(self.stop_ids) >= (size := max(self.vocab_size, model_vocab or 0)):
+            raise ValueError(f"eos ids {self.stop_ids} exceed its vocabulary of {size}")
         self.pad_id = self.stop_ids[0] if special_ids.pad is None else special_ids.pad
         self.bos_token = bos_token
         self.eos_token = backend.id_to_token(self.stop_ids[0])

@@ -65,9 +65,12 @@ def _try_out(tokenizer: Tokenizer) -> None:
         raise ValueError(f"its largest id is {tokenizer.vocab_size - 1}: expected less than {_MAX_VOCAB}")
     ids = tokenizer.encode(_SAMPLE)
     tokenizer.decode(ids)
-    for id in (*ids, *tokenizer.stop_ids, tokenizer.pad_id):
-        if not 0 <= id < tokenizer.vocab_size:
-            raise ValueError(f"it has a token with id {id}, outside its vocabulary of {tokenizer.vocab_size}")
+    declared = max(tokenizer.vocab_size, tokenizer.model_vocab or 0)
+    for id, size in [(id, tokenizer.vocab_size) for id in ids] + [
+        (id, declared) for id in (*tokenizer.stop_ids, tokenizer.pad_id)
+    ]:
+        if not 0 <= id < size:
+            raise ValueError(f"it has a token with id {id}, outside its vocabulary of {size}")
     for name in ("bos_token", "eos_token", "chat_template"):
         if not isinstance(getattr(tokenizer, name), str):
             raise ValueError(f"its {name} is a {type(getattr(tokenizer, name)).__name__}, not text")
