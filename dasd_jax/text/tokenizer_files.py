@@ -149,19 +149,14 @@ def _load_sentencepiece(file: epath.Path) -> SentencePieceTokenizer:
 
 def _load_hub(file: epath.Path) -> HubTokenizer:
     """tokenizer.json with the special tokens and the chat template of the accompanying files."""
-    backend, declared = tokenizers.Tokenizer.from_str(file.read_text()), Declared(file.parent)
-    # As transformers does; tokens that come after those of tokenizer.json continue its ids.
-    for id, token in sorted(declared.added_tokens().items()):
-        if backend.token_to_id(token.content) is None:
-            backend.add_tokens([token])
-            if (found := backend.token_to_id(token.content)) != id:
-                raise ValueError(f"the files beside it add {token.content!r} with id {id}, but its next id is {found}")
+    declared = Declared(file.parent)
+    backend, left_out = _open_backend(file.read_text(), declared)
 
     def ids_of(name: str) -> list[int]:
-        found = {where: backend.token_to_id(text) for where, text in declared.texts(name).items()}
+        texts = {where: text for where, text in declared.texts(name).items() if text not in left_out}
+        found = {where: backend.token_to_id(text) for where, text in texts.items()}
         if unknown := [where for where, id in found.items() if id is None]:
-            text = declared.texts(name)[unknown[0]]
-            raise ValueError(f"the {name} {text!r} of {unknown[0]} is not in its vocabulary")
+            raise ValueError(f"the {name} {texts[unknown[0]]!r} of {unknown[0]} is not in its vocabulary")
         return list(found.values())
 
     bos, pad = (next(iter(ids_of(name)), None) for name in ("bos_token", "pad_token"))
@@ -173,6 +168,31 @@ def _load_hub(file: epath.Path) -> HubTokenizer:
         bos_token=next(iter(declared.texts("bos_token").values()), ""),
         chat_template=_template(file.parent, declared),
     )
+
+
+def _open_backend(text: str, declared: Declared) -> tuple[tokenizers.Tokenizer, set[str]]:
+    """(the pipeline with the tokens that other files add, the padding tokens that are left out).
+
+    Padding is often added to the tokenizer of a model that does not grow. Without it another id pads, and the same
+    characters in a text are only text.
+    """
+    backend, size = tokenizers.Tokenizer.from_str(text), declared.vocab_size
+    others = {text for name in ("bos_token", "eos_token") for text in declared.texts(name).values()}
+    pads = set(declared.texts("pad_token").values()) - others if size is not None else set()
+    left_out = {pad for pad in pads if (backend.token_to_id(pad) or 0) >= size}
+    if left_out:
+        content = json.loads(text)
+        content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in left_out]
+        backend = tokenizers.Tokenizer.from_str(json.dumps(content))
+    # As in transformers, tokens that tokenizer.json does not have continue its ids.
+    for id, token in sorted(declared.added_tokens().items()):
+        if token.content in pads and id >= size:
+            left_out.add(token.content)
+        elif backend.token_to_id(token.content) is None:
+            backend.add_tokens([token])
+            if (found := backend.token_to_id(token.content)) != id:
+                raise ValueError(f"the files beside it add {token.content!r} with id {id}, but its next id is {found}")
+    return backend, left_out
 
 
 def _template(folder: epath.Path, declared: Declared) -> str | None:

@@ -101,6 +101,23 @@ def test_tokens_added_beside_tokenizer_json_continue_its_ids(tmp_path, where):
     assert_refused(str(write_hub(tmp_path, bpe=bpe, config=config)), "'<pad>' of tokenizer_config.json is not in its")
 
 
+@pytest.mark.parametrize("where", ["tokenizer.json", "added_tokens.json"])
+def test_padding_that_the_model_has_no_place_for_is_left_out(tmp_path, where):
+    """A tokenizer that got a padding token while the model kept its size, as many fine-tunes of Llama 2."""
+    bpe = train_bpe(SMOLLM_WORDS)
+    size = bpe.get_vocab_size()
+    if where == "tokenizer.json":
+        bpe.add_special_tokens(["[PAD]"])
+    else:
+        (tmp_path / where).write_text(json.dumps({"[PAD]": size}))
+    folder = write_hub(tmp_path, bpe=bpe, config={"eos_token": "<|im_end|>", "pad_token": "[PAD]"})
+    assert load_tokenizer(str(folder)).pad_id == size  # no config.json says that it does not fit
+    (folder / "config.json").write_text(json.dumps({"vocab_size": size}))
+    tokenizer = load_tokenizer(str(folder))
+    assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.special_ids.pad) == (size, 2, None)
+    assert max(tokenizer.encode("a[PAD]")) < size and tokenizer.decode(tokenizer.encode("a[PAD]")) == "a[PAD]"
+
+
 def test_the_size_of_the_models_vocabulary_is_that_of_the_files_beside(tmp_path):
     folder = write_hub(tmp_path)
     assert load_tokenizer(str(folder)).model_vocab is None
