@@ -16,7 +16,7 @@ from dasd_jax import cli, files, formats
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import MeshConfig, make_mesh
-from dasd_jax.model import hf, param_table
+from dasd_jax.model import hf, hf_rope, param_table
 from dasd_jax.run import setup
 from dasd_jax.text.tokenizer_files import copy_special_ids, copy_tokenizer
 
@@ -45,6 +45,8 @@ def main(argv: list[str]) -> None:
             checkpoint.write(folder, model, {"params": params})
     print(f"{param_table.num_params(model) / 1e6:.1f} M parameters from {source}")
     print(f"written to {output}" + ("" if tokenizer else ", without a tokenizer; pass --tokenizer to include one"))
+    if asked.format == "hf" and not hf_rope.fits_version4(model):
+        print("its YaRN factor times the original context is no whole number: it needs transformers 4.57 or later")
     if not ids.eos:
         print("no file names the id that ends a text: generation does not stop before its limit")
 

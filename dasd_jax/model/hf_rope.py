@@ -191,3 +191,11 @@ def _context(config: ModelConfig) -> int:
         return config.context
     reached = config.rope_scaling.factor * config.rope_scaling.original_context
     return round(reached) if math.isclose(reached, round(reached), rel_tol=1e-9) else config.context
+
+
+def fits_version4(config: ModelConfig) -> bool:
+    """Whether transformers 4.55 reads the factor of YaRN out of what `write` makes of it."""
+    scaling = config.rope_scaling
+    return not isinstance(scaling, YarnScaling) or math.isclose(
+        _context(config) / scaling.original_context, scaling.factor, rel_tol=1e-9
+    )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dasd_jax.errors import UserError
-from dasd_jax.model import hf_config
+from dasd_jax.model import hf_config, hf_rope
 from dasd_jax.model.config import LinearScaling, Llama3Scaling, ModelConfig, YarnScaling
 from dasd_jax.model.rope import rope_table
 
@@ -200,5 +200,9 @@ def test_a_written_config_means_the_same_to_both_major_versions(family, kind):
 
 def test_a_written_yarn_has_the_context_whose_ratio_is_its_factor():
     """transformers 4.55 takes max_position_embeddings / original_max_position_embeddings for the factor."""
-    raw = hf_config.write(read(max_position_embeddings=160, rope_scaling={"type": "yarn", **YARN}), "float32", {})
-    assert raw["max_position_embeddings"] == 512
+    config = read(max_position_embeddings=160, rope_scaling={"type": "yarn", **YARN})
+    assert hf_config.write(config, "float32", {})["max_position_embeddings"] == 512
+    assert hf_rope.fits_version4(config) and hf_rope.fits_version4(read())
+    fraction = read(max_position_embeddings=160, rope_scaling={"type": "yarn", **YARN, "factor": 1.23})
+    assert hf_config.write(fraction, "float32", {})["max_position_embeddings"] == 160
+    assert not hf_rope.fits_version4(fraction)
