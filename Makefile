@@ -38,9 +38,16 @@ test: .venv/libtpu/ready ## lint and fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: .venv/ready ## parity with transformers on real weights; installs torch
+test-slow: .venv/transformers4/ready ## parity with transformers 4.55 and 5 on real weights; installs torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/requirements-slow.txt
 	$(BIN)/python -m pytest -m slow
+
+# In its own folder, since two versions cannot be installed together: a process that has the folder first on its path
+# imports 4.55, every other one imports 5.
+.venv/transformers4/ready: .venv/ready tests/requirements-transformers4.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/transformers4 \
+		-r tests/requirements-transformers4.txt
+	touch $@
 
 lint: .venv/ready ## fix and format with ruff
 	$(BIN)/ruff check --fix .

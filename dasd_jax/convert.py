@@ -1,8 +1,9 @@
 """Converts weights to another format: python -m dasd_jax.convert --source=PATH --output=DIR --format=hf|checkpoint
 
 PATH is a .gguf file, a Hugging Face folder, a checkpoint of ours, or the workdir of a run, whose newest checkpoint is
-used. `hf` writes a folder that transformers loads; `checkpoint` writes one for model.weights, which all devices read in
-parallel. The tokenizer is copied with the weights.
+used. `hf` writes a folder that transformers 4.55 and 5 load as the same model; `checkpoint` writes one for
+model.weights, which all devices read in parallel. The tokenizer is copied with the weights, and generation_config.json
+names the ids that end a text.
 """
 
 import argparse
@@ -15,9 +16,9 @@ from dasd_jax import cli, files, formats
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import MeshConfig, make_mesh
-from dasd_jax.model import hf, param_table
+from dasd_jax.model import hf, hf_rope, param_table
 from dasd_jax.run import setup
-from dasd_jax.text.tokenizer_files import copy_tokenizer
+from dasd_jax.text.tokenizer_files import copy_special_ids, copy_tokenizer
 
 
 def main(argv: list[str]) -> None:
@@ -36,15 +37,18 @@ def main(argv: list[str]) -> None:
     tokenizer = asked.tokenizer or tokenizer
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh), files.new_folder(output, "--output") as folder:
-        if tokenizer:
-            copy_tokenizer(tokenizer, folder)
+        ids = copy_tokenizer(tokenizer, folder) if tokenizer else copy_special_ids(source, folder)
         model, params = setup.load_weights(str(source), mesh)
         if asked.format == "hf":
-            hf.save(folder, model, params, asked.dtype)
+            hf.save(folder, model, params, asked.dtype, ids.as_json())
         else:
             checkpoint.write(folder, model, {"params": params})
     print(f"{param_table.num_params(model) / 1e6:.1f} M parameters from {source}")
     print(f"written to {output}" + ("" if tokenizer else ", without a tokenizer; pass --tokenizer to include one"))
+    if asked.format == "hf" and not hf_rope.fits_version4(model):
+        print("its YaRN factor times the original context is no whole number: it needs transformers 4.57 or later")
+    if not ids.eos:
+        print("no file names the id that ends a text: generation does not stop before its limit")
 
 
 def _source(path: Path) -> tuple[Path, str]:

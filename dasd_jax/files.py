@@ -31,6 +31,8 @@ def check_writable(folder: Path, flag: str) -> None:
 def new_folder(target: Path, flag: str) -> Iterator[Path]:
     """Yields an empty temporary folder that is renamed to `target` on exit; a failure leaves nothing behind.
 
+    Its files get the permissions of new files, also those of libraries that write for their owner alone.
+
     Raises:
         UserError: it cannot be created or moved; starts with the flag.
     """
@@ -41,6 +43,10 @@ def new_folder(target: Path, flag: str) -> Iterator[Path]:
             folder = Path(draft) / target.name
             folder.mkdir()
             yield folder
+            mode = 0o666 & (folder.stat().st_mode & 0o777)  # that of a new folder is 777 less the umask
+            for path in folder.rglob("*"):
+                if path.is_file():
+                    path.chmod(mode)
             target.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(target)
     except OSError as error:

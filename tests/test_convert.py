@@ -1,6 +1,7 @@
 """Weights change their form and nothing else."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -35,13 +36,72 @@ def files(path, ending=".safetensors"):
 
 
 def test_there_and_back_again_holds_the_same_bytes(folder, tmp_path):
-    ours, back = tmp_path / "ours", tmp_path / "back"
-    convert.main([f"--source={folder}", f"--output={ours}", "--format=checkpoint"])
+    first, ours, back = tmp_path / "first", tmp_path / "ours", tmp_path / "back"
+    convert.main([f"--source={folder}", f"--output={first}", "--format=hf"])
+    convert.main([f"--source={first}", f"--output={ours}", "--format=checkpoint"])
     assert not checkpoint.damage(ours)
     convert.main([f"--source={ours}", f"--output={back}", "--format=hf"])
-    assert files(back, "") == files(folder, "")
+    assert files(back, "") == files(first, "") and files(back) == files(folder)
     assert load_tokenizer(str(ours)).stop_ids == load_tokenizer(str(back)).stop_ids == (2,)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "hf", "ours"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "first", "hf", "ours"]
+
+
+def change(file, **fields):
+    file.write_text(json.dumps((json.loads(file.read_text()) if file.exists() else {}) | fields))
+
+
+def exported(folder, tmp_path, *flags):
+    """(config.json, generation_config.json) of the exported folder."""
+    out = tmp_path / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    convert.main([f"--source={folder}", f"--output={out}", "--format=hf", *flags])
+    return [json.loads((out / name).read_text()) for name in ("config.json", "generation_config.json")]
+
+
+@pytest.mark.parametrize("through", ["hf", "checkpoint"])
+def test_every_id_that_ends_a_text_is_named_in_the_export(folder, tmp_path, through):
+    """Wherever the source names it, also through a checkpoint, which has no config.json of that format."""
+    change(folder / "config.json", eos_token_id=[1], bos_token_id=0)
+    change(folder / "generation_config.json", temperature=0.6, pad_token_id=0, _from_model_config=True)
+    source = folder
+    if through == "checkpoint":
+        source = tmp_path / "ours"
+        convert.main([f"--source={folder}", f"--output={source}", "--format=checkpoint"])
+    ids = {"eos_token_id": [2, 1], "bos_token_id": 0, "pad_token_id": 0}
+    config, generation = exported(source, tmp_path)
+    assert generation == {"temperature": 0.6} | ids
+    assert {name: config[name] for name in ids} == ids
+    assert load_tokenizer(str(tmp_path / "out")).stop_ids == (2, 1)
+
+
+def test_ids_are_exported_without_a_tokenizer_and_their_absence_is_said(folder, tmp_path, capsys):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    config, generation = exported(folder, tmp_path)
+    assert generation == {} and config["eos_token_id"] is None  # null: the classes of transformers have defaults
+    assert "no file names the id that ends a text" in capsys.readouterr().out
+    change(folder / "config.json", eos_token_id=7)
+    config, generation = exported(folder, tmp_path)
+    assert generation["eos_token_id"] == config["eos_token_id"] == 7
+    assert "no file names" not in capsys.readouterr().out
+
+
+def test_exported_files_can_be_read_by_others(folder, tmp_path):
+    (folder / "tokenizer.json").chmod(0o600)
+    exported(folder, tmp_path)
+    previous = os.umask(0o022)
+    os.umask(previous)
+    for path in (tmp_path / "out").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o666 & ~previous, path.name
+
+
+def test_names_that_transformers_5_gave_are_exported_under_older_ones_too(folder, tmp_path):
+    names = {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["one"]}
+    change(folder / "tokenizer_config.json", **names)
+    exported(folder, tmp_path)
+    written = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert written["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert written["additional_special_tokens"] == ["one"] and "extra_special_tokens" not in written
 
 
 def test_a_converted_checkpoint_and_a_run_are_weights(folder, mesh, tmp_path):
@@ -78,7 +138,7 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(folder, tmp_path, monkey
     for args, expected in (
         (["--source=/nowhere", f"--output={tmp_path / 'out'}"], "--source: /nowhere does not exist: expected"),
         ([f"--source={folder}", f"--output={damaged}"], f"--output: {damaged} exists: expected"),
-        ([f"--source={damaged}", f"--output={tmp_path / 'out'}"], f"model.weights: {damaged} is damaged: Safetensor"),
+        ([f"--source={damaged}", f"--output={tmp_path / 'out'}"], f"model.weights: {damaged} is damaged: model.safe"),
         ([f"--source={folder}", f"--output={tmp_path / 'out'}", "--tokenizer=/nowhere"], "model.tokenizer='/nowhere'"),
         (
             [f"--source={folder}", f"--output={tmp_path / 'out'}", "--tokenizer=byte"],

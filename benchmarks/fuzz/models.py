@@ -100,7 +100,7 @@ def tokenizer_json(rng: random.Random, samples: Path, folder: Path):
     """A Hugging Face folder's tokenizer.json and the files beside it."""
     source = folder / "source"
     source.mkdir()
-    names = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+    names = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json")
     for name in names:
         shutil.copy(samples / "hf" / name, source / name)
     name = rng.choice(names)
@@ -166,7 +166,7 @@ def _retyped(rng: random.Random, content: bytes) -> tuple[str, bytes]:
 
 
 def hf_folder(rng: random.Random, samples: Path, folder: Path):
-    """config.json and the safetensors header of a Hugging Face folder."""
+    """config.json, the index and the safetensors header of a Hugging Face folder."""
     source = folder / "source"
     shutil.copytree(samples / "hf", source)
     file = source / "model.safetensors"
@@ -195,7 +195,16 @@ def hf_folder(rng: random.Random, samples: Path, folder: Path):
         file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
     elif kind < 0.8:
         what = "the same tensors in two files"
-        shutil.copy(file, source / "more.safetensors")
+        for number in (1, 2):
+            shutil.copy(file, source / f"model-{number:05d}-of-00002.safetensors")
+        file.unlink()
+    elif kind < 0.85:
+        content = file.read_bytes()
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        names = [name for name in header if name != "__metadata__"]
+        what, text = mutate.altered(rng, {"weight_map": dict.fromkeys(names, file.name)})
+        (source / "model.safetensors.index.json").write_bytes(text.encode(errors="surrogateescape"))
+        what = "index: " + what
     else:
         what, content = mutate.damaged(rng, file.read_bytes(), 2000)
         file.write_bytes(content)

@@ -6,6 +6,13 @@ from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
+class LinearScaling:
+    """Position interpolation: every rotary frequency is divided by `factor`. Source: arXiv 2306.15595."""
+
+    factor: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Llama3Scaling:
     """RoPE scaling of Llama 3: low frequencies are divided by `factor`, to reach beyond the context of pre-training."""
 
@@ -27,6 +34,10 @@ class YarnScaling:
     attention_factor: float
     beta_fast: float = 32.0  # rotations within the original context above which a frequency is unchanged
     beta_slow: float = 1.0  # rotations below which a frequency is divided by the whole factor
+    truncate: bool = True  # the indices of the two frequencies are rounded outwards to integers
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +57,7 @@ class ModelConfig:
     ff: int  # F
     context: int  # tokens of prompt and response together
     rope_base: float = 10_000.0
-    rope_scaling: Llama3Scaling | YarnScaling | None = None  # of layers with full attention
+    rope_scaling: RopeScaling | None = None  # of layers with full attention
     norm_eps: float = 1e-6
     qk_norm: str = "none"  # RMS norm of queries and keys: none | head: per head (Qwen3) | all: over all heads (Olmo 3)
     qkv_bias: bool = False  # biases of the q, k and v projections (Qwen2.5)
@@ -74,8 +85,20 @@ class ModelConfig:
         window = _is_count(self.window) if self.sliding else self.window == 0
         _require("window", self.window, window, "a number of tokens if layers slide, else 0")
         if self.rope_scaling is not None:
-            for name, value in dataclasses.asdict(self.rope_scaling).items():
+            self._check_scaling(self.rope_scaling)
+
+    def _check_scaling(self, scaling: RopeScaling) -> None:
+        for name, value in dataclasses.asdict(scaling).items():
+            if name == "truncate":
+                _require("rope_scaling.truncate", value, isinstance(value, bool), "true or false")
+            else:
                 _require(f"rope_scaling.{name}", value, _is_positive(value), "a positive number")
+        if isinstance(scaling, Llama3Scaling):
+            high, low = scaling.high_freq_factor, scaling.low_freq_factor
+            _require("rope_scaling.high_freq_factor", high, high > low, f"more than low_freq_factor, {low}")
+        if isinstance(scaling, YarnScaling):
+            fast, slow = scaling.beta_fast, scaling.beta_slow
+            _require("rope_scaling.beta_fast", fast, fast > slow, f"more than beta_slow, {slow}")
 
     @classmethod
     def from_dict(cls, raw: dict) -> "ModelConfig":
@@ -84,7 +107,8 @@ class ModelConfig:
             raise ValueError(f"{raw!r:.100}: expected the fields of an architecture")
         scaling = raw["rope_scaling"]
         if scaling is not None:
-            scaling = (YarnScaling if "attention_factor" in scaling else Llama3Scaling)(**scaling)
+            kinds = {"attention_factor": YarnScaling, "low_freq_factor": Llama3Scaling}
+            scaling = next((kind for field, kind in kinds.items() if field in scaling), LinearScaling)(**scaling)
         return cls(**raw | {"rope_scaling": scaling, "sliding": tuple(raw["sliding"])})
 
 

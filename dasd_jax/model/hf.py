@@ -1,144 +1,172 @@
 """Hugging Face folders of config.json and safetensors, read and written: Llama, Qwen2, Qwen3 and Olmo 3."""
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from dasd_jax import formats
+from dasd_jax import formats, hosts
 from dasd_jax.batch import Params
 from dasd_jax.errors import UserError
-from dasd_jax.model.config import Llama3Scaling, ModelConfig, YarnScaling
+from dasd_jax.model import hf_config
+from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.param_table import table
 from dasd_jax.model.placement import place
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 MAX_SHARD_BYTES = 4 * 10**9
 _FILE_DTYPES = ("BF16", "F16", "F32", "F64")
-
-_FAMILIES = {
-    "LlamaForCausalLM": {},
-    "Qwen2ForCausalLM": {"qkv_bias": True},
-    "Qwen3ForCausalLM": {"qk_norm": "head"},
-    "Olmo3ForCausalLM": {"qk_norm": "all", "post_norm": True},
-}
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
+# Buffers that older versions of transformers saved and newer ones compute from config.json.
+_IGNORED = re.compile(r"(.+\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
+_EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_BLOCK_ROWS = 4096
 
 
 def load(path: Path, mesh: Mesh) -> tuple[ModelConfig, Params]:
-    """Configuration and float32 parameters of a folder with config.json and *.safetensors; see `weights.load`.
+    """Configuration and float32 parameters of a folder with config.json and safetensors; see `weights.load`.
 
-    One file is open at a time.
+    The files are those that transformers loads: model.safetensors, or the shards that model.safetensors.index.json
+    names. One is open at a time.
 
     Raises:
-        UserError: the files are damaged, or contain a model that is not supported.
+        UserError: files are missing or damaged, or contain a model that is not supported.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
-    files = sorted(path.glob("*.safetensors"))
-    if not files or not (path / "config.json").exists():
-        raise UserError(f"model.weights: {path} lacks config.json or *.safetensors: expected a Hugging Face folder")
     try:
-        config = _read_config(formats.read_object(path / "config.json"), path)
-        found = {}
-        for file in files:
-            with safe_open(file, framework="numpy") as opened:
-                slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  not a dict
-                shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-                for name, part in slices.items():
-                    # Integers and 8-bit floats are quantised values, meaningless without their scales.
-                    if part.get_dtype() not in _FILE_DTYPES:
-                        raise ValueError(f"{name} is {part.get_dtype()}: expected {', '.join(_FILE_DTYPES)}")
-                if twice := sorted(shapes.keys() & found.keys()):
-                    raise ValueError(f"{file.name} and another file both contain {twice[0]}")
-                found |= shapes
+        if not (path / "config.json").is_file():
+            raise UserError(f"model.weights: {path} lacks config.json: expected a Hugging Face folder")
+        config = hf_config.read(formats.read_object(path / "config.json"), path)
+        files = _files(path)
+        shapes = {name: shape for name, (_, shape) in files.items()}
+        if config.tied and _HEAD in files:
+            config = dataclasses.replace(config, tied=_same_rows(files, _EMBED, _HEAD))
+            if config.tied:
+                del shapes[_HEAD]
+            elif hosts.is_main():
+                print(
+                    f"warning: {path}: {_HEAD} differs from {_EMBED}: loaded as it is, although config.json has "
+                    "tie_word_embeddings true",
+                    file=sys.stderr,
+                )
 
         def tensors() -> Iterator[tuple[str, Callable]]:
-            for file in files:
-                with safe_open(file, framework="numpy") as opened:
+            for file in dict.fromkeys(file for file, _ in files.values()):
+                with _opened(file) as opened:
                     for name in opened.keys():  # noqa: SIM118  not a dict
-                        yield name, opened.get_slice(name).__getitem__
+                        if name in shapes and files[name][0] == file:
+                            yield name, opened.get_slice(name).__getitem__
 
-        return config, place(config, mesh, path, found, tensors())
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, OSError) as error:
-        # Missing or mistyped fields of config.json raise where they are first used.
-        raise UserError(f"model.weights: {path} is damaged: {type(error).__name__}: {error}") from error
+        return config, place(config, mesh, path, shapes, tensors())
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError) as error:
+        # Mistyped fields of config.json raise where they are first used.
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"model.weights: {path} is damaged: {reason}") from error
 
 
-def _read_config(raw: dict, path: Path) -> ModelConfig:
-    family = (raw.get("architectures") or ["none"])[0]
-    if family not in _FAMILIES:
-        raise UserError(f"model.weights: {path} is a {family}: expected one of {', '.join(_FAMILIES)}")
-    if raw.get("hidden_act", "silu") != "silu":
-        raise UserError(f"model.weights: {path} has hidden_act {raw['hidden_act']!r}: expected silu")
-    heads, layers = raw["num_attention_heads"], raw["num_hidden_layers"]
-    kinds = raw.get("layer_types") or ()
-    if family == "Olmo3ForCausalLM" and not kinds:
-        kinds = ["full_attention" if i % 4 == 3 else "sliding_attention" for i in range(layers)]
-    if unknown := set(kinds) - {"full_attention", "sliding_attention"}:
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """A safetensors file; errors name it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            yield opened
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file.name}: {error}") from error
+
+
+def _files(path: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
+    """The model's tensors: the file and the shape of each, by name.
+
+    Raises:
+        UserError: a file is missing.
+        ValueError: two files have a tensor of the same name, or one has a dtype that is not supported.
+    """
+    found: dict[str, tuple[Path, tuple[int, ...]]] = {}
+    names, index = _names(path)
+    for file in (path / name for name in names):
+        with _opened(file) as opened:
+            for name in opened.keys():  # noqa: SIM118  not a dict
+                if index.get(name, file.name) != file.name or _IGNORED.fullmatch(name):
+                    continue
+                part = opened.get_slice(name)
+                # Integers and 8-bit floats are quantised values, meaningless without their scales.
+                if part.get_dtype() not in _FILE_DTYPES:
+                    raise ValueError(f"{name} is {part.get_dtype()}: expected {', '.join(_FILE_DTYPES)}")
+                if name in found:
+                    raise ValueError(f"{file.name} and {found[name][0].name} both contain {name}")
+                found[name] = file, tuple(part.get_shape())
+    if lacking := sorted(name for name in index.keys() - found.keys() if not _IGNORED.fullmatch(name)):
+        raise ValueError(f"{index[lacking[0]]} lacks {lacking[0]}, which {_INDEX} says is there")
+    return found
+
+
+def _names(path: Path) -> tuple[list[str], dict[str, str]]:
+    """(names of the model's files, the file of each tensor by the index or {} without one).
+
+    Other safetensors files may lie beside them: adapters, or the same weights in another format.
+    """
+    there = sorted(file.name for file in path.glob("*.safetensors"))
+    if (path / _INDEX).exists():
+        index = formats.read_object(path / _INDEX)["weight_map"]
+        if not isinstance(index, dict) or not all(isinstance(file, str) for file in index.values()):
+            raise ValueError(f"{_INDEX} has no weight_map from tensors to files")
+        names, source = sorted(set(index.values())), _INDEX
+        if outside := [name for name in names if Path(name).name != name]:
+            raise ValueError(f"{_INDEX} names {outside[0]!r:.100}: expected files beside it")
+        if _SINGLE in there and _SINGLE not in names:
+            raise UserError(
+                f"model.weights: {path} has {_SINGLE}, and {_INDEX} that names others: expected one of the two"
+            )
+    elif _SINGLE in there:
+        return [_SINGLE], {}
+    else:
+        sets = {(shard[1], shard[3]) for name in there if (shard := _SHARD.fullmatch(name))}
+        if len(sets) != 1:
+            others = f", and has {', '.join(there):.300}" if there else ""
+            raise UserError(
+                f"model.weights: {path} lacks {_SINGLE} and {_INDEX}{others}: expected a Hugging Face folder"
+            )
+        (prefix, count), index = sets.pop(), {}
+        names = [f"{prefix}-{i:0{len(count)}}-of-{count}.safetensors" for i in range(1, min(int(count), 10_000) + 1)]
+        source = there[0]
+    if missing := [name for name in names if name not in there]:
         raise UserError(
-            f"model.weights: {path} has a layer of type {min(unknown)}: expected full_attention or sliding_attention"
+            f"model.weights: {path} lacks {missing[0]} ({len(missing)} of {len(names)} files are missing): "
+            f"expected all that {source} speaks of"
         )
-    if raw.get("use_sliding_window") and not kinds:
-        raise UserError(f"model.weights: {path} has use_sliding_window: expected layer_types in config.json as well")
-    sliding = tuple(kind == "sliding_attention" for kind in kinds)
-
-    rope = raw.get("rope_parameters") or {"rope_theta": raw.get("rope_theta"), **(raw.get("rope_scaling") or {})}
-    rope = rope.get("full_attention", rope)
-    scaling = _read_scaling(rope, path)
-    if any(sliding) and scaling is not None and family != "Olmo3ForCausalLM":
-        # Those families scale the rotary embeddings of sliding-window layers too, which `rope_table` never does.
-        raise UserError(
-            f"model.weights: {path} has both sliding-window layers and RoPE scaling: expected at most one of them"
-        )
-    return ModelConfig(
-        vocab_size=raw["vocab_size"],
-        num_layers=layers,
-        width=raw["hidden_size"],
-        num_heads=heads,
-        num_kv_heads=raw.get("num_key_value_heads") or heads,
-        head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-        ff=raw["intermediate_size"],
-        context=raw["max_position_embeddings"],
-        rope_base=float(rope.get("rope_theta") or 10_000.0),
-        rope_scaling=scaling,
-        norm_eps=raw["rms_norm_eps"],
-        tied=raw.get("tie_word_embeddings", False),
-        window=raw["sliding_window"] if any(sliding) else 0,
-        sliding=sliding if any(sliding) else (),
-        **_FAMILIES[family],
-    )
+    return names, index
 
 
-def _read_scaling(rope: dict, path: Path) -> Llama3Scaling | YarnScaling | None:
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "default":
-        return None
-    if kind == "llama3":
-        return Llama3Scaling(
-            factor=rope["factor"],
-            low_freq_factor=rope["low_freq_factor"],
-            high_freq_factor=rope["high_freq_factor"],
-            original_context=rope["original_max_position_embeddings"],
-        )
-    if kind == "yarn" and not rope.get("mscale"):
-        factor = rope["factor"]
-        return YarnScaling(
-            factor=factor,
-            original_context=rope["original_max_position_embeddings"],
-            attention_factor=rope.get("attention_factor") or 0.1 * math.log(factor) + 1.0,
-            beta_fast=rope.get("beta_fast") or 32.0,
-            beta_slow=rope.get("beta_slow") or 1.0,
-        )
-    raise UserError(f"model.weights: {path} has rope_type {kind!r}: expected default, llama3 or yarn")
+def _same_rows(files: Mapping[str, tuple[Path, tuple[int, ...]]], one: str, other: str) -> bool:
+    """Whether two matrices hold the same values; True if one of them is missing."""
+    if one not in files or other not in files:
+        return True
+    (first, shape), (second, other_shape) = files[one], files[other]
+    if shape != other_shape:
+        return False
+    with _opened(first) as opened, _opened(second) as also:
+        left, right = opened.get_slice(one), also.get_slice(other)
+        rows = (slice(at, min(at + _BLOCK_ROWS, shape[0])) for at in range(0, shape[0], _BLOCK_ROWS))
+        return all(np.array_equal(left[part], right[part]) for part in rows)
 
 
-def save(path: Path, config: ModelConfig, params: Params, dtype: str = "bfloat16") -> None:
+def save(
+    path: Path, config: ModelConfig, params: Params, dtype: str = "bfloat16", ids: Mapping[str, Any] | None = None
+) -> None:
     """Writes a folder that transformers loads: config.json, and tensors in files of at most MAX_SHARD_BYTES.
 
     A tensor larger than that gets a file of its own.
@@ -146,6 +174,7 @@ def save(path: Path, config: ModelConfig, params: Params, dtype: str = "bfloat16
     Args:
         path: a folder that does not exist or is empty.
         dtype: one of DTYPES, to which the parameters are rounded.
+        ids: bos_token_id, eos_token_id and pad_token_id, if they are known.
     """
     from safetensors.numpy import save_file
 
@@ -167,7 +196,7 @@ def save(path: Path, config: ModelConfig, params: Params, dtype: str = "bfloat16
         room -= size
     index = {}
     for number, names in enumerate(files, start=1):
-        file = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        file = _SINGLE if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
         tensors = {}
         for name in names:
             leaf_path, leaf, layer, _ = sizes[name]
@@ -179,43 +208,5 @@ def save(path: Path, config: ModelConfig, params: Params, dtype: str = "bfloat16
         index |= dict.fromkeys(names, file)
     if len(files) > 1:
         total = {"total_size": sum(size for *_, size in sizes.values())}
-        (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": total, "weight_map": index}))
-    (path / "config.json").write_text(json.dumps(_config_json(config, dtype), indent=2))
-
-
-def _config_json(config: ModelConfig, dtype: str) -> dict:
-    traits = {"qkv_bias": config.qkv_bias, "qk_norm": config.qk_norm, "post_norm": config.post_norm}
-    none = {"qkv_bias": False, "qk_norm": "none", "post_norm": False}
-    family = next(name for name, chosen in _FAMILIES.items() if none | chosen == traits)
-    rope = {"rope_type": "default", "rope_theta": config.rope_base}
-    scaling = config.rope_scaling
-    if scaling is not None:
-        fields = dataclasses.asdict(scaling)
-        rope |= {"original_max_position_embeddings": fields.pop("original_context"), **fields}
-        rope["rope_type"] = "llama3" if isinstance(scaling, Llama3Scaling) else "yarn"
-    if family == "Olmo3ForCausalLM":
-        plain = {"rope_type": "default", "rope_theta": config.rope_base}
-        rope = {"full_attention": rope, "sliding_attention": plain}
-    raw = {
-        "architectures": [family],
-        "model_type": family.removesuffix("ForCausalLM").lower(),
-        "vocab_size": config.vocab_size,
-        "num_hidden_layers": config.num_layers,
-        "hidden_size": config.width,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.ff,
-        "max_position_embeddings": config.context,
-        "hidden_act": "silu",
-        "rope_parameters": rope,
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tied,
-        "dtype": dtype,
-    }
-    if family == "Olmo3ForCausalLM" or config.sliding:
-        kinds = config.sliding or (False,) * config.num_layers
-        raw["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in kinds]
-        raw["sliding_window"] = config.window or None
-        raw["use_sliding_window"] = bool(config.sliding)
-    return raw
+        (path / _INDEX).write_text(json.dumps({"metadata": total, "weight_map": index}))
+    (path / "config.json").write_text(json.dumps(hf_config.write(config, dtype, ids or {}), indent=2))

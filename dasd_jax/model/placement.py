@@ -43,8 +43,7 @@ def place(
     """
     rows = table(config)
     places = {name: (leaf_path, i) for leaf_path, leaf in rows.items() for i, name in enumerate(leaf.tensor_names)}
-    ignored = {"lm_head.weight"} if config.tied else set()  # some exporters write the tied matrix twice
-    missing, extra = sorted(places.keys() - found.keys()), sorted(found.keys() - places.keys() - ignored)
+    missing, extra = sorted(places.keys() - found.keys()), sorted(found.keys() - places.keys())
     if missing or extra:
         problem = f"lacks {missing[0]}" if missing else f"contains {extra[0]}, which this architecture does not have"
         raise UserError(f"model.weights: {path} {problem} ({len(missing)} missing, {len(extra)} unexpected)")
@@ -61,8 +60,6 @@ def place(
         if leaf.stacked
     }
     for name, read in tensors:
-        if name in ignored:
-            continue
         leaf_path, layer = places[name]
         leaf = rows[leaf_path]
         axes = leaf.axes[1:] if leaf.stacked else leaf.axes

@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 
 from dasd_jax.batch import Array
-from dasd_jax.model.config import Llama3Scaling, ModelConfig, YarnScaling
+from dasd_jax.model.config import LinearScaling, Llama3Scaling, ModelConfig, RopeScaling
 
 
 def rope_table(config: ModelConfig, positions: Array, scaled: bool) -> tuple[Array, Array]:
@@ -28,20 +28,24 @@ def rope_table(config: ModelConfig, positions: Array, scaled: bool) -> tuple[Arr
     return size * jnp.cos(angles), size * jnp.sin(angles)
 
 
-def _unscaled_share(scaling: Llama3Scaling | YarnScaling, frequency: Array, base: float) -> Array:
+def _unscaled_share(scaling: RopeScaling, frequency: Array, base: float) -> Array:
     """The weight of each unscaled frequency, f32[H/2] in [0, 1]: 1 for high frequencies, 0 for low ones."""
+    if isinstance(scaling, LinearScaling):
+        return jnp.zeros_like(frequency)
     if isinstance(scaling, Llama3Scaling):
         turns = scaling.original_context * frequency / (2 * jnp.pi)  # rotations within the original context
         share = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     else:
         # The share is linear in the index of the frequency, between the indices whose frequencies make beta_fast and
-        # beta_slow rotations within the original context, rounded outwards.
+        # beta_slow rotations within the original context.
         half = frequency.shape[0]
         fast, slow = (
             half * math.log(scaling.original_context / (beta * 2 * math.pi)) / math.log(base)
             for beta in (scaling.beta_fast, scaling.beta_slow)
         )
-        first, last = max(math.floor(fast), 0), min(math.ceil(slow), 2 * half - 1)
+        if scaling.truncate:
+            fast, slow = math.floor(fast), math.ceil(slow)
+        first, last = max(fast, 0), min(slow, 2 * half - 1)
         share = 1 - (jnp.arange(half) - first) / max(last - first, 1e-3)
     return jnp.clip(share, 0.0, 1.0)
 

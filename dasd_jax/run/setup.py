@@ -27,7 +27,8 @@ from dasd_jax.rollout.slots import slots_that_fit
 from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.text.tokenizer_files import load_tokenizer
 
-# Padding of a vocabulary to a round number is common; more than this is another model's tokenizer.
+# Padding of a vocabulary to a round number is common; more than this is another model's tokenizer, unless the files
+# beside it have a model of just this size.
 _MAX_UNUSED_IDS = 1024
 
 
@@ -107,10 +108,12 @@ def check_vocabulary(tokenizer: Tokenizer, model: ModelConfig) -> None:
     Raises:
         UserError: it makes ids that the model does not have, or leaves too many of the model's ids unused.
     """
-    if not 0 <= model.vocab_size - tokenizer.vocab_size <= _MAX_UNUSED_IDS:
+    unused = model.vocab_size - tokenizer.vocab_size
+    if unused < 0 or (unused > _MAX_UNUSED_IDS and tokenizer.model_vocab != model.vocab_size):
         raise UserError(
             f"model.tokenizer: its vocabulary of {tokenizer.vocab_size} does not belong to the model's "
-            f"{model.vocab_size}: expected at most as many, and at most {_MAX_UNUSED_IDS} fewer"
+            f"{model.vocab_size}: expected at most as many, and at most {_MAX_UNUSED_IDS} fewer unless the config.json "
+            "beside it has that vocab_size"
         )
 
 

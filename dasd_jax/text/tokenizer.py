@@ -13,6 +13,8 @@ from typing import Protocol
 import sentencepiece
 import tokenizers
 
+from dasd_jax.text.declared import Declared, SpecialIds
+
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -39,6 +41,8 @@ class Tokenizer(Protocol):
       vocab_size: 1 + the largest id that `encode` can return; a model's V may be padded to more.
       pad_id: the id that pads prompts and responses; it may be a stop id, so only masks tell what is padding.
       stop_ids: the ids that end a response; at least one.
+      special_ids: what its files declare; `pad_id` is a stop id where they declare no padding.
+      model_vocab: V of the model that it comes with, if its files say so.
       chat_template: Jinja source.
       bos_token, eos_token: their text for the chat template, "" if there is none.
     """
@@ -46,6 +50,8 @@ class Tokenizer(Protocol):
     vocab_size: int
     pad_id: int
     stop_ids: tuple[int, ...]
+    special_ids: SpecialIds
+    model_vocab: int | None
     chat_template: str
     bos_token: str
     eos_token: str
@@ -68,6 +74,8 @@ class ByteTokenizer:
     vocab_size = 259
     pad_id = 256
     stop_ids = (258,)
+    special_ids = SpecialIds(stop_ids, None, pad_id)
+    model_vocab = None
     chat_template = CHATML_TEMPLATE
     bos_token = ""
     eos_token = "<|im_end|>"
@@ -97,9 +105,9 @@ class HubTokenizer:
     def __init__(
         self,
         backend: tokenizers.Tokenizer,
+        special_ids: SpecialIds,
         *,
-        stop_ids: Iterable[int],
-        pad_id: int | None = None,
+        model_vocab: int | None = None,
         bos_token: str = "",
         chat_template: str | None = None,
     ):
@@ -108,12 +116,13 @@ class HubTokenizer:
         backend.no_padding()
         self._backend = backend
         self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
-        self.stop_ids = tuple(dict.fromkeys(stop_ids))
+        self.special_ids, self.stop_ids, self.model_vocab = special_ids, special_ids.eos, model_vocab
         if not self.stop_ids:
             raise ValueError("it declares no eos token, so no response could end")
-        if max(self.stop_ids) >= self.vocab_size:
-            raise ValueError(f"eos ids {self.stop_ids} exceed its vocabulary of {self.vocab_size}")
-        self.pad_id = self.stop_ids[0] if pad_id is None else pad_id
+        # A model may write ids that its tokenizer does not have.
+        if max(self.stop_ids) >= (size := max(self.vocab_size, model_vocab or 0)):
+            raise ValueError(f"eos ids {self.stop_ids} exceed its vocabulary of {size}")
+        self.pad_id = self.stop_ids[0] if special_ids.pad is None else special_ids.pad
         self.bos_token = bos_token
         self.eos_token = backend.id_to_token(self.stop_ids[0])
         self.chat_template = chat_template or PLAIN_TEMPLATE
@@ -125,7 +134,7 @@ class HubTokenizer:
         return self._backend.decode(ids, skip_special_tokens=True)
 
     def save(self, folder: Path) -> None:
-        """Writes tokenizer.json and the accompanying files that `load_tokenizer` and transformers read."""
+        """Writes tokenizer.json and tokenizer_config.json for `load_tokenizer` and transformers."""
         self._backend.save(str(folder / "tokenizer.json"))
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -135,9 +144,7 @@ class HubTokenizer:
             "chat_template": self.chat_template,
             "clean_up_tokenization_spaces": False,
         }
-        generation = {"eos_token_id": list(self.stop_ids), "pad_token_id": self.pad_id}
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False))
-        (folder / "generation_config.json").write_text(json.dumps(generation, indent=2))
 
     def piece(self, id: int) -> str:
         text = self._backend.decode([id], skip_special_tokens=False)
@@ -152,9 +159,7 @@ class SentencePieceTokenizer:
       ValueError: not a SentencePiece model, or one without an EOS piece.
     """
 
-    chat_template = PLAIN_TEMPLATE
-
-    def __init__(self, model: bytes):
+    def __init__(self, model: bytes, declared: Declared, chat_template: str | None = None):
         # Imported here because protobuf refuses a second definition of these messages, and transformers brings its own.
         from sentencepiece import sentencepiece_model_pb2
 
@@ -168,8 +173,11 @@ class SentencePieceTokenizer:
         bos, eos, pad = self._opening.bos_id(), self._opening.eos_id(), self._opening.pad_id()
         if eos < 0:
             raise ValueError("it has no eos piece, so no response could end")
-        self.stop_ids = (eos,)
-        self.pad_id = pad if pad >= 0 else eos
+        bos_id, pad_id = (id if id >= 0 else None for id in (bos, pad))
+        self.special_ids = declared.special_ids(self.vocab_size, [eos], bos_id, pad_id)
+        self.stop_ids, self.model_vocab = self.special_ids.eos, declared.vocab_size
+        self.pad_id = eos if self.special_ids.pad is None else self.special_ids.pad
+        self.chat_template = chat_template or PLAIN_TEMPLATE
         self.bos_token = self.piece(bos) if bos >= 0 else ""
         self.eos_token = self.piece(eos)
         self._specials = {self.piece(i): i for i in range(self.vocab_size) if self._opening.is_control(i)}

@@ -1,5 +1,6 @@
 """Tokenizers from files: tokenizer.json of Hugging Face, the metadata of GGUF, and SentencePiece models."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,15 +11,11 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 
 from dasd_jax import formats
 from dasd_jax.errors import UserError
+from dasd_jax.text.declared import Declared, SpecialIds, write_generation_config
 from dasd_jax.text.tokenizer import ByteTokenizer, HubTokenizer, SentencePieceTokenizer, Tokenizer
 
 _MAIN_FILES = ("tokenizer.json", "tokenizer.model")
-_ACCOMPANYING_FILES = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
+_COPIED_FILES = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 _MAX_VOCAB = 2**24
 _SAMPLE = "What is 1 + 12?\n\\boxed{13} é 😀"
 
@@ -28,8 +25,8 @@ def load_tokenizer(path: str) -> Tokenizer:
 
     Args:
       path: "byte", a .gguf, .model or .json file, or a folder with tokenizer.json or tokenizer.model; gs:// works for
-        all but .gguf, which is memory-mapped. Next to a .json file, tokenizer_config.json, generation_config.json and
-        chat_template.jinja are read if they exist.
+        all but .gguf, which is memory-mapped. Beside a .json or .model file, chat_template.jinja and the files of
+        `declared` are read if they exist.
 
     Raises:
       UserError: the file does not exist, is of another kind or damaged, or declares no stop id.
@@ -68,19 +65,25 @@ def _try_out(tokenizer: Tokenizer) -> None:
         raise ValueError(f"its largest id is {tokenizer.vocab_size - 1}: expected less than {_MAX_VOCAB}")
     ids = tokenizer.encode(_SAMPLE)
     tokenizer.decode(ids)
-    for id in (*ids, *tokenizer.stop_ids, tokenizer.pad_id):
-        if not 0 <= id < tokenizer.vocab_size:
-            raise ValueError(f"it has a token with id {id}, outside its vocabulary of {tokenizer.vocab_size}")
+    declared = max(tokenizer.vocab_size, tokenizer.model_vocab or 0)
+    for id, size in [(id, tokenizer.vocab_size) for id in ids] + [
+        (id, declared) for id in (*tokenizer.stop_ids, tokenizer.pad_id)
+    ]:
+        if not 0 <= id < size:
+            raise ValueError(f"it has a token with id {id}, outside its vocabulary of {size}")
     for name in ("bos_token", "eos_token", "chat_template"):
         if not isinstance(getattr(tokenizer, name), str):
             raise ValueError(f"its {name} is a {type(getattr(tokenizer, name)).__name__}, not text")
 
 
-def copy_tokenizer(path: str, folder: Path) -> None:
-    """Copies a tokenizer's files into a folder, where `load_tokenizer` and transformers find them.
+def copy_tokenizer(path: str, folder: Path) -> SpecialIds:
+    """Copies a tokenizer's files into a folder, where `load_tokenizer` and transformers 4 and 5 find them.
 
     Args:
         path: a folder, or a .gguf, .model or tokenizer.json file, as for `load_tokenizer`.
+
+    Returns:
+        Its special ids, which are also in the folder's generation_config.json.
 
     Raises:
         UserError: there is no tokenizer at `path`, or it has no files.
@@ -90,62 +93,114 @@ def copy_tokenizer(path: str, folder: Path) -> None:
         raise UserError(f"model.tokenizer={path!r}: expected a tokenizer with files, to copy them")
     if source.suffix == ".gguf":
         tokenizer.save(folder)
-        return
+        write_generation_config(folder, {}, tokenizer.special_ids)
+        return tokenizer.special_ids
     if source.is_dir():
         source = next(source / name for name in _MAIN_FILES if (source / name).is_file())
-    shutil.copy(source, folder / f"tokenizer{source.suffix}")
-    for name in _ACCOMPANYING_FILES:
+    declared = Declared(source.parent)
+    shutil.copyfile(source, folder / f"tokenizer{source.suffix}")
+    for name in _COPIED_FILES:
         if (source.parent / name).is_file():
-            shutil.copy(source.parent / name, folder / name)
+            shutil.copyfile(source.parent / name, folder / name)
+    if declared.tokenizer_config:
+        content = json.dumps(_for_both_versions(declared.tokenizer_config), indent=2, ensure_ascii=False)
+        (folder / "tokenizer_config.json").write_text(content)
+    write_generation_config(folder, declared.generation_config, tokenizer.special_ids)
+    return tokenizer.special_ids
+
+
+def copy_special_ids(source: Path, folder: Path) -> SpecialIds:
+    """`copy_tokenizer` for a folder of weights without a tokenizer, whose configuration files may declare ids.
+
+    Raises:
+        UserError: one of these files is damaged.
+    """
+    try:
+        declared = Declared(source)
+        ids = declared.special_ids(_MAX_VOCAB, [], None, None)
+    except ValueError as error:
+        raise UserError(f"model.weights: {source}: {error}") from error
+    write_generation_config(folder, declared.generation_config, ids)
+    return ids
+
+
+def _for_both_versions(config: dict) -> dict:
+    """tokenizer_config.json with what transformers 5 renamed under the names that version 4 knows too."""
+    config = dict(config)
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    return config
 
 
 def _load_sentencepiece(file: epath.Path) -> SentencePieceTokenizer:
-    return SentencePieceTokenizer(file.read_bytes())
+    declared = Declared(file.parent)
+    tokenizer = SentencePieceTokenizer(file.read_bytes(), declared, _template(file.parent, declared))
+    pads = declared.texts("pad_token").values()
+    for id, token in sorted(declared.added_tokens().items()):
+        if id >= tokenizer.vocab_size and token.content not in pads:
+            raise ValueError(
+                f"the files beside it add {token.content!r} with id {id}, which it does not have: a tokenizer.json is "
+                "needed, which transformers writes"
+            )
+    return tokenizer
 
 
 def _load_hub(file: epath.Path) -> HubTokenizer:
-    """tokenizer.json with the stop ids, pad token, BOS and chat template of the accompanying files."""
-    backend = tokenizers.Tokenizer.from_str(file.read_text())
-    config, generation = (
-        formats.read_object(path) if path.exists() else {}
-        for path in (file.parent / "tokenizer_config.json", file.parent / "generation_config.json")
-    )
+    """tokenizer.json with the special tokens and the chat template of the accompanying files."""
+    declared = Declared(file.parent)
+    backend, left_out = _open_backend(file.read_text(), declared)
 
-    def declared(name: str) -> str:
-        token = config.get(name) or ""
-        text = token.get("content") if isinstance(token, dict) else token
-        if not isinstance(text, str):
-            raise ValueError(f"the {name} of tokenizer_config.json is {token!r:.100}: expected text")
-        return text
+    def ids_of(name: str) -> list[int]:
+        texts = {where: text for where, text in declared.texts(name).items() if text not in left_out}
+        found = {where: backend.token_to_id(text) for where, text in texts.items()}
+        if unknown := [where for where, id in found.items() if id is None]:
+            raise ValueError(f"the {name} {texts[unknown[0]]!r} of {unknown[0]} is not in its vocabulary")
+        return list(found.values())
 
-    def id_of(name: str) -> int | None:
-        token = declared(name)
-        id = backend.token_to_id(token)
-        if token and id is None:
-            raise ValueError(f"the {name} {token!r} of tokenizer_config.json is not in its vocabulary")
-        return id
-
-    eos, also = id_of("eos_token"), generation.get("eos_token_id")
-    stop_ids = [] if eos is None else [eos]
-    if also is not None:
-        stop_ids += also if isinstance(also, list) else [also]
-    if not all(type(id) is int for id in stop_ids):
-        raise ValueError(f"the eos_token_id of generation_config.json is {also!r:.100}: expected ids")
+    bos, pad = (next(iter(ids_of(name)), None) for name in ("bos_token", "pad_token"))
+    vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
     return HubTokenizer(
         backend,
-        stop_ids=stop_ids,
-        pad_id=id_of("pad_token"),
-        bos_token=declared("bos_token"),
-        chat_template=_hub_template(file.parent, config),
+        declared.special_ids(vocab_size, ids_of("eos_token"), bos, pad),
+        model_vocab=declared.vocab_size,
+        bos_token=next(iter(declared.texts("bos_token").values()), ""),
+        chat_template=_template(file.parent, declared),
     )
 
 
-def _hub_template(folder: epath.Path, config: dict) -> str | None:
+def _open_backend(text: str, declared: Declared) -> tuple[tokenizers.Tokenizer, set[str]]:
+    """(the pipeline with the tokens that other files add, the padding tokens that are left out).
+
+    Padding is often added to the tokenizer of a model that does not grow. Without it another id pads, and the same
+    characters in a text are only text.
+    """
+    backend, size = tokenizers.Tokenizer.from_str(text), declared.vocab_size
+    others = {text for name in ("bos_token", "eos_token") for text in declared.texts(name).values()}
+    pads = set(declared.texts("pad_token").values()) - others if size is not None else set()
+    left_out = {pad for pad in pads if (backend.token_to_id(pad) or 0) >= size}
+    if left_out:
+        content = json.loads(text)
+        content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in left_out]
+        backend = tokenizers.Tokenizer.from_str(json.dumps(content))
+    # As in transformers, tokens that tokenizer.json does not have continue its ids.
+    for id, token in sorted(declared.added_tokens().items()):
+        if token.content in pads and id >= size:
+            left_out.add(token.content)
+        elif backend.token_to_id(token.content) is None:
+            backend.add_tokens([token])
+            if (found := backend.token_to_id(token.content)) != id:
+                raise ValueError(f"the files beside it add {token.content!r} with id {id}, but its next id is {found}")
+    return backend, left_out
+
+
+def _template(folder: epath.Path, declared: Declared) -> str | None:
     """The chat template of a Hugging Face folder; chat_template.jinja takes precedence, as in transformers."""
     alone = folder / "chat_template.jinja"
     if alone.exists():
         return alone.read_text()
-    template = config.get("chat_template")
+    template = declared.tokenizer_config.get("chat_template")
     if isinstance(template, list):
         named = {entry["name"]: entry["template"] for entry in template}
         if "default" not in named:
@@ -215,13 +270,13 @@ def _load_gguf(file: epath.Path) -> HubTokenizer:
         ]
     )
 
-    bos = value("tokenizer.ggml.bos_token_id", int)
-    # EOT ends a turn, in models where that differs from the end of a text.
-    ends = (value("tokenizer.ggml.eos_token_id", int), value("tokenizer.ggml.eot_token_id", int))
+    # EOT and EOM end a turn and a message, in models where that differs from the end of a text.
+    bos, *ends = (value(f"tokenizer.ggml.{name}_token_id", int) for name in ("bos", "eos", "eot", "eom"))
+    eos = tuple(dict.fromkeys(id for id in ends if id is not None))
     return HubTokenizer(
         backend,
-        stop_ids=[id for id in ends if id is not None],
-        pad_id=value("tokenizer.ggml.padding_token_id", int),
+        SpecialIds(eos, bos, value("tokenizer.ggml.padding_token_id", int)),
+        model_vocab=len(tokens),
         bos_token="" if bos is None else tokens[bos],
         chat_template=value("tokenizer.chat_template", str),
     )

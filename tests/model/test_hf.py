@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from safetensors.numpy import save_file
+from safetensors import safe_open
+from safetensors.numpy import save, save_file
 
 from dasd_jax.errors import UserError
 from dasd_jax.model import hf, param_table, weights
@@ -16,6 +17,8 @@ from dasd_jax.model.config import Llama3Scaling, YarnScaling
 from dasd_jax.model.presets import preset
 
 TINY = preset("qwen3_tiny")
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+INDEX = "model.safetensors.index.json"
 FAMILIES = {
     "Qwen3ForCausalLM": TINY,
     "Qwen2ForCausalLM": dataclasses.replace(TINY, qk_norm="none", qkv_bias=True, tied=False),
@@ -28,13 +31,18 @@ FAMILIES = {
         tied=False,
         window=6,
         sliding=(True, True, True, False),
+        rope_base=5e5,
         rope_scaling=YarnScaling(8.0, 64, 1.2),
     ),
 }
 
 
-def write_hf(folder, family, config, params):
-    """A Hugging Face folder in two shards, by the names and layouts of that format: projections are [out, in]."""
+def write_hf(folder, family, config, params, extra=None):
+    """A Hugging Face folder in two shards, by the names and layouts of that format: projections are [out, in].
+
+    Args:
+        extra: more tensors for the second shard, by name.
+    """
     folder.mkdir()
     flat = {path: np.asarray(x) for path, x in traverse_util.flatten_dict(params, sep="/").items()}
     tensors = {"model.embed_tokens.weight": flat["embed"], "model.norm.weight": flat["final_norm"]}
@@ -56,8 +64,8 @@ def write_hf(folder, family, config, params):
             tensors[f"{prefix}mlp.{n}_proj.weight"] = flat[f"layers/{n}"][i].T
     tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}
     names = sorted(tensors)
-    save_file({name: tensors[name] for name in names[::2]}, folder / "model-00001-of-00002.safetensors")
-    save_file({name: tensors[name] for name in names[1::2]}, folder / "model-00002-of-00002.safetensors")
+    save_file({name: tensors[name] for name in names[::2]}, folder / SHARDS[0])
+    save_file({name: tensors[name] for name in names[1::2]} | (extra or {}), folder / SHARDS[1])
     raw = {
         "architectures": [family],
         "vocab_size": config.vocab_size,
@@ -93,6 +101,20 @@ def write_hf(folder, family, config, params):
         }
     (folder / "config.json").write_text(json.dumps(raw))
     return folder
+
+
+def write_index(folder):
+    """The index of the two shards."""
+    where = {}
+    for shard in SHARDS:
+        with safe_open(folder / shard, framework="numpy") as opened:
+            where |= dict.fromkeys(opened.keys(), shard)
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return where
+
+
+def assert_equal(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -136,35 +158,125 @@ def test_what_is_written_is_read_back_bit_for_bit_in_files_of_bounded_size(famil
     assert sorted(sizes)[-3 if not config.tied else -2] < 62_000
 
 
-def test_what_does_not_belong_is_named(mesh, tmp_path):
-    params = param_table.init(TINY, mesh, 0)
-    folder = write_hf(tmp_path / "hf", "Qwen3ForCausalLM", TINY, params)
+@pytest.fixture
+def params(mesh):
+    return param_table.init(TINY, mesh, 0)
+
+
+@pytest.fixture
+def folder(params, tmp_path):
+    """Qwen3 in two shards without an index."""
+    return write_hf(tmp_path / "hf", "Qwen3ForCausalLM", TINY, params)
+
+
+def refused(folder, mesh, match, **change):
+    """The folder with a changed config.json is refused."""
     config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=match):
+        weights.load(str(folder), mesh)
+    (folder / "config.json").write_text(json.dumps(config))
 
-    def refused(match, **change):
-        (folder / "config.json").write_text(json.dumps(config | change))
-        with pytest.raises(UserError, match=match):
-            weights.load(str(folder), mesh)
 
-    refused("is a GemmaForCausalLM: expected one of Llama", architectures=["GemmaForCausalLM"])
-    refused("lacks model.layers.2.input_layernorm.weight", num_hidden_layers=3)
-    refused("contains model.layers.0.self_attn.k_norm.weight", architectures=["LlamaForCausalLM"])
-    refused("model.layers.0.mlp.gate_proj.weight has shape", intermediate_size=64)
-    refused("rope_type 'dynamic'", rope_scaling={"rope_type": "dynamic"})
-    refused("hidden_act 'gelu'", hidden_act="gelu")
-    kinds = ["sliding_attention", "full_attention"]
-    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
-    refused("both sliding-window layers and RoPE scaling", layer_types=kinds, sliding_window=8, rope_scaling=yarn)
-    refused("num_layers: 1000000000: expected at most 1024", num_hidden_layers=10**9)
-    refused("num_kv_heads: 3: expected a divisor", num_key_value_heads=3)
-    refused("rope_base: nan: expected a positive number", rope_theta=float("nan"))
-    refused("width: '64': expected an integer", hidden_size="64")
-    shard = folder / "model-00002-of-00002.safetensors"
-    more = folder / "more.safetensors"
-    more.write_bytes(shard.read_bytes())
-    refused("more.safetensors and another file both contain")
-    save_file({"model.norm.weight": np.zeros(64, np.int32)}, more)
-    refused("model.norm.weight is I32: expected BF16, F16, F32")
-    more.unlink()
-    shard.write_bytes(shard.read_bytes()[:-100])
-    refused("is damaged")
+def test_what_does_not_belong_is_named(mesh, folder):
+    refused(folder, mesh, "is a GemmaForCausalLM: expected one of Llama", architectures=["GemmaForCausalLM"])
+    refused(folder, mesh, "lacks model.layers.2.input_layernorm.weight", num_hidden_layers=3)
+    refused(folder, mesh, "contains model.layers.0.self_attn.k_norm.weight", architectures=["LlamaForCausalLM"])
+    refused(folder, mesh, "model.layers.0.mlp.gate_proj.weight has shape", intermediate_size=64)
+    refused(folder, mesh, "lacks lm_head.weight", tie_word_embeddings=False)
+    refused(folder, mesh, "num_layers: 1000000000: expected at most 1024", num_hidden_layers=10**9)
+    refused(folder, mesh, "num_kv_heads: 3: expected a divisor", num_key_value_heads=3)
+    refused(folder, mesh, "rope_base: nan: expected a positive number", rope_theta=float("nan"))
+    refused(folder, mesh, "width: '64': expected an integer", hidden_size="64")
+    integers = folder / SHARDS[0]
+    integers.write_bytes(save({"model.norm.weight": np.zeros(64, np.int32)}))
+    refused(folder, mesh, "model.norm.weight is I32: expected BF16, F16, F32")
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_missing_or_damaged_shard_is_named_as_a_file(mesh, folder, indexed):
+    if indexed:
+        write_index(folder)
+    second = folder / SHARDS[1]
+    whole = second.read_bytes()
+    second.write_bytes(whole[:-100])
+    refused(folder, mesh, rf"is damaged: .*{SHARDS[1]}: ")
+    second.unlink()
+    refused(folder, mesh, rf"lacks {SHARDS[1]} \(1 of 2 files are missing\)")
+    (folder / SHARDS[0]).unlink()
+    refused(
+        folder, mesh, "files are missing" if indexed else "lacks model.safetensors and model.safetensors.index.json"
+    )
+
+
+def test_the_index_says_which_files_belong(mesh, folder, params):
+    """The same weights in another format and an adapter may lie beside them, even with tensors of the same names."""
+    write_index(folder)
+    consolidated = save(
+        {"model.norm.weight": np.zeros(64, np.float32), "tok_embeddings.weight": np.zeros((4, 4), np.int8)}
+    )
+    (folder / "consolidated.safetensors").write_bytes(consolidated)
+    (folder / "adapter_model.safetensors").write_bytes(
+        save({"base_model.q.lora_A.weight": np.zeros((2, 2), np.float32)})
+    )
+    assert_equal(weights.load(str(folder), mesh)[1], params)
+
+
+def test_the_index_says_which_of_two_tensors_belongs(mesh, params, tmp_path):
+    """Shards that share a name are refused without an index, and read by it."""
+    stale = {"model.embed_tokens.weight": np.zeros((320, 64), np.float32)}
+    folder = write_hf(tmp_path / "hf", "Qwen3ForCausalLM", TINY, params, extra=stale)
+    refused(folder, mesh, "both contain model.embed_tokens.weight")
+    where = write_index(folder) | {"model.embed_tokens.weight": SHARDS[0]}
+    (folder / INDEX).write_text(json.dumps({"weight_map": where}))
+    assert_equal(weights.load(str(folder), mesh)[1], params)
+
+
+def test_an_index_that_does_not_fit_its_files_is_refused(mesh, folder):
+    where = write_index(folder)
+    for change, match in (
+        ({"model.extra.weight": SHARDS[0]}, f"{SHARDS[0]} lacks model.extra.weight"),
+        ({"model.norm.weight": "../other.safetensors"}, "names '../other.safetensors'"),
+        ({"model.norm.weight": 3}, "has no weight_map"),
+    ):
+        (folder / INDEX).write_text(json.dumps({"weight_map": where | change}))
+        refused(folder, mesh, match)
+    write_index(folder)
+    (folder / "model.safetensors").write_bytes(save({"model.norm.weight": np.zeros(64, np.float32)}))
+    refused(folder, mesh, "has model.safetensors, and model.safetensors.index.json that names others")
+
+
+def test_one_file_counts_where_there_is_no_index(mesh, params, tmp_path):
+    hf.save(tmp_path / "hf", TINY, params, "float32")
+    (tmp_path / "hf" / "adapter_model.safetensors").write_bytes(save({"a": np.zeros(2, np.float32)}))
+    assert_equal(weights.load(str(tmp_path / "hf"), mesh)[1], params)
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    refused(tmp_path / "hf", mesh, "lacks model.safetensors and .*, and has adapter_model.safetensors")
+
+
+def test_rotary_buffers_of_old_versions_are_ignored_and_others_are_not(mesh, params, tmp_path):
+    buffers = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float16),
+        "model.rotary_emb.inv_freq": np.ones(8, np.float32),
+    }
+    folder = write_hf(tmp_path / "hf", "Qwen3ForCausalLM", TINY, params, extra=buffers)
+    assert_equal(weights.load(str(folder), mesh)[1], params)
+    scales = {"model.layers.0.self_attn.k_scale": np.ones(1, np.float32)}
+    folder = write_hf(tmp_path / "scaled", "Qwen3ForCausalLM", TINY, params, extra=scales)
+    refused(folder, mesh, "contains model.layers.0.self_attn.k_scale, which this architecture does not have")
+
+
+def test_a_head_of_its_own_is_kept_whatever_the_config_says(mesh, params, tmp_path, capsys):
+    """As transformers 5 does: tie_word_embeddings true means the embedding only where the head equals it."""
+    embed = np.asarray(params["embed"])
+    folder = write_hf(tmp_path / "equal", "Qwen3ForCausalLM", TINY, params, extra={"lm_head.weight": embed})
+    config, read = weights.load(str(folder), mesh)
+    assert config.tied and "unembed" not in read and not capsys.readouterr().err
+    head = embed.copy()
+    head[-1, -1] += 1e-3
+    folder = write_hf(tmp_path / "own", "Qwen3ForCausalLM", TINY, params, extra={"lm_head.weight": head})
+    config, read = weights.load(str(folder), mesh)
+    assert not config.tied and "lm_head.weight differs" in capsys.readouterr().err
+    np.testing.assert_array_equal(read["unembed"], head)
+    hf.save(tmp_path / "again", config, read)
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["tie_word_embeddings"] is False

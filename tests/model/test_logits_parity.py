@@ -37,7 +37,9 @@ LLAMA3 = {
 FAMILIES = {
     "Llama": {"rope_parameters": LLAMA3, "tie_word_embeddings": True},
     "Llama, untied": {"tie_word_embeddings": False},
+    "Llama, linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e5, "factor": 4.0}},
     "Qwen2": {"tie_word_embeddings": True},
+    "Qwen2, windows": {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2},
     "Qwen3": {"tie_word_embeddings": False},
     "Qwen3, YaRN": {"rope_parameters": YARN, "tie_word_embeddings": True},
     "Olmo3": {"sliding_window": 9, "rope_parameters": {

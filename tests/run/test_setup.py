@@ -1,11 +1,14 @@
 """What is trained on, the same for every method; and what is evaluated instead of a part of it."""
 
+import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 from tiny import config
 
 from dasd_jax.errors import UserError
+from dasd_jax.model.presets import preset
 from dasd_jax.run import setup
 from dasd_jax.text.tokenizer_files import load_tokenizer
 
@@ -100,3 +103,15 @@ def test_mistaken_benchmarks_are_one_line_each(files, tmp_path):
         tiny([source], [first, first])
     with pytest.raises(UserError, match="data.heldout: 0: expected at least 1 problem"):
         tiny([source], [])
+
+
+def test_a_padded_vocabulary_is_accepted_where_the_tokenizers_files_explain_it():
+    """Any padding that the config.json beside the tokenizer has; without one, as much as common roundings add."""
+    model = dataclasses.replace(preset("qwen3_tiny"), vocab_size=2644)
+    for explained, sizes in ((None, (259, 259 + 1024)), (2644, (2644,)), (4096, (259,))):
+        tokenizer = SimpleNamespace(vocab_size=259, model_vocab=explained)
+        for size in sizes:
+            setup.check_vocabulary(tokenizer, dataclasses.replace(model, vocab_size=size))
+    for explained, vocab_size in ((None, 259), (4096, 259), (2644, 2645)):
+        with pytest.raises(UserError, match="does not belong to the model's 2644"):
+            setup.check_vocabulary(SimpleNamespace(vocab_size=vocab_size, model_vocab=explained), model)

@@ -1,5 +1,6 @@
 """Tokenizer files: what they declare is honoured, and what cannot be read is refused in one line."""
 
+import json
 import pathlib
 
 import pytest
@@ -38,6 +39,95 @@ def test_every_eos_of_both_files_is_a_stop_id_and_no_undeclared_one(tmp_path):
 def test_generation_config_alone_gives_the_stop_ids(tmp_path):
     tokenizer = load_tokenizer(str(write_hub(tmp_path, config={}, generation={"eos_token_id": 0})))
     assert (tokenizer.stop_ids, tokenizer.pad_id, tokenizer.eos_token) == ((0,), 0, "<|endoftext|>")
+
+
+EOS_FILES = {
+    "tokenizer_config.json": {"eos_token": "<|im_end|>"},
+    "special_tokens_map.json": {"eos_token": {"content": "<|im_end|>"}},
+    "generation_config.json": {"eos_token_id": [2]},
+    "config.json": {"eos_token_id": 2},
+}
+
+
+@pytest.mark.parametrize("file", EOS_FILES)
+def test_each_file_alone_gives_the_stop_ids_and_adds_to_the_others(tmp_path, file):
+    folder = write_hub(tmp_path, config={})
+    (folder / file).write_text(json.dumps(EOS_FILES[file]))
+    assert load_tokenizer(str(folder)).stop_ids == (2,)
+    other = "config.json" if file != "config.json" else "generation_config.json"
+    (folder / other).write_text(json.dumps({"eos_token_id": [0, 2]}))
+    assert set(load_tokenizer(str(folder)).stop_ids) == {0, 2}
+    (folder / file).write_text(json.dumps({"eos_token": 7.5, "eos_token_id": "2"}))
+    assert_refused(str(folder), file, "expected")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("config.json", {"pad_token_id": 0}, 0),
+        ("generation_config.json", {"pad_token_id": 1}, 1),
+        ("special_tokens_map.json", {"pad_token": {"content": "<|im_start|>"}}, 1),
+        ("tokenizer_config.json", {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, 0),
+        ("config.json", {"pad_token_id": -1}, None),  # as the first Llama had it
+    ],
+)
+def test_the_pad_id_is_found_where_any_file_declares_it(tmp_path, file, content, expected):
+    """Where none does, a stop id pads, which masks tell apart."""
+    folder = write_hub(tmp_path, config={"eos_token": "<|im_end|>"})
+    (folder / file).write_text(json.dumps(content))
+    tokenizer = load_tokenizer(str(folder))
+    assert tokenizer.special_ids.pad == expected
+    assert tokenizer.pad_id == (2 if expected is None else expected)
+
+
+@pytest.mark.parametrize("where", ["added_tokens.json", "tokenizer_config.json"])
+def test_tokens_added_beside_tokenizer_json_continue_its_ids(tmp_path, where):
+    bpe = train_bpe(SMOLLM_WORDS)
+    size = bpe.get_vocab_size()
+    config = {"eos_token": "<|im_end|>", "pad_token": "<pad>"}
+
+    def written(id):
+        decoder = {str(id): {"content": "<pad>", "special": True, "normalized": False}}
+        in_config = {"added_tokens_decoder": decoder} if where == "tokenizer_config.json" else {}
+        (tmp_path / "added_tokens.json").write_text(json.dumps({} if in_config else {"<pad>": id}))
+        return str(write_hub(tmp_path, bpe=bpe, config=config | in_config))
+
+    tokenizer = load_tokenizer(written(size))
+    assert (tokenizer.pad_id, tokenizer.vocab_size) == (size, size + 1)
+    assert tokenizer.encode("a<pad>")[-1] == size
+    assert tokenizer.decode([size]) == ""
+    assert_refused(written(size + 3), "'<pad>'", str(size), str(size + 3))
+    (tmp_path / "added_tokens.json").unlink()
+    assert_refused(str(write_hub(tmp_path, bpe=bpe, config=config)), "'<pad>' of tokenizer_config.json is not in its")
+
+
+@pytest.mark.parametrize("where", ["tokenizer.json", "added_tokens.json"])
+def test_padding_that_the_model_has_no_place_for_is_left_out(tmp_path, where):
+    """A tokenizer that got a padding token while the model kept its size, as many fine-tunes of Llama 2."""
+    bpe = train_bpe(SMOLLM_WORDS)
+    size = bpe.get_vocab_size()
+    if where == "tokenizer.json":
+        bpe.add_special_tokens(["[PAD]"])
+    else:
+        (tmp_path / where).write_text(json.dumps({"[PAD]": size}))
+    folder = write_hub(tmp_path, bpe=bpe, config={"eos_token": "<|im_end|>", "pad_token": "[PAD]"})
+    assert load_tokenizer(str(folder)).pad_id == size  # no config.json says that it does not fit
+    (folder / "config.json").write_text(json.dumps({"vocab_size": size}))
+    tokenizer = load_tokenizer(str(folder))
+    assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.special_ids.pad) == (size, 2, None)
+    assert max(tokenizer.encode("a[PAD]")) < size and tokenizer.decode(tokenizer.encode("a[PAD]")) == "a[PAD]"
+
+
+def test_the_size_of_the_models_vocabulary_is_that_of_the_files_beside(tmp_path):
+    folder = write_hub(tmp_path)
+    assert load_tokenizer(str(folder)).model_vocab is None
+    (folder / "config.json").write_text(json.dumps({"vocab_size": 4096}))
+    assert load_tokenizer(str(folder)).model_vocab == load_tokenizer(str(folder / "tokenizer.json")).model_vocab == 4096
+    (folder / "config.json").unlink()
+    (folder / "manifest.json").write_text(json.dumps({"architecture": {"vocab_size": 512}}))
+    assert load_tokenizer(str(folder)).model_vocab == 512
+    file = write_gguf(tmp_path / "tiny.gguf", train_bpe(SMOLLM_WORDS))
+    assert load_tokenizer(str(file)).model_vocab == load_tokenizer(str(file)).vocab_size + 1  # with [PAD]
 
 
 def test_the_file_and_its_folder_are_the_same_tokenizer(tmp_path):
@@ -150,6 +240,18 @@ def test_sentencepiece_puts_its_space_once_and_markers_become_ids(tmp_path):
     assert ids[0] == 1 and ids.count(2) == 1 and tokenizer.piece(ids[-1]) == "<sep>"
     assert "".join(tokenizer.piece(id) for id in ids) == "<s> hello</s>hello<sep>"
     assert tokenizer.encode("hello") == ids[1 : ids.index(2)]
+
+
+def test_sentencepiece_has_the_ids_and_the_template_of_the_files_beside(tmp_path):
+    file = write_sentencepiece(tmp_path / "tokenizer.model")
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [2, 5], "vocab_size": 400, "pad_token_id": -1}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE, "pad_token": "<pad>"}))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<pad>": 330}))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert (tokenizer.stop_ids, tokenizer.pad_id, tokenizer.model_vocab) == ((2, 5), 2, 400)
+    assert tokenizer.chat_template == TEMPLATE and tokenizer.vocab_size == 330
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<pad>": 330, "<|im_end|>": 331}))
+    assert_refused(str(file), "'<|im_end|>'", "tokenizer.json")
 
 
 def test_sentencepiece_pad_piece_is_used_where_there_is_one(tmp_path):
