@@ -257,8 +257,8 @@ def draw(logp: Array, uniform: Array, sampling: Sampling) -> Array:
     rows, width = prob.shape
     blocks = jnp.pad(prob, ((0, 0), (0, -width % size))).reshape(rows, -1, size)
     edges = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
-    # The middle of the interval of 2^-23 that a draw stands for. Its lower end would be 0 once in 2^23 draws, which falls
-    # to the lowest id that is left, however small its probability.
+    # The middle of the interval of 2^-23 that a draw stands for. Its lower end is 0 once in 2^23 draws, which would
+    # choose the lowest id that is left, however small its probability.
     target = (uniform + _HALF_A_DRAW) * edges[:, -1]
     block = _first_above(edges, target)
     before = jnp.where(block > 0, _take(edges, jnp.maximum(block - 1, 0)), 0.0)

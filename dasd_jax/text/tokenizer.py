@@ -1,17 +1,22 @@
 """Tokenizers behind one protocol: UTF-8 bytes, `tokenizers` pipelines and SentencePiece models.
 
-None of them adds BOS or EOS by itself: chat templates write special tokens as text, and `encode` turns that text into
-their ids. Untrusted text can therefore contain special tokens too.
+None of them adds BOS or EOS by itself: chat templates write control tokens as text, and `encode` turns that text into
+their ids. Where a control string is part of a problem or an answer, `encode` has to be told (`plain`).
 """
 
+import functools
 import json
 import re
-from collections.abc import Iterable, Sequence
+import secrets
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import sentencepiece
 import tokenizers
+
+from dasd_jax.errors import UserError
+from dasd_jax.text import templates
 
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
@@ -32,6 +37,10 @@ PLAIN_TEMPLATE = (
 )
 
 
+# Shows which added tokens a template sets around turns.
+_TURNS = [{"role": role, "content": "1"} for role in ("user", "assistant", "user")]
+
+
 class Tokenizer(Protocol):
     """Text to ids and back.
 
@@ -40,7 +49,10 @@ class Tokenizer(Protocol):
       pad_id: the id that pads prompts and responses; it may be a stop id, so only masks tell what is padding.
       stop_ids: the ids that end a response; at least one.
       chat_template: Jinja source.
-      bos_token, eos_token: their text for the chat template, "" if there is none.
+      bos_token, eos_token: their text for the chat template, "" if there is none. It may have more attributes of
+        `templates.NAMED_TOKENS`.
+      control: the texts of control tokens, which only templates may write: special tokens, and other added tokens that
+        the template sets before and after turns.
     """
 
     vocab_size: int
@@ -49,9 +61,18 @@ class Tokenizer(Protocol):
     chat_template: str
     bos_token: str
     eos_token: str
+    control: frozenset[str]
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`; special tokens in the text are recognised, none is added."""
+    def encode(self, text: str, plain: Container[int] = ()) -> list[int]:
+        """Ids of `text`; special tokens in the text are recognised, none is added.
+
+        Args:
+          plain: positions in the text; a control string over one of them is encoded as the characters that it is made
+            of, together with the text around it.
+
+        Raises:
+          UserError: the vocabulary has a control token that plain text is encoded as.
+        """
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens and without ids outside the vocabulary."""
@@ -71,11 +92,12 @@ class ByteTokenizer:
     chat_template = CHATML_TEMPLATE
     bos_token = ""
     eos_token = "<|im_end|>"
+    control = frozenset(_specials)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, plain: Container[int] = ()) -> list[int]:
         ids = []
-        for part in _split_specials(text, self._specials):
-            ids += [self._specials[part]] if part in self._specials else part.encode()
+        for part, is_control in _split(text, self._specials, plain):
+            ids += [self._specials[part]] if is_control else part.encode()
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -102,7 +124,13 @@ class HubTokenizer:
         pad_id: int | None = None,
         bos_token: str = "",
         chat_template: str | None = None,
+        other_tokens: Mapping[str, str] | None = None,
     ):
+        """Keeps what the files declare.
+
+        Args:
+          other_tokens: by name in `templates.NAMED_TOKENS`, what chat templates may use beside bos and eos.
+        """
         # A tokenizer.json may contain the truncation and padding settings of whoever saved it.
         backend.no_truncation()
         backend.no_padding()
@@ -117,9 +145,27 @@ class HubTokenizer:
         self.bos_token = bos_token
         self.eos_token = backend.id_to_token(self.stop_ids[0])
         self.chat_template = chat_template or PLAIN_TEMPLATE
+        vars(self).update(other_tokens or {})
 
-    def encode(self, text: str) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=False).ids
+    @functools.cached_property
+    def control(self) -> frozenset[str]:
+        added = self._backend.get_added_tokens_decoder().values()
+        # Some families do not declare the markers of their turns as special.
+        try:
+            turns = templates.render_turns(self, _TURNS, add_generation_prompt=False)
+        except templates.TemplateError:
+            turns = ""
+        markers = {token.content for token in added if token.content in turns and not token.content.isspace()}
+        return frozenset(markers | {token.content for token in added if token.special})
+
+    def encode(self, text: str, plain: Container[int] = ()) -> list[int]:
+        if not plain or not control_pattern(self.control).search(text):
+            return self._backend.encode(text, add_special_tokens=False).ids
+        return self._guarded.encode(text, plain)
+
+    @functools.cached_property
+    def _guarded(self) -> "_Guarded":
+        return _Guarded(self._backend, self.control)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=True)
@@ -143,6 +189,42 @@ class HubTokenizer:
         text = self._backend.decode([id], skip_special_tokens=False)
         # Part of a multi-byte character has no text of its own; its spelling in the vocabulary identifies it.
         return text if text and "\ufffd" not in text else self._backend.id_to_token(id) or f"<{id}>"
+
+
+class _Guarded:
+    """A `tokenizers` pipeline in which every control token is found under a name that no text contains.
+
+    The whole text passes through it in one piece, so that whatever it does at its beginning, around its control tokens
+    and to plain text it does as before.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, control: Iterable[str]):
+        """Reads the pipeline's own description again with the other names."""
+        secret = secrets.token_hex(16)
+        self._names = {text: f"\ue000{secret}-{number}\ue000" for number, text in enumerate(sorted(control))}
+        pipeline = json.loads(backend.to_str())
+        texts = [token["content"] for token in pipeline["added_tokens"]]
+        for token in pipeline["added_tokens"]:
+            token["content"] = self._names.get(token["content"], token["content"])
+        self._backend = tokenizers.Tokenizer.from_str(json.dumps(pipeline))
+        # An added token that has no place in the model's vocabulary under its new name is given another id.
+        self._ids = {
+            self._backend.token_to_id(self._names.get(text, text)): backend.token_to_id(text) for text in texts
+        }
+        in_model = {self._backend.token_to_id(text): text for text in self._names}
+        self._reachable = {id: text for id, text in in_model.items() if id is not None}
+
+    def encode(self, text: str, plain: Container[int]) -> list[int]:
+        """As `Tokenizer.encode`."""
+        parts = _split(text, self._names, plain)
+        named = "".join(self._names[part] if is_control else part for part, is_control in parts)
+        ids = self._backend.encode(named, add_special_tokens=False).ids
+        if written := self._reachable.keys() & ids:
+            raise UserError(
+                f"model.tokenizer: it encodes the plain text {self._reachable[min(written)]!r} as a control token, and "
+                "a problem contains it: expected a byte-level tokenizer, or problems without it"
+            )
+        return [self._ids.get(id, id) for id in ids]
 
 
 class SentencePieceTokenizer:
@@ -174,10 +256,14 @@ class SentencePieceTokenizer:
         self.eos_token = self.piece(eos)
         self._specials = {self.piece(i): i for i in range(self.vocab_size) if self._opening.is_control(i)}
 
-    def encode(self, text: str) -> list[int]:
+    @property
+    def control(self) -> frozenset[str]:
+        return frozenset(self._specials)
+
+    def encode(self, text: str, plain: Container[int] = ()) -> list[int]:
         ids, processor = [], self._opening
-        for part in _split_specials(text, self._specials):
-            if part in self._specials:
+        for part, is_control in _split(text, self._specials, plain):
+            if is_control:
                 ids.append(self._specials[part])
             else:
                 ids += processor.encode(part)
@@ -192,7 +278,23 @@ class SentencePieceTokenizer:
         return self._opening.id_to_piece(int(id)).replace("\u2581", " ") if id < self.vocab_size else f"<{id}>"
 
 
-def _split_specials(text: str, specials: Iterable[str]) -> list[str]:
-    """`text` split before and after each special token, without empty parts; the longest special token wins."""
-    pattern = "|".join(map(re.escape, sorted(specials, key=len, reverse=True)))
-    return [part for part in re.split(f"({pattern})", text) if part]
+def control_pattern(control: Iterable[str]) -> re.Pattern:
+    """Finds control strings; of several that begin at one place the longest."""
+    return re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
+
+
+def _split(text: str, control: Iterable[str], plain: Container[int]) -> Iterator[tuple[str, bool]]:
+    """The parts of `text` in order, none of them empty: control strings, with True, and what lies between, with False.
+
+    A control string over one of the positions `plain` is not cut out.
+    """
+    end = 0
+    for match in control_pattern(control).finditer(text):
+        if any(place in plain for place in range(*match.span())):
+            continue
+        if end < match.start():
+            yield text[end : match.start()], False
+        yield match[0], True
+        end = match.end()
+    if end < len(text):
+        yield text[end:], False

@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 
 from dasd_jax import formats
 from dasd_jax.errors import UserError
+from dasd_jax.text.templates import NAMED_TOKENS
 from dasd_jax.text.tokenizer import ByteTokenizer, HubTokenizer, SentencePieceTokenizer, Tokenizer
 
 _MAIN_FILES = ("tokenizer.json", "tokenizer.model")
@@ -137,6 +138,7 @@ def _load_hub(file: epath.Path) -> HubTokenizer:
         pad_id=id_of("pad_token"),
         bos_token=declared("bos_token"),
         chat_template=_hub_template(file.parent, config),
+        other_tokens={name: declared(name) for name in NAMED_TOKENS if name not in ("bos_token", "eos_token")},
     )
 
 
