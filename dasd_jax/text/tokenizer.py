@@ -96,7 +96,7 @@ class ByteTokenizer:
 
     def encode(self, text: str, plain: Container[int] = ()) -> list[int]:
         ids = []
-        for part, is_control in _split(text, self._specials, plain):
+        for part, is_control in _split(text, self.control, plain):
             ids += [self._specials[part]] if is_control else part.encode()
         return ids
 
@@ -198,9 +198,9 @@ class _Guarded:
     and to plain text it does as before.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, control: Iterable[str]):
+    def __init__(self, backend: tokenizers.Tokenizer, control: frozenset[str]):
         """Reads the pipeline's own description again with the other names."""
-        secret = secrets.token_hex(16)
+        self._control, secret = control, secrets.token_hex(16)
         self._names = {text: f"\ue000{secret}-{number}\ue000" for number, text in enumerate(sorted(control))}
         pipeline = json.loads(backend.to_str())
         texts = [token["content"] for token in pipeline["added_tokens"]]
@@ -211,18 +211,21 @@ class _Guarded:
         self._ids = {
             self._backend.token_to_id(self._names.get(text, text)): backend.token_to_id(text) for text in texts
         }
-        in_model = {self._backend.token_to_id(text): text for text in self._names}
-        self._reachable = {id: text for id, text in in_model.items() if id is not None}
+        # None is the id of those that are not in the vocabulary; that of unknown text is written for any such text.
+        model = pipeline["model"]
+        unknown = {None, model.get("unk_id"), self._backend.token_to_id(model.get("unk_token") or "")}
+        in_vocabulary = {self._backend.token_to_id(text): text for text in control}
+        self._written = {id: text for id, text in in_vocabulary.items() if id not in unknown}
 
     def encode(self, text: str, plain: Container[int]) -> list[int]:
         """As `Tokenizer.encode`."""
-        parts = _split(text, self._names, plain)
+        parts = _split(text, self._control, plain)
         named = "".join(self._names[part] if is_control else part for part, is_control in parts)
         ids = self._backend.encode(named, add_special_tokens=False).ids
-        if written := self._reachable.keys() & ids:
+        if written := self._written.keys() & ids:
             raise UserError(
-                f"model.tokenizer: it encodes the plain text {self._reachable[min(written)]!r} as a control token, and "
-                "a problem contains it: expected a byte-level tokenizer, or problems without it"
+                f"model.tokenizer: it makes a control token of {self._written[min(written)]!r} even as plain text, and "
+                "a problem contains that: expected a tokenizer of kind BPE, or other problems"
             )
         return [self._ids.get(id, id) for id in ids]
 
@@ -255,14 +258,11 @@ class SentencePieceTokenizer:
         self.bos_token = self.piece(bos) if bos >= 0 else ""
         self.eos_token = self.piece(eos)
         self._specials = {self.piece(i): i for i in range(self.vocab_size) if self._opening.is_control(i)}
-
-    @property
-    def control(self) -> frozenset[str]:
-        return frozenset(self._specials)
+        self.control = frozenset(self._specials)
 
     def encode(self, text: str, plain: Container[int] = ()) -> list[int]:
         ids, processor = [], self._opening
-        for part, is_control in _split(text, self._specials, plain):
+        for part, is_control in _split(text, self.control, plain):
             if is_control:
                 ids.append(self._specials[part])
             else:
@@ -278,12 +278,13 @@ class SentencePieceTokenizer:
         return self._opening.id_to_piece(int(id)).replace("\u2581", " ") if id < self.vocab_size else f"<{id}>"
 
 
-def control_pattern(control: Iterable[str]) -> re.Pattern:
+@functools.lru_cache(maxsize=16)
+def control_pattern(control: frozenset[str]) -> re.Pattern:
     """Finds control strings; of several that begin at one place the longest."""
     return re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
 
 
-def _split(text: str, control: Iterable[str], plain: Container[int]) -> Iterator[tuple[str, bool]]:
+def _split(text: str, control: frozenset[str], plain: Container[int]) -> Iterator[tuple[str, bool]]:
     """The parts of `text` in order, none of them empty: control strings, with True, and what lies between, with False.
 
     A control string over one of the positions `plain` is not cut out.
