@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from dasd_jax import cli, files, hosts
+from dasd_jax import cli, files, hosts, recorded
 from dasd_jax.batch import TeacherBatch
 from dasd_jax.config import Config
 from dasd_jax.errors import TrainingError
@@ -152,6 +152,7 @@ def train(config: Config, folder: Path) -> None:
         TrainingError: the sampler and the score pass disagree, or a guard stops the run (run/guards.py).
     """
     workdir.check(config, folder)
+    config = recorded.dated(config, folder)
     if hosts.from_main(lambda: (folder / "done.json").exists()):
         if hosts.is_main():
             text = summary.read(folder)
