@@ -11,8 +11,8 @@ from dasd_jax.methods import METHODS
 
 PACKAGE = Path(__file__).parents[1] / "dasd_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
-DOORS = {"cli", "config", "errors", "files", "recorded"}  # what launchers may know of the package
 LAUNCHERS = sorted((PACKAGE.parent / "launchers").rglob("*.py"))
+DOORS = {"cli", "config", "errors", "files", "recorded"}  # what launchers may know of the package
 COMMANDS = {"train", "evaluate", "generate", "convert", "fetch", "prepare", "compile"}
 
 # What each room may import of the package, beside errors, fields, formats, batch, mesh and hosts, which everyone may.
@@ -42,20 +42,8 @@ ARROWS = {
     "field_help": {"config", "field_names", "methods"},
     "recorded": {"config", "files"},
     "learner": {"files", "vocab", "model", "objective", "config", "learner"},
-    "run": {
-        "files",
-        "model",
-        "cost",
-        "text",
-        "data",
-        "rollout",
-        "verify",
-        "objective",
-        "config",
-        "recorded",
-        "learner",
-        "run",
-    },  # fmt: skip
+    "run": {"files", "model", "cost", "text", "data", "rollout", "verify", "objective"}
+    | {"config", "recorded", "learner", "run"},
     "cli": {"config", "credentials", "field_help", "field_names", "methods", "resolve"},
 }
 
