@@ -151,6 +151,8 @@ def test_a_run_that_is_killed_and_asked_to_stop_ends_the_same(finished, tmp_path
     """Killed after its third step it goes on from the checkpoint of the second; asked to stop, from where it was."""
     workdir = tmp_path / "stopped"
     _, code = stopped(workdir, signal.SIGKILL, 3)
+    began = (workdir / "config.json").read_bytes()
+    assert json.loads(began)["data"]["now"]
     assert code == -9 and not (workdir / "done.json").exists()
     said, code = stopped(workdir, signal.SIGTERM, 3)
     assert code == 0 and f"resumed from {workdir / 'checkpoints' / '000002'}\n" in said
@@ -159,7 +161,7 @@ def test_a_run_that_is_killed_and_asked_to_stop_ends_the_same(finished, tmp_path
     resumed = run("train", TINY, f"--workdir={workdir}", *SHORT)
     assert resumed.returncode == 0, resumed.stderr
     assert f"resumed from {workdir / 'checkpoints' / '000003'}\n" in resumed.stdout
-    assert numbers(workdir) == numbers(finished[0])
+    assert numbers(workdir) == numbers(finished[0]) and (workdir / "config.json").read_bytes() == began
     for name in ("samples.jsonl", "verdicts.jsonl"):
         assert (workdir / name).read_bytes() == (finished[0] / name).read_bytes()
     for name in ("0", "4"):
