@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from dasd_jax.errors import UserError
-from dasd_jax.text import templates
-from dasd_jax.text.tokenizer import Tokenizer, control_pattern
+from dasd_jax.text import controls, templates
+from dasd_jax.text.tokenizer import Tokenizer
 
 Message = dict[str, str]  # {"role": "user" | "assistant", "content": text}
 
@@ -158,13 +158,13 @@ def encode_prompt(
     Raises:
       UserError: as `render_chat`, and `Tokenizer.encode`.
     """
-    control, words = control_pattern(tokenizer.control), {"enable_thinking": enable_thinking, "now": now}
+    control, words = controls.pattern(tokenizer.control), {"enable_thinking": enable_thinking, "now": now}
     contents = [message["content"] for message in messages]
     if not any(map(control.search, contents)):
         return tokenizer.encode(render_chat(tokenizer, messages, **words))
     mark = _unused_character([*contents, tokenizer.chat_template])
     marked = [
-        {**message, "content": control.sub(lambda found: found[0][0] + mark + found[0][1:], content)}
+        {**message, "content": control.sub(lambda match: match[0][0] + mark + match[0][1:], content)}
         for message, content in zip(messages, contents, strict=True)
     ]
     parts = render_chat(tokenizer, marked, **words).split(mark)

@@ -6,17 +6,14 @@ their ids. Where a control string is part of a problem or an answer, `encode` ha
 
 import functools
 import json
-import re
-import secrets
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import sentencepiece
 import tokenizers
 
-from dasd_jax.errors import UserError
-from dasd_jax.text import templates
+from dasd_jax.text import controls, templates
 
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
@@ -51,8 +48,8 @@ class Tokenizer(Protocol):
       chat_template: Jinja source.
       bos_token, eos_token: their text for the chat template, "" if there is none. It may have more attributes of
         `templates.NAMED_TOKENS`.
-      control: the texts of control tokens, which only templates may write: special tokens, and other added tokens that
-        the template sets before and after turns.
+      control: the texts of control tokens, which only templates may write: special tokens, stop tokens, and other added
+        tokens that the template sets before and after turns.
     """
 
     vocab_size: int
@@ -63,7 +60,7 @@ class Tokenizer(Protocol):
     eos_token: str
     control: frozenset[str]
 
-    def encode(self, text: str, plain: Container[int] = ()) -> list[int]:
+    def encode(self, text: str, plain: Collection[int] = ()) -> list[int]:
         """Ids of `text`; special tokens in the text are recognised, none is added.
 
         Args:
@@ -94,9 +91,9 @@ class ByteTokenizer:
     eos_token = "<|im_end|>"
     control = frozenset(_specials)
 
-    def encode(self, text: str, plain: Container[int] = ()) -> list[int]:
+    def encode(self, text: str, plain: Collection[int] = ()) -> list[int]:
         ids = []
-        for part, is_control in _split(text, self.control, plain):
+        for part, is_control in controls.split(text, self.control, plain):
             ids += [self._specials[part]] if is_control else part.encode()
         return ids
 
@@ -149,23 +146,27 @@ class HubTokenizer:
 
     @functools.cached_property
     def control(self) -> frozenset[str]:
-        added = self._backend.get_added_tokens_decoder().values()
-        # Some families do not declare the markers of their turns as special.
+        declared = {getattr(self, name, "") for name in templates.NAMED_TOKENS}
+        declared |= {self._backend.id_to_token(id) for id in self.stop_ids}
+        # Some families do not declare the markers of their turns.
         try:
             turns = templates.render_turns(self, _TURNS, add_generation_prompt=False)
         except templates.TemplateError:
             turns = ""
-        markers = {token.content for token in added if token.content in turns and not token.content.isspace()}
-        return frozenset(markers | {token.content for token in added if token.special})
+        return frozenset(
+            token.content
+            for token in self._backend.get_added_tokens_decoder().values()
+            if token.special or token.content in declared or (token.content in turns and not token.content.isspace())
+        )
 
-    def encode(self, text: str, plain: Container[int] = ()) -> list[int]:
-        if not plain or not control_pattern(self.control).search(text):
+    def encode(self, text: str, plain: Collection[int] = ()) -> list[int]:
+        if not plain or not controls.pattern(self.control).search(text):
             return self._backend.encode(text, add_special_tokens=False).ids
         return self._guarded.encode(text, plain)
 
     @functools.cached_property
-    def _guarded(self) -> "_Guarded":
-        return _Guarded(self._backend, self.control)
+    def _guarded(self) -> controls.Guarded:
+        return controls.Guarded(self._backend, self.control)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=True)
@@ -189,45 +190,6 @@ class HubTokenizer:
         text = self._backend.decode([id], skip_special_tokens=False)
         # Part of a multi-byte character has no text of its own; its spelling in the vocabulary identifies it.
         return text if text and "\ufffd" not in text else self._backend.id_to_token(id) or f"<{id}>"
-
-
-class _Guarded:
-    """A `tokenizers` pipeline in which every control token is found under a name that no text contains.
-
-    The whole text passes through it in one piece, so that whatever it does at its beginning, around its control tokens
-    and to plain text it does as before.
-    """
-
-    def __init__(self, backend: tokenizers.Tokenizer, control: frozenset[str]):
-        """Reads the pipeline's own description again with the other names."""
-        self._control, secret = control, secrets.token_hex(16)
-        self._names = {text: f"\ue000{secret}-{number}\ue000" for number, text in enumerate(sorted(control))}
-        pipeline = json.loads(backend.to_str())
-        texts = [token["content"] for token in pipeline["added_tokens"]]
-        for token in pipeline["added_tokens"]:
-            token["content"] = self._names.get(token["content"], token["content"])
-        self._backend = tokenizers.Tokenizer.from_str(json.dumps(pipeline))
-        # An added token that has no place in the model's vocabulary under its new name is given another id.
-        self._ids = {
-            self._backend.token_to_id(self._names.get(text, text)): backend.token_to_id(text) for text in texts
-        }
-        # None is the id of those that are not in the vocabulary; that of unknown text is written for any such text.
-        model = pipeline["model"]
-        unknown = {None, model.get("unk_id"), self._backend.token_to_id(model.get("unk_token") or "")}
-        in_vocabulary = {self._backend.token_to_id(text): text for text in control}
-        self._written = {id: text for id, text in in_vocabulary.items() if id not in unknown}
-
-    def encode(self, text: str, plain: Container[int]) -> list[int]:
-        """As `Tokenizer.encode`."""
-        parts = _split(text, self._control, plain)
-        named = "".join(self._names[part] if is_control else part for part, is_control in parts)
-        ids = self._backend.encode(named, add_special_tokens=False).ids
-        if written := self._written.keys() & ids:
-            raise UserError(
-                f"model.tokenizer: it makes a control token of {self._written[min(written)]!r} even as plain text, and "
-                "a problem contains that: expected a tokenizer of kind BPE, or other problems"
-            )
-        return [self._ids.get(id, id) for id in ids]
 
 
 class SentencePieceTokenizer:
@@ -260,9 +222,9 @@ class SentencePieceTokenizer:
         self._specials = {self.piece(i): i for i in range(self.vocab_size) if self._opening.is_control(i)}
         self.control = frozenset(self._specials)
 
-    def encode(self, text: str, plain: Container[int] = ()) -> list[int]:
+    def encode(self, text: str, plain: Collection[int] = ()) -> list[int]:
         ids, processor = [], self._opening
-        for part, is_control in _split(text, self.control, plain):
+        for part, is_control in controls.split(text, self.control, plain):
             if is_control:
                 ids.append(self._specials[part])
             else:
@@ -276,26 +238,3 @@ class SentencePieceTokenizer:
 
     def piece(self, id: int) -> str:
         return self._opening.id_to_piece(int(id)).replace("\u2581", " ") if id < self.vocab_size else f"<{id}>"
-
-
-@functools.lru_cache(maxsize=16)
-def control_pattern(control: frozenset[str]) -> re.Pattern:
-    """Finds control strings; of several that begin at one place the longest."""
-    return re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
-
-
-def _split(text: str, control: frozenset[str], plain: Container[int]) -> Iterator[tuple[str, bool]]:
-    """The parts of `text` in order, none of them empty: control strings, with True, and what lies between, with False.
-
-    A control string over one of the positions `plain` is not cut out.
-    """
-    end = 0
-    for match in control_pattern(control).finditer(text):
-        if any(place in plain for place in range(*match.span())):
-            continue
-        if end < match.start():
-            yield text[end : match.start()], False
-        yield match[0], True
-        end = match.end()
-    if end < len(text):
-        yield text[end:], False

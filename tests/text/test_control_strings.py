@@ -127,6 +127,15 @@ def test_markers_of_turns_are_control_strings_declared_or_not(tmp_path):
     assert len(think) == 1 and encode_response(tokenizer, "<think>a</think>")[:1] == think
 
 
+def test_a_stop_token_is_one_whether_or_not_its_file_says_that_it_is_special(tmp_path):
+    bpe = train_bpe(SMOLLM_WORDS)
+    bpe.add_tokens(["<eos>", "<end>", "<pad>", "<word>"])
+    config = {"eos_token": "<eos>", "pad_token": "<pad>", "chat_template": "{{ messages[0].content }}"}
+    generation = {"eos_token_id": bpe.token_to_id("<end>")}
+    tokenizer = load_tokenizer(str(write_hub(tmp_path, config=config, generation=generation, bpe=bpe)))
+    assert {"<eos>", "<end>", "<pad>"} <= tokenizer.control and "<word>" not in tokenizer.control
+
+
 def test_a_response_ends_with_its_only_stop_token(tokenizer):
     """A target of supervised fine-tuning would otherwise end wherever a solution quotes the end of a turn."""
     text = PromptText(instruction="boxed", sources=(), privileged="answer", enable_thinking=None, shots=())
