@@ -40,7 +40,7 @@ def loop(run: Run) -> None:
             metrics |= evaluate_heldout(run)
             best = is_best(run, metrics)
         run.log.write(step, metrics, rollouts)
-        run.display.step(step, metrics)
+        run.display.step(step, metrics, run.log.lines)
         obey_guards(run)
         # Read once, since a signal may come between two reads, and at the same step in every process.
         stopping = next(filter(None, hosts.gather(run.stop.reason)), "")

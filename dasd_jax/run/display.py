@@ -41,15 +41,11 @@ def seconds_left(lines: Sequence[Mapping[str, float]], began: int, total: int, e
 class Display:
     """A bar with phase, last reward and time left on a terminal; one line a step anywhere else; in process 0 alone."""
 
-    def __init__(self, total: int, done: int, eval_every: int = 0, lines: Sequence[Mapping[str, float]] = ()):
-        """A run of `total` steps of which `done` are finished.
-
-        Args:
-            lines: the objects of metrics.jsonl, which the log adds to.
-        """
+    def __init__(self, total: int, done: int, eval_every: int = 0):
+        """A run of `total` steps of which `done` are finished, with an evaluation every `eval_every` and at its end."""
         self._console = rich.console.Console()
         self._speaks = hosts.is_main()
-        self._began, self._total, self._eval_every, self._lines = done, total, eval_every, lines
+        self._began, self._total, self._eval_every = done, total, eval_every
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.description:<10}"),
             rich.progress.BarColumn(),
@@ -67,10 +63,10 @@ class Display:
         """Says what the program is doing now."""
         self._bar.update(self._task, description=name)
 
-    def step(self, step: int, metrics: dict[str, float]) -> None:
-        """Marks a step as finished, with its line in the log, and shows its main numbers."""
+    def step(self, step: int, metrics: Mapping[str, float], lines: Sequence[Mapping[str, float]]) -> None:
+        """Marks a step as finished and shows its main numbers, and the time left by the lines of the log up to it."""
         shown = [f"{label} {metrics[name]:.3f}" for name, label in _SHOWN.items() if name in metrics]
-        left = f"left {seconds_left(self._lines, self._began, self._total, self._eval_every) / 60:.1f} min"
+        left = f"left {seconds_left(lines, self._began, self._total, self._eval_every) / 60:.1f} min"
         self._bar.update(self._task, completed=step, last="  ".join(shown), left=left)
         if self._speaks and not self._console.is_terminal:
             numbers = "  ".join([*shown, f"{metrics['time/step_s']:.1f} s"])

@@ -5,7 +5,7 @@ import pytest
 from dasd_jax.run.display import Display, seconds_left
 
 
-def log(*seconds, began=0, **evaluations):
+def log(*seconds, **evaluations):
     """Lines of a run: an evaluation of 100 s before it, then steps that take so long, some with an evaluation."""
     lines = [{"step": 0, "time/eval_s": 100.0}]
     for step, time in enumerate(seconds, start=1):
@@ -43,5 +43,5 @@ def test_a_resumed_run_counts_the_steps_of_its_own_process():
 @pytest.mark.parametrize("began", [0, 1])
 def test_the_line_of_a_step_says_what_is_left(began, capsys):
     lines = log(300, 60)
-    Display(12, began, 0, lines).step(2, lines[-1] | {"reward/mean": 0.25})
+    Display(12, began).step(2, lines[-1] | {"reward/mean": 0.25}, lines)
     assert capsys.readouterr().out == "step 2/12  reward 0.250  59.0 s  left 11.7 min\n"
