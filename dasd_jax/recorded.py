@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def read(workdir: Path) -> dict[str, Any] | None:
         UserError: it cannot be read.
     """
     path = workdir / NAME
-    if not path.exists():
+    if not os.path.exists(path):  # False for names that no file can have, too
         return None
     with files.reading(path, "--workdir"):
         return formats.read_object(path)

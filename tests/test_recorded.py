@@ -98,7 +98,8 @@ def test_how_much_is_evaluated_and_where_may_differ(changed, tmp_path):
 
 def test_where_no_run_is_there_is_nothing_to_compare(tmp_path):
     assert recorded.for_checkpoint(config("data.shots=1"), tmp_path, "start").data.shots == 1
-    assert recorded.for_checkpoint(config("data.shots=1"), tmp_path, "/no").data.shots == 1
+    for which in ("/no", "x" * 5000, "\0", "²"):
+        assert recorded.for_checkpoint(config("data.shots=1"), tmp_path / which[:300], which).data.shots == 1
 
 
 def test_a_run_of_another_version_is_compared_in_what_both_have(tmp_path):
