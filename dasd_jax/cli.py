@@ -2,7 +2,8 @@
 
 absl and ml_collections answer an unknown key with a page of traceback and exit code 1, so the flags are parsed here:
 
-    --config=FILE.py[:ARG]           a file with get_config(arg) → ConfigDict, or the config.json of a run
+    --config=FILE.py[:ARG]           a file with get_config(arg) → ConfigDict, or the config.json of a run, which
+                                     evaluate and generate take from --workdir where no other is given
     --config.GROUP.FIELD=VALUE       an override, read as the type that the field has; a space does for the =
     --help-config [GROUP or word]    the fields, with their values under this command line
     --print-config                   the resolved configuration, as config.json holds it
@@ -51,15 +52,21 @@ class _Show(argparse.Action):
         setattr(namespace, self.dest, values or "")
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """An argument parser with the flags that all commands share."""
+def parser(description: str, of_a_run: bool = False) -> argparse.ArgumentParser:
+    """An argument parser with the flags that all commands share.
+
+    Args:
+        of_a_run: the command uses what a run has left: without --config it takes the config.json in --workdir.
+    """
     flags = Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         epilog="--config.GROUP.FIELD=VALUE overrides a field; --help-config explains each of them.",
     )
-    flags.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="configuration file and its argument")
+    flags.set_defaults(of_a_run=of_a_run)
+    source = "configuration file and its argument" + (" (default: config.json of --workdir)" if of_a_run else "")
+    flags.add_argument("--config", required=not of_a_run, metavar="FILE.py[:ARG]", help=source)
     flags.add_argument("--workdir", metavar="DIR", help="folder of the run (default: runs/NAME of the config)")
     flags.add_argument(
         "--help-config", action=_Show, nargs="?", metavar="WORD", help="explain the fields of a group, or about a word"
@@ -103,8 +110,12 @@ def parse(flags: argparse.ArgumentParser, argv: Sequence[str], quiet: bool = Fal
             raise UserError(f"{item}: no value: expected {item}=VALUE")
         overrides[name] = value
     path, _, arg = (known.config or "").partition(":")
+    only_shows = known.help_config is not None or known.print_config is not None
     if path:
         raw, base = _loaded(path, arg)
+    elif known.of_a_run and (known.workdir or not only_shows):
+        path = os.path.join(os.path.expanduser(known.workdir or ""), "config.json")
+        raw, base = _of_run(path, known.workdir)
     else:
         base = config_module.default_method()
         raw = config_module.defaults(base)
@@ -176,6 +187,21 @@ def _loaded(path: str, arg: str) -> tuple[Raw, str]:
                 raise UserError(f"--config: {path}: {group}.{name}: {unknown(f'{group}.{name}', usual)}")
     config_module.require_group("objective", raw.get("objective"))
     return raw, base if base in METHODS else base_of(raw)
+
+
+def _of_run(path: str, workdir: str | None) -> tuple[Raw, str]:
+    """The same of the config.json that a run has left in its workdir."""
+    if not workdir:
+        raise UserError("--workdir: missing: expected the folder of a run, or --config=FILE.py")
+    if not os.path.isfile(path):
+        raise UserError(f"--workdir: {workdir} holds no config.json: expected the folder of a run, or --config=FILE.py")
+    raw = _json_config(path)
+    if config_module.older(raw):
+        raise UserError(
+            f"--workdir: {path} was written by another version of this program: expected --config=FILE.py with the "
+            "settings of that run"
+        )
+    return raw, base_of(raw)
 
 
 def _json_config(path: str) -> Raw:

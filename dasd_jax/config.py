@@ -6,6 +6,7 @@ group `objective` beside the shared ones; `Config.hp` holds them.
 """
 
 import dataclasses
+import datetime
 import re
 from typing import Any, ClassVar, get_type_hints
 
@@ -27,6 +28,16 @@ _DTYPES = ("float32", "bfloat16")
 _KERNELS = ("auto", "xla", "splash", "cudnn")
 _DECAY = Range(lambda value: 0 <= value < 1, "0 or more, less than 1")
 _LEVEL = at_least(0, off=True)
+
+
+def _is_moment(text: str) -> bool:
+    try:
+        return not text or datetime.datetime.fromisoformat(text).tzinfo is None
+    except ValueError:
+        return False
+
+
+_MOMENT = Range(_is_moment, "a date as 2026-01-31, with or without a time as in 2026-01-31T12:00, or nothing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +68,17 @@ class DataGroup(Fields):
     instruction: str = field("boxed", one_of(*INSTRUCTIONS), "how the answer is asked for")
     privileged: str = field("answer", one_of(*PRIVILEGED), "what a teacher is shown; sibling: a verified rollout")
     thinking: str = field("default", one_of("default", "on", "off"), "told to chat templates that know it")
+    now: str = field("", _MOMENT, "told to chat templates that ask for the date; empty: when the run starts")
 
     @property
     def enable_thinking(self) -> bool | None:
         """What chat templates are told; None leaves it to the template."""
         return {"default": None, "on": True, "off": False}[self.thinking]
+
+    @property
+    def moment(self) -> datetime.datetime:
+        """What `now` stands for: the present where it is empty."""
+        return datetime.datetime.fromisoformat(self.now) if self.now else datetime.datetime.now()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,14 @@
-"""Evaluates a checkpoint: python -m dasd_jax.evaluate --config=… --workdir=DIR [--checkpoint=STEP|PATH|start]
+"""Evaluates a checkpoint: python -m dasd_jax.evaluate --workdir=DIR [--checkpoint=STEP|PATH|start] [--config=FILE.py]
 
 Answers data.benchmarks, or the held-out problems of data.sources, run.eval_samples times each. Prints Avg@K with its
 standard error over problems, Pass@k, length and truncation, one row per benchmark and their mean; writes
 eval/<step>.json. After an interruption, the same command resumes after the problems already answered. On several hosts
 run the same command on each, with a shared workdir.
+
+Settings come from config.json in DIR, where the run left it; --config.GROUP.FIELD=VALUE changes them, for example
+run.eval_samples or data.benchmarks. With --config they come from that file, which has to agree with config.json about
+model, tokenizer, prompts and training problems. eval/<step>.json records the settings that it was made with, and is
+never overwritten by an evaluation with others.
 """
 
 import dataclasses
@@ -21,8 +26,9 @@ import rich.console
 import rich.table
 from jax.sharding import Mesh
 
-from dasd_jax import cli, files, formats, hosts
+from dasd_jax import cli, files, formats, hosts, recorded
 from dasd_jax.config import Config
+from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
@@ -35,14 +41,15 @@ from dasd_jax.verify.verifier import Verifier
 
 def main(argv: list[str]) -> None:
     """The command."""
-    flags = cli.parser(__doc__)
+    flags = cli.parser(__doc__, of_a_run=True)
     flags.add_argument(
         "--checkpoint", default="", metavar="STEP", help="step, best, path, or start for untrained (default: newest)"
     )
     hosts.add_flags(flags)
     command = cli.parse(flags, argv)
-    config, workdir, which = command.config, command.workdir, command.flags.checkpoint
+    workdir, which = command.workdir, command.flags.checkpoint
     hosts.start(command.flags, {"--checkpoint": which, **command.settings()})
+    config = recorded.for_checkpoint(command.config, workdir, which)
     files.check_writable(workdir / "eval", "--workdir")
     mesh = make_mesh(config.mesh)
     with (
@@ -65,10 +72,11 @@ def main(argv: list[str]) -> None:
         hosts.check_same(lambda: {"data": prompts.digest()})
         example_ids = setup.evaluated(config, prompts)
         asked = [prompts.problems[i] for i in example_ids]
-        partial = None
+        path, partial, settings = workdir / "eval" / f"{name}.json", None, {}
         if hosts.is_main():
-            path = workdir / "eval" / f"{name}.partial.jsonl"
-            partial = Partial(path, _identity(config, mesh, name, manifest, asked))
+            settings = _settings(config, mesh, name, manifest, prompts, asked)
+            check_replaceable(path, settings)
+            partial = Partial(path.with_suffix(".partial.jsonl"), settings)
         known = hosts.from_main(lambda: [dataclasses.asdict(answers) for answers in partial.known])
         done = len(known)
         # A log file has no width, and rich's default of 80 columns would wrap the table.
@@ -110,9 +118,8 @@ def main(argv: list[str]) -> None:
                 known=[Answers(**answers) for answers in known],
                 each_batch=each_batch,
             )
-    path = workdir / "eval" / f"{name}.json"
     if partial:
-        files.write_json(path, result)
+        files.write_json(path, {**result, "settings": settings})
         partial.path.unlink()
     console.print(_table(result))
     console.print(f"written to {path}", highlight=False)
@@ -126,15 +133,17 @@ class Partial:
         known: the answers that earlier runs of the same command wrote.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any]):
+    def __init__(self, path: Path, settings: dict[str, Any]):
         """Opens or creates the file.
+
+        Args:
+            settings: see `_settings`.
 
         Raises:
             UserError: it belongs to another evaluation. It may hold hours of sampling, so it is never overwritten
                 silently.
         """
         self.path, self.known = path, []
-        identity = json.loads(json.dumps(identity))
         # Ignores a last line that was cut off by a kill.
         whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
         first, *lines = whole.splitlines() or [b""]
@@ -142,16 +151,11 @@ class Partial:
             with files.reading(path, "--workdir"):
                 theirs = formats.parse_object(first, "its first line")
                 self.known = [_answers(formats.parse_object(line, "a line")) for line in lines]
-            for name, value in identity.items():
-                if theirs.get(name) != value:
-                    raise UserError(
-                        f"--workdir: {path} was written with {name} = {theirs.get(name)!r}, not {value!r}: "
-                        "expected the same settings, or the file removed to start over"
-                    )
+            _check_same(theirs, settings, path, "removed to start over")
             os.truncate(path, len(whole) + 1)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(identity) + "\n")
+            path.write_text(json.dumps(settings) + "\n")
 
     def append(self, answers: Sequence[Answers]) -> None:
         """Appends the answers of a batch and syncs the file to disk."""
@@ -159,6 +163,28 @@ class Partial:
             file.writelines(json.dumps(dataclasses.asdict(answer)) + "\n" for answer in answers)
             file.flush()
             os.fsync(file.fileno())
+
+
+def check_replaceable(path: Path, settings: dict[str, Any]) -> None:
+    """Refuses to overwrite the result of an evaluation with other settings.
+
+    Raises:
+        UserError: naming the first setting that differs.
+    """
+    if not path.exists():
+        return
+    with files.reading(path, "--workdir"):
+        theirs = formats.read_object(path).get("settings", {})
+        _check_same(theirs, settings, path, "renamed to keep both")
+
+
+def _check_same(theirs: dict[str, Any], settings: dict[str, Any], path: Path, otherwise: str) -> None:
+    for name, value in json.loads(json.dumps(settings)).items():
+        if theirs.get(name) != value:
+            raise UserError(
+                f"--workdir: {path} was written with {name} = {theirs.get(name)!r}, not {value!r}: "
+                f"expected the same settings, or the file {otherwise}"
+            )
 
 
 def _answers(line: dict[str, Any]) -> Answers:
@@ -177,9 +203,12 @@ def _answers(line: dict[str, Any]) -> Answers:
     return answers
 
 
-def _identity(config: Config, mesh: Mesh, name: str, manifest: str, asked: Sequence[Problem]) -> dict[str, Any]:
-    """Everything that determines samples and scores: an evaluation with the same identity can resume the file."""
+def _settings(
+    config: Config, mesh: Mesh, name: str, manifest: str, prompts: PromptSet, asked: Sequence[Problem]
+) -> dict[str, Any]:
+    """Everything that determines samples and scores: an evaluation with the same settings can resume the file."""
     groups = dataclasses.asdict(config)
+    del groups["data"]["now"]  # decides nothing but the prompts of some templates
     named = ("seed", "eval_problems", "eval_samples", "eval_temperature", "eval_top_k", "eval_top_p")
     run = {field: groups["run"][field] for field in named}
     # The number of workers is the only field of its group that does not affect the results.
@@ -192,6 +221,7 @@ def _identity(config: Config, mesh: Mesh, name: str, manifest: str, asked: Seque
         # Logits differ in their last digits between device kinds and between numbers of rows per device.
         "devices": [jax.devices()[0].device_kind, *mesh.devices.shape],
         "problems": hashlib.sha256(texts.encode()).hexdigest(),
+        "prompts": prompts.digest(),
         **{f"{group}.{field}": value for group, fields in deciding.items() for field, value in fields.items()},
     }
 

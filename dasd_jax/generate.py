@@ -1,6 +1,8 @@
-"""Answers a question: python -m dasd_jax.generate --config=… [--checkpoint=STEP|PATH|start] --prompt="What is 17 + 25?"
+"""Answers a question: python -m dasd_jax.generate --workdir=DIR [--checkpoint=STEP|PATH] --prompt="What is 17 + 25?"
 
-The question is put into the same prompt as a training problem; the answer is streamed.
+The question is put into the same prompt as a training problem of the run in DIR, whose config.json says which model,
+tokenizer and prompt that is; the answer is streamed. A --config that differs in these is refused. Without a run:
+--config=FILE.py --checkpoint=start answers with the untrained model.
 """
 
 import dataclasses
@@ -12,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dasd_jax import cli
+from dasd_jax import cli, recorded
 from dasd_jax.batch import Params, PromptBatch
 from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
@@ -30,13 +32,13 @@ _PROMPT_BUCKET = 64  # tokens; prompts are padded to a multiple to limit the num
 
 def main(argv: list[str]) -> None:
     """The command."""
-    flags = cli.parser(__doc__)
+    flags = cli.parser(__doc__, of_a_run=True)
     flags.add_argument("--prompt", required=True, metavar="TEXT", help="the question; - reads standard input")
     flags.add_argument(
         "--checkpoint", default="", metavar="STEP", help="step, best, path, or start for untrained (default: newest)"
     )
     command = cli.parse(flags, argv)
-    config = command.config
+    config = recorded.for_checkpoint(command.config, command.workdir, command.flags.checkpoint)
     question = sys.stdin.read() if command.flags.prompt == "-" else command.flags.prompt
     if not question.strip():
         raise UserError("--prompt: empty: expected a question")

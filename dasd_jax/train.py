@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from dasd_jax import cli, files, hosts
+from dasd_jax import cli, files, hosts, recorded
 from dasd_jax.batch import TeacherBatch
 from dasd_jax.config import Config
 from dasd_jax.errors import TrainingError
@@ -41,7 +41,7 @@ def loop(run: Run) -> None:
             metrics |= evaluate_heldout(run)
             best = is_best(run, metrics)
         run.log.write(step, metrics, rollouts)
-        run.display.step(step, metrics)
+        run.display.step(step, metrics, run.log.lines)
         obey_guards(run)
         # Read once, since a signal may come between two reads, and at the same step in every process.
         stopping = next(filter(None, hosts.gather(run.stop.reason)), "")
@@ -167,6 +167,7 @@ def train(config: Config, folder: Path) -> None:
         TrainingError: the sampler and the score pass disagree, or a guard stops the run (run/guards.py).
     """
     workdir.check(config, folder)
+    config = recorded.dated(config, folder)
     if hosts.from_main(lambda: (folder / "done.json").exists()):
         if hosts.is_main():
             text = summary.read(folder)

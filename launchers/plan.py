@@ -214,9 +214,9 @@ def _probe(job: Job) -> list[Step]:
     return [Step("query the status of the command", _ssh(job, remote))]
 
 
-def _result(job: Job) -> list[Step]:
-    done = job.workdir.replace("/bucket", f"gs://{job.bucket}", 1) + "/done.json"
-    return [Step("check whether the run is finished", ("gcloud", "storage", "cat", done, f"--project={job.project}"))]
+def _read(job: Job, name: str, why: str) -> list[Step]:
+    path = job.workdir.replace("/bucket", f"gs://{job.bucket}", 1) + f"/{name}"
+    return [Step(why, ("gcloud", "storage", "cat", path, f"--project={job.project}"))]
 
 
 def _delete(job: Job) -> list[Step]:
@@ -243,7 +243,8 @@ _PLANS: dict[str, Callable[[Job], list[Step]]] = {
     # Internal parts of other actions.
     "describe": _describe,
     "probe": _probe,
-    "result": _result,
+    "result": lambda job: _read(job, "done.json", "check whether the run is finished"),
+    "config": lambda job: _read(job, "config.json", "read the configuration of the run"),
 }
 ACTIONS = ("up", "wait", "copy", "setup", "start", "logs", "status", "stop", "delete", "run")
 

@@ -2,7 +2,8 @@
 
 The points come from get_sweep() in the sweep file (see configs/sweeps/common.py). Each is one training run with a
 workdir in DIR that is named after its overrides; its output goes to a .log. Points whose workdir holds done.json are
-skipped, and a failed point does not stop the others. Finally a table is printed; the exit code is 1 if a point failed.
+skipped, and refused if its config.json is not the point's config. A failed point does not stop the others. Finally a
+table is printed; the exit code is 1 if a point failed.
 
 --dry-run prints the command of every point, which can be run by hand. With --slices=FILE each point runs on its own TPU
 slice: FILE holds flags of launchers.tpu_vm, which runs it, and DIR must be in /bucket.
@@ -23,7 +24,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dasd_jax import cli, files
+from dasd_jax import cli, files, recorded
+from dasd_jax.config import Config
 from dasd_jax.errors import UserError
 from launchers import tpu_vm
 from launchers.plan import Job
@@ -35,12 +37,14 @@ class Point:
 
     Attributes:
         overrides: GROUP.FIELD → value, as in the sweep file.
+        config: all of the run.
         workdir: of the run; a path on the slice if there is a job.
         command: runs the point, from the repository's folder.
         job: the slice job that runs it; None if it runs on this machine.
     """
 
     overrides: dict[str, Any]
+    config: Config
     workdir: Path
     command: tuple[str, ...]
     job: Job | None = None
@@ -73,10 +77,11 @@ def expand(sweep: Iterable[dict], config: str, shared: Sequence[str], workdir: P
             raise UserError(f"point {number}: {name}: an earlier point has the same workdir: expected distinct ones")
         flags = [f"--config={config}", f"--workdir={workdir / name}", *shared, *(f"--config.{word}" for word in words)]
         try:
-            cli.parse(cli.parser(""), flags, quiet=True)
+            parsed = cli.parse(cli.parser(""), flags, quiet=True)
         except UserError as error:
             raise UserError(f"point {number}: {error}") from error
-        points[name] = Point(overrides, workdir / name, ("python", "-m", "dasd_jax.train", *flags))
+        command = ("python", "-m", "dasd_jax.train", *flags)
+        points[name] = Point(overrides, parsed.config, workdir / name, command)
     return list(points.values())
 
 
@@ -117,6 +122,20 @@ def result(point: Point) -> dict | None:
         done = json.loads(path.read_text())
         _figures(done)
     return done
+
+
+def check_config(point: Point) -> None:
+    """Refuses the result of a run with another config than the point's, which would stand in the table for it.
+
+    Raises:
+        UserError: naming the first field that differs, or there is no config.json beside done.json.
+    """
+    theirs = tpu_vm.config(point.job) if point.job else recorded.read(point.workdir)
+    if theirs is None:
+        raise UserError(
+            f"--workdir: {point.workdir} holds done.json and no {recorded.NAME}: expected both, or another --workdir"
+        )
+    recorded.check_same(point.config, theirs, point.workdir)
 
 
 def run(points: Sequence[Point], jobs: int, logs: Path) -> dict[Path, int]:
@@ -226,7 +245,10 @@ def main(argv: list[str]) -> None:
     if asked.dry_run:
         print("\n".join(shlex.join(point.command) for point in points))
         return
-    todo = [] if asked.table else [point for point in points if result(point) is None]
+    finished = [point for point in points if result(point) is not None]
+    for point in finished:
+        check_config(point)
+    todo = [] if asked.table else [point for point in points if point not in finished]
     codes = run(todo, asked.jobs, Path("runs") / workdir.name if asked.slices else workdir) if todo else {}
     print(table(points, [result(point) for point in points], codes))
     if failed := sum(code != 0 for code in codes.values()):

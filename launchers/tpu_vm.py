@@ -116,9 +116,18 @@ def run(job: Job, sleep: Callable[[float], None] = time.sleep) -> None:
 
 def result(job: Job) -> dict | None:
     """The content of done.json in the job's workdir in the bucket; None if it does not exist yet."""
-    (step,) = plan(job, "result")
-    done = _run_step(step, capture=True)
-    return json.loads(done.stdout) if done.returncode == 0 else None
+    return _read(job, "result")
+
+
+def config(job: Job) -> dict | None:
+    """The content of config.json, likewise."""
+    return _read(job, "config")
+
+
+def _read(job: Job, action: str) -> dict | None:
+    (step,) = plan(job, action)
+    read = _run_step(step, capture=True)
+    return json.loads(read.stdout) if read.returncode == 0 else None
 
 
 def _state(job: Job) -> tuple[str | None, str]:

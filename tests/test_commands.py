@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from tiny import SMALL, TINY, command
 
-from dasd_jax import cli, generate
+from dasd_jax import cli, evaluate, generate
 from dasd_jax.data.pipeline import PromptSet
+from dasd_jax.errors import UserError
 from dasd_jax.model.presets import PRESETS, preset
 
 ROOT = Path(__file__).parents[1]
@@ -150,6 +151,8 @@ def test_a_run_that_is_killed_and_asked_to_stop_ends_the_same(finished, tmp_path
     """Killed after its third step it goes on from the checkpoint of the second; asked to stop, from where it was."""
     workdir = tmp_path / "stopped"
     _, code = stopped(workdir, signal.SIGKILL, 3)
+    began = (workdir / "config.json").read_bytes()
+    assert json.loads(began)["data"]["now"]
     assert code == -9 and not (workdir / "done.json").exists()
     said, code = stopped(workdir, signal.SIGTERM, 3)
     assert code == 0 and f"resumed from {workdir / 'checkpoints' / '000002'}\n" in said
@@ -158,7 +161,7 @@ def test_a_run_that_is_killed_and_asked_to_stop_ends_the_same(finished, tmp_path
     resumed = run("train", TINY, f"--workdir={workdir}", *SHORT)
     assert resumed.returncode == 0, resumed.stderr
     assert f"resumed from {workdir / 'checkpoints' / '000003'}\n" in resumed.stdout
-    assert numbers(workdir) == numbers(finished[0])
+    assert numbers(workdir) == numbers(finished[0]) and (workdir / "config.json").read_bytes() == began
     for name in ("samples.jsonl", "verdicts.jsonl"):
         assert (workdir / name).read_bytes() == (finished[0] / name).read_bytes()
     for name in ("0", "4"):
@@ -166,18 +169,41 @@ def test_a_run_that_is_killed_and_asked_to_stop_ends_the_same(finished, tmp_path
         assert mine == theirs
 
 
-def test_evaluate_and_generate_take_the_newest_checkpoint(finished, monkeypatch, capsys):
-    """An answer is the same in every process."""
+def test_evaluate_and_generate_take_settings_and_the_newest_checkpoint_from_the_run(finished, monkeypatch, capsys):
+    """An answer is the same in every process. What was evaluated with other settings is not overwritten."""
     workdir, _ = finished
     recorded = json.loads((workdir / "heldout" / "4.json").read_text())
-    scored = run("evaluate", TINY, f"--workdir={workdir}", *SHORT)
+    scored = run("evaluate", f"--workdir={workdir}")
     assert scored.returncode == 0, scored.stderr
-    assert json.loads((workdir / "eval" / "4.json").read_text()) == recorded
-    question = [TINY, f"--workdir={workdir}", *SHORT, "--prompt=What is 1 + 1?"]
+    path = workdir / "eval" / "4.json"
+    settings = json.loads(path.read_text())["settings"]
+    assert json.loads(path.read_text()) == recorded | {"settings": settings}
+    assert settings["run.eval_samples"] == 2 and settings["data.shots"] == 0
+    before = path.read_bytes()
+    again = run("evaluate", f"--workdir={workdir}", "--config.run.eval_samples=3")
+    assert again.returncode == 2 and again.stderr == (
+        f"error: --workdir: {path} was written with run.eval_samples = 2, not 3: "
+        "expected the same settings, or the file renamed to keep both\n"
+    )
+    assert path.read_bytes() == before and [file.name for file in path.parent.iterdir()] == ["4.json"]
+    question = [f"--workdir={workdir}", "--prompt=What is 1 + 1?"]
     answered = run("generate", *question)
     assert answered.returncode == 0, answered.stderr
-    generate.main(question)
+    generate.main([TINY, *question, *SHORT])
     assert answered.stdout == capsys.readouterr().out != "\n"
+
+
+@pytest.mark.parametrize("main", [evaluate.main, generate.main], ids=["evaluate", "generate"])
+def test_a_checkpoint_is_not_asked_in_words_that_its_run_did_not_use(main, finished, tmp_path):
+    workdir, _ = finished
+    checkpoint = workdir / "checkpoints" / "000004"
+    prompt = ["--prompt=1 + 1?"] if main is generate.main else []
+    for where in ([f"--workdir={workdir}"], [f"--workdir={tmp_path}", f"--checkpoint={checkpoint}"]):
+        with pytest.raises(
+            UserError, match=f"--config: data.shots = 1, but the run in {workdir} has 0: expected the run"
+        ):
+            main([TINY, *where, *SHORT, "--config.data.shots=1", *prompt])
+    assert not (tmp_path / "eval").exists()
 
 
 METHODS = {

@@ -2,8 +2,9 @@
 
 import pytest
 
+from dasd_jax import files
 from dasd_jax.errors import UserError
-from dasd_jax.evaluate import Partial
+from dasd_jax.evaluate import Partial, check_replaceable
 from dasd_jax.run.evaluation import Answers
 
 IDENTITY = {"checkpoint": "4", "run.eval_samples": 2, "data.benchmarks": ("tfds:a",)}
@@ -51,3 +52,16 @@ def test_a_file_of_other_settings_is_refused_and_left_alone(tmp_path):
     with pytest.raises(UserError, match="is damaged"):
         Partial(path, IDENTITY)
     assert path.read_bytes() == before + b"half a line\n"
+
+
+def test_a_result_is_replaced_only_by_one_with_the_same_settings(tmp_path):
+    path = tmp_path / "eval" / "4.json"
+    check_replaceable(path, IDENTITY)
+    files.write_json(path, {"avg@2": 0.5, "settings": IDENTITY})
+    check_replaceable(path, IDENTITY)
+    with pytest.raises(UserError, match="4.json was written with run.eval_samples = 2, not 3: .* renamed to keep both"):
+        check_replaceable(path, IDENTITY | {"run.eval_samples": 3})
+    for content in ({"avg@2": 0.5}, {"avg@2": 0.5, "settings": []}):
+        files.write_json(path, content)
+        with pytest.raises(UserError):
+            check_replaceable(path, IDENTITY)

@@ -12,7 +12,8 @@ import jax
 from benchmarks.fuzz import mutate
 from benchmarks.fuzz.commands import TINY
 from benchmarks.fuzz.samples import OPTIMIZER, manifest_of
-from dasd_jax import cli, convert, evaluate, files, train
+from dasd_jax import cli, convert, evaluate, files, recorded, train
+from dasd_jax.config import Config
 from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import MeshConfig, make_mesh
 from dasd_jax.run import workdir as run_folder
@@ -59,6 +60,19 @@ def checkpoints(rng: random.Random, samples: Path, folder: Path):
     return f"{'train' if goes_on else f'--checkpoint={which!r:.30}'}, {what}", read
 
 
+def _tiny(*overrides: str) -> Config:
+    return cli.parse(cli.parser(""), [TINY, *overrides]).config
+
+
+# Who reads the config.json of a run: its next start, evaluate and generate with and without --config, and convert.
+CONFIG_READERS = (
+    lambda workdir: (run_folder.check(_tiny(), workdir), recorded.dated(_tiny(), workdir)),
+    lambda workdir: recorded.for_checkpoint(_tiny(), workdir, ""),
+    lambda workdir: cli.parse(cli.parser("", of_a_run=True), [f"--workdir={workdir}"]),
+    convert._source,
+)
+
+
 def workdirs(rng: random.Random, _samples: Path, folder: Path):
     """What readers of a run meet in its workdir: config, metrics, samples, figures, half an evaluation."""
     workdir = folder / "w"
@@ -83,12 +97,12 @@ def workdirs(rng: random.Random, _samples: Path, folder: Path):
         if path.name == "4.partial.jsonl":
             evaluate.Partial(path, {"checkpoint": "4", "run.seed": 0})
         elif path.name == "config.json":
-            run_folder.check(cli.parse(cli.parser(""), [TINY]).config, workdir)
-            convert._source(workdir)
+            rng.choice(CONFIG_READERS)(workdir)
         elif path.name == "done.json":
-            point = sweep.Point({"run.seed": 0}, workdir, ())
+            tiny = _tiny()
+            point = sweep.Point({"run.seed": 0}, tiny, workdir, ())
             sweep.table([point], [sweep.result(point)], {})
-            train.train(cli.parse(cli.parser(""), [TINY]).config, workdir)
+            train.train(tiny, workdir)
         elif path.name == "verdicts.jsonl":
             Journal(path, SimpleNamespace(verify=lambda *_: [])).verify(0, [], [])
         elif path.parent.name == "heldout":
@@ -101,7 +115,7 @@ def workdirs(rng: random.Random, _samples: Path, folder: Path):
 
 def _end_of_a_run(workdir: Path) -> None:
     """What is left of a run that was killed between its last checkpoint and done.json."""
-    config = cli.parse(cli.parser(""), [TINY, "--config.run.steps=4"]).config
+    config = _tiny("--config.run.steps=4")
     lines = [{"step": step, "reward/mean": 0.5} for step in range(5)]
     train.finish(SimpleNamespace(config=config, workdir=workdir, log=SimpleNamespace(lines=lines), started=0.0))
 
@@ -125,7 +139,7 @@ def _finished(workdir: Path) -> None:
     verdicts = [
         {"batch": b, "responses": "ab", "verdicts": [[1.0, 1.0, "2", ""], [0.0, 0.0, None, "parse"]]} for b in (0, 1)
     ]
-    tiny = cli.parse(cli.parser(""), [TINY]).config
+    tiny = _tiny()
     files.write_json(workdir / "config.json", tiny.to_dict())
     files.write_json(workdir / "heldout" / "0.json", figures)
     files.write_json(workdir / "heldout" / "4.json", figures)

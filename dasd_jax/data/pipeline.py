@@ -6,6 +6,7 @@ example of the batch once.
 """
 
 import dataclasses
+import datetime
 import functools
 import hashlib
 import math
@@ -31,6 +32,7 @@ class PromptText:
     privileged: str  # the context kind for the other sources, a name in prompts.PRIVILEGED
     enable_thinking: bool | None
     shots: tuple[Problem, ...]
+    now: datetime.datetime | None = None  # what a chat template that asks for the date is told; None: the present
 
     def student(self, tokenizer: Tokenizer, problem: Problem) -> list[int]:
         """Token ids of the prompt that the policy answers."""
@@ -57,14 +59,14 @@ class PromptText:
         """Token ids of the reference response with a final stop token: the target of supervised fine-tuning."""
         answer = prompts.format_answer(problem.answer, self.instruction)
         text = f"{problem.solution}\n\n{answer}" if problem.solution else answer
-        return [*tokenizer.encode(text), tokenizer.stop_ids[0]]
+        return prompts.encode_response(tokenizer, text)
 
     def _common(self) -> dict:
         shots = [(shot.question, prompts.format_answer(shot.answer, self.instruction)) for shot in self.shots]
         return {"instruction": prompts.INSTRUCTIONS[self.instruction], "shots": shots}
 
     def _encode(self, tokenizer: Tokenizer, messages) -> list[int]:
-        return prompts.encode_prompt(tokenizer, messages, enable_thinking=self.enable_thinking)
+        return prompts.encode_prompt(tokenizer, messages, enable_thinking=self.enable_thinking, now=self.now)
 
 
 class PromptSet:

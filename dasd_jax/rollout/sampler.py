@@ -21,6 +21,8 @@ from dasd_jax.model.layout import repeat_rows
 
 PURPOSES = {"train": 0, "eval": 1, "generate": 2}
 
+_HALF_A_DRAW = 2.0**-24
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -237,7 +239,7 @@ def draw(logp: Array, uniform: Array, sampling: Sampling) -> Array:
 
     Args:
         logp: f32[rows, V], log-probabilities.
-        uniform: f32[rows] in [0, 1).
+        uniform: f32[rows] in [0, 1), multiples of 2^-23, as `jax.random.uniform` makes them.
 
     Returns:
         i32[rows]; tokens excluded by top-k or top-p, or of probability 0, are never sampled.
@@ -255,7 +257,9 @@ def draw(logp: Array, uniform: Array, sampling: Sampling) -> Array:
     rows, width = prob.shape
     blocks = jnp.pad(prob, ((0, 0), (0, -width % size))).reshape(rows, -1, size)
     edges = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
-    target = uniform * edges[:, -1]
+    # The middle of the interval of 2^-23 that a draw stands for. Its lower end is 0 once in 2^23 draws, which would
+    # choose the lowest id that is left, however small its probability.
+    target = (uniform + _HALF_A_DRAW) * edges[:, -1]
     block = _first_above(edges, target)
     before = jnp.where(block > 0, _take(edges, jnp.maximum(block - 1, 0)), 0.0)
     inside = _take(blocks, block)

@@ -14,8 +14,6 @@ from dasd_jax.config import Config, GuardsGroup
 from dasd_jax.objective.contract import mean_guard
 
 TEACHER_WEIGHT = "guard/teacher_weight"  # in the log: the share of the teacher's part that was in force
-# The fields that say when a guard warns or acts: they may differ between two starts of the same run.
-LEVELS = tuple(f"guards.{field.name}" for field in dataclasses.fields(GuardsGroup) if field.name != "on_collapse")
 
 
 @dataclasses.dataclass(frozen=True)

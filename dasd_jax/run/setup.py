@@ -150,6 +150,7 @@ def prompt_text(config: Config, train: list[Problem]) -> PromptText:
         privileged=config.data.privileged,
         enable_thinking=config.data.enable_thinking,
         shots=tuple(train[: config.data.shots]),
+        now=config.data.moment,
     )
 
 

@@ -136,7 +136,7 @@ def start(config: Config, folder: Path, mesh: jax.sharding.Mesh, verifier: Verif
             folder, model, keep=config.run.keep_checkpoints, keep_every=config.run.keep_every
         ),
         log=log,
-        display=Display(config.run.steps, int(state.step)),
+        display=Display(config.run.steps, int(state.step), config.run.eval_every),
         compilations=compilations,
         slots=sampling.slots_of(rows),
         saved=int(state.step),

@@ -1,27 +1,19 @@
 """The folder of a run: whose it is, whether all hosts see it, and what is kept in it of updates that were skipped."""
 
 import contextlib
-import json
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from dasd_jax import files, formats, hosts
-from dasd_jax.config import Config, older
+from dasd_jax import files, hosts, recorded
+from dasd_jax.config import Config
 from dasd_jax.errors import TrainingError, UserError
 from dasd_jax.learner.step import Experience
 from dasd_jax.mesh import fetch
-from dasd_jax.run import guards
 
 _SHARED_WITHIN_S = 30  # a mounted bucket shows new files late
-
-# What may change between two starts of the same run: where and how it is computed, exact to the bit on the same mesh.
-_OPERATIONAL = {
-    "mesh.data", "mesh.fsdp", "mesh.tensor", "rollout.verifier_workers", "rollout.verifier_memory_mb",
-    "run.checkpoint_every", "run.keep_checkpoints", "run.keep_every", "run.grace_s", "run.profile_step",
-}.union(guards.LEVELS)  # fmt: skip
 
 
 def check(config: Config, workdir: Path) -> None:
@@ -31,25 +23,8 @@ def check(config: Config, workdir: Path) -> None:
         UserError: saying why, or naming the first field that differs.
     """
     files.check_writable(workdir, "--workdir")
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    with files.reading(path, "--workdir"):
-        theirs = formats.read_object(path)
-    if older(theirs):
-        raise UserError(
-            f"--workdir: {workdir} was written by another version of this program, whose runs cannot be continued: "
-            "expected another --workdir; evaluate and generate still read its checkpoints"
-        )
-    for group, fields in json.loads(json.dumps(config.to_dict())).items():
-        for name, value in fields.items():
-            with files.reading(path, "--workdir"):
-                other = theirs.get(group, {}).get(name)
-            if other != value and f"{group}.{name}" not in _OPERATIONAL:
-                raise UserError(
-                    f"--workdir: {workdir} belongs to a run with {group}.{name} = {other!r}, not {value!r}: "
-                    "expected the same config, or another --workdir"
-                )
+    if theirs := recorded.read(workdir):
+        recorded.check_same(config, theirs, workdir)
 
 
 def check_shared(path: Path) -> None:

@@ -4,12 +4,14 @@ Both prompts end with the same text (the answer-format instruction and the templ
 the teacher's contains the privileged context, between the problem and the instruction.
 """
 
+import datetime
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from dasd_jax.errors import UserError
-from dasd_jax.text import templates
+from dasd_jax.text import controls, templates
 from dasd_jax.text.tokenizer import Tokenizer
 
 Message = dict[str, str]  # {"role": "user" | "assistant", "content": text}
@@ -112,25 +114,26 @@ def format_answer(answer: str, style: str) -> str:
     return _ANSWERS[style] % answer
 
 
-def render_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, enable_thinking: bool | None = None) -> str:
+def render_chat(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    enable_thinking: bool | None = None,
+    now: datetime.datetime | None = None,
+) -> str:
     """Renders `messages` with the tokenizer's chat template, up to the start of the assistant turn.
 
     Args:
       enable_thinking: passed to the template unless None; a template without thinking modes ignores it.
+      now: what a template is told that asks for the date; None: the present.
 
     Raises:
       UserError: the template is damaged, rejects the messages, or uses something that the sandbox forbids.
     """
-    variables = {
-        "messages": list(messages),
-        "add_generation_prompt": True,
-        "bos_token": tokenizer.bos_token,
-        "eos_token": tokenizer.eos_token,
-    }
-    if enable_thinking is not None:
-        variables["enable_thinking"] = enable_thinking
     try:
-        return templates.render(tokenizer.chat_template, variables)
+        return templates.render_turns(
+            tokenizer, messages, add_generation_prompt=True, enable_thinking=enable_thinking, now=now
+        )
     except templates.TemplateError as error:
         raise UserError(
             f"model.tokenizer: its chat template failed ({error}); expected one that renders user and assistant turns"
@@ -138,10 +141,46 @@ def render_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, enable_thi
 
 
 def encode_prompt(
-    tokenizer: Tokenizer, messages: Sequence[Message], *, enable_thinking: bool | None = None
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    enable_thinking: bool | None = None,
+    now: datetime.datetime | None = None,
 ) -> list[int]:
-    """Token ids of `render_chat`; special tokens come from the template's text, none is added."""
-    return tokenizer.encode(render_chat(tokenizer, messages, enable_thinking=enable_thinking))
+    """Token ids of `render_chat`: control tokens come from the template alone, none is added.
+
+    A control string in a message's content is marked while the template is rendered, so that it is known in the text,
+    and encoded as plain text. The ids are those of encoding the text as it stands where no content has one.
+
+    Args:
+      tokenizer, messages, enable_thinking, now: as in `render_chat`.
+
+    Raises:
+      UserError: as `render_chat`, and `Tokenizer.encode`.
+    """
+    control, words = controls.pattern(tokenizer.control), {"enable_thinking": enable_thinking, "now": now}
+    contents = [message["content"] for message in messages]
+    if not any(map(control.search, contents)):
+        return tokenizer.encode(render_chat(tokenizer, messages, **words))
+    mark = _unused_character([*contents, tokenizer.chat_template])
+    marked = [
+        {**message, "content": control.sub(lambda match: match[0][0] + mark + match[0][1:], content)}
+        for message, content in zip(messages, contents, strict=True)
+    ]
+    parts = render_chat(tokenizer, marked, **words).split(mark)
+    first_characters = {end - 1 for end in itertools.accumulate(map(len, parts[:-1]))}
+    return tokenizer.encode("".join(parts), plain=first_characters)
+
+
+def encode_response(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a text that an assistant could have written, with its stop token; control strings are plain text."""
+    return [*tokenizer.encode(text, plain=range(len(text))), tokenizer.stop_ids[0]]
+
+
+def _unused_character(texts: Sequence[str]) -> str:
+    """A character that none of the texts contains; one for private use if possible."""
+    used = set().union(*texts)
+    return next(char for char in map(chr, range(0xE000, 0x110000)) if char not in used)
 
 
 def left_pad(sequences: Sequence[Sequence[int]], width: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ request and reply.
 """
 
 import contextlib
+import datetime
 import functools
 import json
 import os
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +27,58 @@ _MEMORY_BYTES = 1 << 30
 _START_DEADLINE_S = 60.0
 
 
+# The special tokens that a template may name; transformers defines those that the tokenizer declares.
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
 class TemplateError(Exception):
     """Why a template could not be rendered, in a few words."""
 
 
-def render(template: str, variables: Mapping[str, Any]) -> str:
+def render_turns(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, str]],
+    *,
+    add_generation_prompt: bool,
+    enable_thinking: bool | None = None,
+    now: datetime.datetime | None = None,
+) -> str:
+    """The text of a conversation in a tokenizer's chat template, given the variables that transformers gives it.
+
+    Args:
+        tokenizer: its `chat_template`, and its attributes of `NAMED_TOKENS` that are there and not empty, are read.
+        messages: {"role": …, "content": …} each.
+        add_generation_prompt: whether the text ends with the start of an assistant turn.
+        enable_thinking: defined unless None.
+        now: what `strftime_now` tells; None: the present.
+
+    Raises:
+        TemplateError: as `render`.
+    """
+    variables = {name: text for name in NAMED_TOKENS if (text := getattr(tokenizer, name, ""))}
+    variables |= {"messages": list(messages), "tools": None, "documents": None}
+    variables["add_generation_prompt"] = add_generation_prompt
+    if enable_thinking is not None:
+        variables["enable_thinking"] = enable_thinking
+    return render(tokenizer.chat_template, variables, now)
+
+
+def render(template: str, variables: Mapping[str, Any], now: datetime.datetime | None = None) -> str:
     """Renders a template.
 
     Args:
         template: Jinja, as transformers compiles it: same whitespace rules, loop controls, sandbox and helpers.
         variables: JSON values.
+        now: what `strftime_now` tells; None: the present.
 
     Raises:
         TemplateError: it is damaged, rejects its variables, or exceeds the limits on time, memory or text.
     """
+    request = [template, variables, (now or datetime.datetime.now()).isoformat()]
     with _lock:
         process = _process()
         try:
-            process.stdin.write(json.dumps([template, variables]).encode() + b"\n")
+            process.stdin.write(json.dumps(request).encode() + b"\n")
             reply = _line(process, DEADLINE_S)
             if not reply:
                 raise TemplateError(
@@ -115,31 +150,52 @@ def _refuse_side_effects(event: str, args: tuple) -> None:
         raise PermissionError(f"a template may not {event}")
 
 
-def _serve() -> None:
-    """Answers requests until stdin ends: [template, variables] → [True, text] or [False, reason]."""
-    import jinja2
+def _environment(now: Callable[[], datetime.datetime]):
+    """The Jinja environment in which transformers compiles chat templates, with the helpers that it gives them."""
+    import jinja2.ext
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(jinja2.ext.Extension):
+        """{% generation %} … {% endgeneration %}: marks what the assistant says and prints it as it stands."""
+
+        tags = frozenset(["generation"])
+
+        def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+            line = next(parser.stream).lineno
+            said = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            # A call block and no plain scope: variables that are set inside have to end with it, as in transformers.
+            return jinja2.nodes.CallBlock(self.call_method("_printed"), [], [], said, lineno=line)
+
+        def _printed(self, caller: Callable[[], str]) -> str:
+            return caller()
 
     def raise_exception(message: str):
         raise jinja2.TemplateError(message)
 
-    @functools.lru_cache(maxsize=8)
-    def compiled(template: str) -> jinja2.Template:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = raise_exception
-        # Jinja's own filter escapes <, > and & for HTML, which would change the prompt.
-        environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
-        return environment.from_string(template)
+    # Jinja's own filter escapes <, > and & for HTML, which would change the prompt.
+    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda format: now().strftime(format)
+    return environment
+
+
+def _serve() -> None:
+    """Answers requests until stdin ends: [template, variables, now] → [True, text] or [False, reason]."""
+    environment = _environment(lambda: datetime.datetime.fromisoformat(now))
+    compiled = functools.lru_cache(maxsize=8)(environment.from_string)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     sys.dont_write_bytecode = True
     sys.addaudithook(_refuse_side_effects)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     for line in sys.stdin:
-        template, variables = json.loads(line)
+        template, variables, now = json.loads(line)
         # SIGALRM's default action kills the process in any computation, so it cannot outlive its parent for long.
         signal.alarm(int(DEADLINE_S) + 1)
         try:

@@ -1,18 +1,19 @@
 """Tokenizers behind one protocol: UTF-8 bytes, `tokenizers` pipelines and SentencePiece models.
 
-None of them adds BOS or EOS by itself: chat templates write special tokens as text, and `encode` turns that text into
-their ids. Untrusted text can therefore contain special tokens too.
+None of them adds BOS or EOS by itself: chat templates write control tokens as text, and `encode` turns that text into
+their ids. Where a control string is part of a problem or an answer, `encode` has to be told (`plain`).
 """
 
+import functools
 import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import sentencepiece
 import tokenizers
 
+from dasd_jax.text import controls, templates
 from dasd_jax.text.declared import Declared, SpecialIds
 
 CHATML_TEMPLATE = (
@@ -34,6 +35,10 @@ PLAIN_TEMPLATE = (
 )
 
 
+# Shows which added tokens a template sets around turns.
+_TURNS = [{"role": role, "content": "1"} for role in ("user", "assistant", "user")]
+
+
 class Tokenizer(Protocol):
     """Text to ids and back.
 
@@ -44,7 +49,10 @@ class Tokenizer(Protocol):
       special_ids: what its files declare; `pad_id` is a stop id where they declare no padding.
       model_vocab: V of the model that it comes with, if its files say so.
       chat_template: Jinja source.
-      bos_token, eos_token: their text for the chat template, "" if there is none.
+      bos_token, eos_token: their text for the chat template, "" if there is none. It may have more attributes of
+        `templates.NAMED_TOKENS`.
+      control: the texts of control tokens, which only templates may write: special tokens, stop tokens, and other added
+        tokens that the template sets before and after turns.
     """
 
     vocab_size: int
@@ -55,9 +63,18 @@ class Tokenizer(Protocol):
     chat_template: str
     bos_token: str
     eos_token: str
+    control: frozenset[str]
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`; special tokens in the text are recognised, none is added."""
+    def encode(self, text: str, plain: Collection[int] = ()) -> list[int]:
+        """Ids of `text`; special tokens in the text are recognised, none is added.
+
+        Args:
+          plain: positions in the text; a control string over one of them is encoded as the characters that it is made
+            of, together with the text around it.
+
+        Raises:
+          UserError: the vocabulary has a control token that plain text is encoded as.
+        """
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens and without ids outside the vocabulary."""
@@ -79,11 +96,12 @@ class ByteTokenizer:
     chat_template = CHATML_TEMPLATE
     bos_token = ""
     eos_token = "<|im_end|>"
+    control = frozenset(_specials)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, plain: Collection[int] = ()) -> list[int]:
         ids = []
-        for part in _split_specials(text, self._specials):
-            ids += [self._specials[part]] if part in self._specials else part.encode()
+        for part, is_control in controls.split(text, self.control, plain):
+            ids += [self._specials[part]] if is_control else part.encode()
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -110,7 +128,13 @@ class HubTokenizer:
         model_vocab: int | None = None,
         bos_token: str = "",
         chat_template: str | None = None,
+        other_tokens: Mapping[str, str] | None = None,
     ):
+        """Keeps what the files declare.
+
+        Args:
+          other_tokens: by name in `templates.NAMED_TOKENS`, what chat templates may use beside bos and eos.
+        """
         # A tokenizer.json may contain the truncation and padding settings of whoever saved it.
         backend.no_truncation()
         backend.no_padding()
@@ -126,9 +150,31 @@ class HubTokenizer:
         self.bos_token = bos_token
         self.eos_token = backend.id_to_token(self.stop_ids[0])
         self.chat_template = chat_template or PLAIN_TEMPLATE
+        vars(self).update(other_tokens or {})
 
-    def encode(self, text: str) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=False).ids
+    @functools.cached_property
+    def control(self) -> frozenset[str]:
+        declared = {getattr(self, name, "") for name in templates.NAMED_TOKENS}
+        declared |= {self._backend.id_to_token(id) for id in self.stop_ids}
+        # Some families do not declare the markers of their turns.
+        try:
+            turns = templates.render_turns(self, _TURNS, add_generation_prompt=False)
+        except templates.TemplateError:
+            turns = ""
+        return frozenset(
+            token.content
+            for token in self._backend.get_added_tokens_decoder().values()
+            if token.special or token.content in declared or (token.content in turns and not token.content.isspace())
+        )
+
+    def encode(self, text: str, plain: Collection[int] = ()) -> list[int]:
+        if not plain or not controls.pattern(self.control).search(text):
+            return self._backend.encode(text, add_special_tokens=False).ids
+        return self._guarded.encode(text, plain)
+
+    @functools.cached_property
+    def _guarded(self) -> controls.Guarded:
+        return controls.Guarded(self._backend, self.control)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=True)
@@ -181,11 +227,12 @@ class SentencePieceTokenizer:
         self.bos_token = self.piece(bos) if bos >= 0 else ""
         self.eos_token = self.piece(eos)
         self._specials = {self.piece(i): i for i in range(self.vocab_size) if self._opening.is_control(i)}
+        self.control = frozenset(self._specials)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, plain: Collection[int] = ()) -> list[int]:
         ids, processor = [], self._opening
-        for part in _split_specials(text, self._specials):
-            if part in self._specials:
+        for part, is_control in controls.split(text, self.control, plain):
+            if is_control:
                 ids.append(self._specials[part])
             else:
                 ids += processor.encode(part)
@@ -198,9 +245,3 @@ class SentencePieceTokenizer:
 
     def piece(self, id: int) -> str:
         return self._opening.id_to_piece(int(id)).replace("\u2581", " ") if id < self.vocab_size else f"<{id}>"
-
-
-def _split_specials(text: str, specials: Iterable[str]) -> list[str]:
-    """`text` split before and after each special token, without empty parts; the longest special token wins."""
-    pattern = "|".join(map(re.escape, sorted(specials, key=len, reverse=True)))
-    return [part for part in re.split(f"({pattern})", text) if part]

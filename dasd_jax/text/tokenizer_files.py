@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 from dasd_jax import formats
 from dasd_jax.errors import UserError
 from dasd_jax.text.declared import Declared, SpecialIds, write_generation_config
+from dasd_jax.text.templates import NAMED_TOKENS
 from dasd_jax.text.tokenizer import ByteTokenizer, HubTokenizer, SentencePieceTokenizer, Tokenizer
 
 _MAIN_FILES = ("tokenizer.json", "tokenizer.model")
@@ -159,14 +160,18 @@ def _load_hub(file: epath.Path) -> HubTokenizer:
             raise ValueError(f"the {name} {texts[unknown[0]]!r} of {unknown[0]} is not in its vocabulary")
         return list(found.values())
 
+    def text_of(name: str) -> str:
+        return next(iter(declared.texts(name).values()), "")
+
     bos, pad = (next(iter(ids_of(name)), None) for name in ("bos_token", "pad_token"))
     vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
     return HubTokenizer(
         backend,
         declared.special_ids(vocab_size, ids_of("eos_token"), bos, pad),
         model_vocab=declared.vocab_size,
-        bos_token=next(iter(declared.texts("bos_token").values()), ""),
+        bos_token=text_of("bos_token"),
         chat_template=_template(file.parent, declared),
+        other_tokens={name: text_of(name) for name in NAMED_TOKENS if name not in ("bos_token", "eos_token")},
     )
 
 

@@ -16,6 +16,7 @@ from launchers import sweep, tpu_vm
 
 ROOT = Path(__file__).parents[2]
 TINY = "configs/qwen_math.py:tiny"
+BETA = "configs/sweeps/beta.py"
 
 
 def points_of(*overrides, shared=(), workdir="runs/s", config=TINY):
@@ -143,9 +144,15 @@ def done(average, **means):
     return {"heldout": held, "mean_over_steps": means}
 
 
-def finish(workdir, average, **means):
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "done.json").write_text(json.dumps(done(average, **means)))
+def finish(point, average, **means):
+    """Leaves in a point's workdir what its run would."""
+    point.workdir.mkdir(parents=True, exist_ok=True)
+    (point.workdir / "config.json").write_text(json.dumps(point.config.to_dict()))
+    (point.workdir / "done.json").write_text(json.dumps(done(average, **means)))
+
+
+def beta_points(workdir, *shared):
+    return sweep.expand(cli.call_file("--sweep", BETA, "get_sweep"), TINY, shared, workdir)
 
 
 def test_a_run_that_fails_stops_no_other_and_its_last_line_is_shown(tmp_path, capsys):
@@ -191,7 +198,7 @@ def main_with_stand_ins(monkeypatch, script, *argv):
 
 
 def test_finished_points_are_skipped_and_a_failure_makes_the_exit_code_1(tmp_path, monkeypatch, capsys):
-    finish(tmp_path / "objective.beta=0.0,run.seed=0", 0.5)
+    finish(beta_points(tmp_path)[0], 0.5)
     script = 'echo ran >> "$1.ran"; [[ $1 != *beta=0.2,run.seed=2 ]]'
     end = main_with_stand_ins(monkeypatch, script, f"--workdir={tmp_path}", "--jobs=2")
     assert end == "error: 1 of 12 points failed"
@@ -202,11 +209,37 @@ def test_finished_points_are_skipped_and_a_failure_makes_the_exit_code_1(tmp_pat
 
 
 def test_a_sweep_that_is_finished_prints_its_table_and_runs_nothing(tmp_path, monkeypatch, capsys):
-    for beta in (0.0, 0.05, 0.1, 0.2):
-        for seed in range(3):
-            finish(tmp_path / f"objective.beta={beta},run.seed={seed}", 0.5)
+    for point in beta_points(tmp_path):
+        finish(point, 0.5)
     assert main_with_stand_ins(monkeypatch, "exit 1", f"--workdir={tmp_path}") == ""
     assert capsys.readouterr().out.count("| done |") == 12
+
+
+@pytest.mark.parametrize("flags", [[], ["--table"]])
+@pytest.mark.parametrize(
+    ("changed", "said"), [("run.steps=9", "run.steps = 6, not 9"), ("model.preset=x", "model.preset = 'qwen3_tiny', ")]
+)
+def test_the_result_of_another_config_is_refused_before_anything_runs(flags, changed, said, tmp_path, monkeypatch):
+    finish(beta_points(tmp_path)[4], 0.5)
+    argv = [f"--workdir={tmp_path}", *flags]
+    with pytest.raises(UserError, match=f"--workdir: {tmp_path}/.*run.seed=1 belongs to a run with {said}"):
+        main_with_stand_ins(monkeypatch, 'echo ran >> "$1.ran"', *argv, f"--config.{changed}")
+    assert not list(tmp_path.glob("*.ran"))
+
+
+def test_where_a_point_was_computed_and_its_date_do_not_matter(tmp_path, monkeypatch, capsys):
+    point = beta_points(tmp_path, "--config.data.now=2026-03-09", "--config.mesh.tensor=2")[0]
+    finish(point, 0.5)
+    assert main_with_stand_ins(monkeypatch, "exit 1", f"--workdir={tmp_path}", "--table") == ""
+    assert capsys.readouterr().out.count("| done |") == 1
+
+
+def test_a_result_without_its_config_is_refused(tmp_path, monkeypatch):
+    point = beta_points(tmp_path)[0]
+    finish(point, 0.5)
+    (point.workdir / "config.json").unlink()
+    with pytest.raises(UserError, match=r"holds done.json and no config.json: expected both, or another --workdir"):
+        main_with_stand_ins(monkeypatch, "exit 1", f"--workdir={tmp_path}", "--table")
 
 
 def test_table_alone_runs_nothing(tmp_path, monkeypatch, capsys):
@@ -284,3 +317,6 @@ def test_results_on_slices_come_from_the_bucket(tmp_path, monkeypatch):
     (point,) = sweep.on_slices(points_of({"run.seed": 1}, workdir="/bucket/s"), str(flags))
     assert sweep.result(point) == {"a": 1}
     assert asked.read_text() == "gs://b-1/s/run.seed=1/done.json"
+    with pytest.raises(UserError, match="was written by another version"):
+        sweep.check_config(point)
+    assert asked.read_text() == "gs://b-1/s/run.seed=1/config.json"

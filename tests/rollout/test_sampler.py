@@ -243,6 +243,16 @@ def test_a_token_without_probability_is_never_drawn(mesh):
         assert drawn[3] == (290 if uniform == last else 7)
 
 
+@pytest.mark.parametrize(("times", "expected"), [(0, 0), (1e-6, 0), (0.4, 0), (0.6, 1), (3, 3), (100, 100)])
+def test_the_lowest_id_is_drawn_as_often_as_its_probability_says(times, expected, mesh):
+    """Its probability in units of 2^-23, the distance between two draws, of which each of the first 200 is tried."""
+    probability = times * 2.0**-23
+    logp = np.log(np.array([probability, 0.25, 0.75 - probability], np.float32) + np.float32(1e-30))
+    uniform = np.arange(200, dtype=np.float32) * np.float32(2**-23)
+    drawn = np.asarray(draw(jnp.tile(logp, (200, 1)), jnp.asarray(uniform), PLAIN))
+    assert (drawn == 0).sum() == expected and set(drawn.tolist()) <= {0, 1}
+
+
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (6, 1.0), (0, 0.8), (9, 0.7)])
 def test_frequencies_match_the_softmax(temperature, top_k, top_p, mesh):

@@ -4,12 +4,14 @@ import dataclasses
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from tiny import config
 
 from dasd_jax.errors import UserError
 from dasd_jax.model.presets import preset
 from dasd_jax.run import setup
+from dasd_jax.text.tokenizer import ByteTokenizer
 from dasd_jax.text.tokenizer_files import load_tokenizer
 
 BYTES = load_tokenizer("byte")
@@ -115,3 +117,18 @@ def test_a_padded_vocabulary_is_accepted_where_the_tokenizers_files_explain_it()
     for explained, vocab_size in ((None, 259), (4096, 259), (2644, 2645)):
         with pytest.raises(UserError, match="does not belong to the model's 2644"):
             setup.check_vocabulary(SimpleNamespace(vocab_size=vocab_size, model_vocab=explained), model)
+
+
+def test_templates_that_ask_for_the_date_are_told_that_of_the_run(files):
+    """Students, teachers and evaluations alike, on whatever day they are made."""
+    source, first, _ = files
+    tokenizer = ByteTokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} " + tokenizer.chat_template
+    of_the_run = tiny([source], [first], "data.now=2026-03-09T23:59")
+    train, evaluated, _ = setup.open_prompts(of_the_run, tokenizer)
+    teachers = train.teacher_batch(np.arange(2), group=1)
+    prompts = [train[0]["student_prompt"], evaluated[0]["student_prompt"], *teachers.teacher_prompt]
+    assert all("09 Mar 2026 user" in tokenizer.decode(ids) for ids in prompts)
+    assert setup.open_evaluation(of_the_run, tokenizer)[0].digest() == evaluated.digest()
+    another_day = tiny([source], [first], "data.now=2026-03-10")
+    assert setup.open_evaluation(another_day, tokenizer)[0].digest() != evaluated.digest()

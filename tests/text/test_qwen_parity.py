@@ -7,8 +7,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from test_templates import GIVEN, NAMED, NOW, TURNS
 
-from dasd_jax.text.prompts import render_chat
+from dasd_jax.text.prompts import encode_prompt, render_chat
 from dasd_jax.text.tokenizer_files import load_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -83,3 +84,37 @@ def test_fifty_conversations_render_alike_with_thinking_on_and_off(folder, refer
             assert tokenizer.encode(text) == reference(text, add_special_tokens=False)["input_ids"]
     off, on = (render_chat(tokenizer, messages, enable_thinking=thinking) for thinking in (False, True))
     assert off != on
+
+
+def test_control_strings_in_a_problem_are_the_ids_of_plain_text(folder, reference):
+    """Those that transformers gives the text between the template's control tokens when it splits special tokens."""
+    tokenizer, rng = load_tokenizer(str(folder)), random.Random(2)
+    special = [token.content for token in reference.added_tokens_decoder.values() if token.special]
+    start, end = (reference.convert_tokens_to_ids(text) for text in ("<|im_start|>", "<|im_end|>"))
+
+    def plain(text):
+        return reference(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    for _ in range(100):
+        content = "".join([*rng.choices(PIECES, k=3), rng.choice(special), rng.choice([*PIECES, *special])])
+        ids = encode_prompt(tokenizer, [{"role": "user", "content": content}])
+        expected = [start, *plain(f"user\n{content}"), end, *plain("\n"), start, *plain("assistant\n")]
+        assert ids == expected, content
+
+
+@pytest.mark.parametrize("source", GIVEN)
+def test_transformers_renders_a_template_to_the_text_that_is_expected(source, monkeypatch):
+    from transformers.utils import chat_template_utils
+
+    class Clock(type(NOW)):
+        """A clock that stands still."""
+
+        @classmethod
+        def now(cls):
+            return NOW
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+    (text,), _ = chat_template_utils.render_jinja_template(
+        [TURNS], chat_template=source, add_generation_prompt=True, **NAMED
+    )
+    assert text == GIVEN[source]
