@@ -14,7 +14,8 @@ from dasd_jax.batch import Outcomes, TeacherBatch
 from dasd_jax.cost import work
 from dasd_jax.learner.checkpoint import new_state
 from dasd_jax.learner.optim import make_optimizer
-from dasd_jax.learner.step import StepConfig, score_step, train_step
+from dasd_jax.learner.step import score_step, train_step
+from dasd_jax.learner.step_config import StepConfig
 from dasd_jax.mesh import MeshConfig, make_mesh, put_rows, replicate
 from dasd_jax.methods import METHODS
 from dasd_jax.objective.contract import Shape

@@ -8,9 +8,7 @@ Student and teachers are forward passes over one parameter tree, on other prompt
 it is an `objective.contract.Method`, and the update reads nothing of it but its `Signal`.
 """
 
-import dataclasses
 from functools import partial, reduce
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,52 +16,13 @@ import optax
 from flax import struct
 
 from dasd_jax.batch import Array, Outcomes, Params, PromptBatch, RolloutBatch, TeacherBatch, TrainState
-from dasd_jax.learner import teachers
+from dasd_jax.learner import passes, teachers
 from dasd_jax.learner.batching import map_by_length, minibatches, sum_by_length
+from dasd_jax.learner.step_config import StepConfig
 from dasd_jax.mesh import merge_rows, split_rows
-from dasd_jax.model.config import ModelConfig
-from dasd_jax.model.transformer import response_hidden, unembedding, with_embedding
-from dasd_jax.objective.contract import Method, Scored, Shape, Signal, View, ViewStats
-from dasd_jax.objective.fused_pass import Outputs
+from dasd_jax.objective.contract import Scored, Signal
 from dasd_jax.objective.masked import masked_mean, pooled_quantile
-from dasd_jax.objective.surrogate import ClipRange
-from dasd_jax.objective.token_stats import TokenStats, token_logp, token_logp_and_divergence, token_stats
-
-
-@dataclasses.dataclass(frozen=True)
-class StepConfig:
-    """What the steps are compiled for; hashable, a static argument."""
-
-    model: ModelConfig
-    method: Method
-    hp: Any  # an object of method.fields
-    shape: Shape
-    clip: ClipRange
-    temperature: float
-    microbatches: int  # parts of a minibatch
-    token_chunk: int  # tokens a device whose logits exist at one time
-    row_shards: int  # devices that share the rows, for the size of a chunk
-    width_tile: int = 128  # tokens; shorter widths than R are multiples of it, by default a TPU's lanes
-
-    def widths(self, longest: int) -> tuple[int, ...]:
-        """The widths that responses of up to `longest` tokens are computed at, ascending.
-
-        Quarters in whole tiles, since each of them is one more compilation of the model; where a quarter is less than
-        a tile there is too little to save, and the whole width is the only one.
-        """
-        if longest < 4 * self.width_tile:
-            return (longest,)
-        quarter = -(-longest // (4 * self.width_tile)) * self.width_tile
-        return (*range(quarter, longest, quarter), longest)
-
-    def chunk(self, rows: int) -> int:
-        """Response positions at a time for which `token_chunk` tokens a device hold logits."""
-        return max(1, self.token_chunk * self.row_shards // rows)
-
-    @property
-    def views(self) -> dict[str, View]:
-        """The method's teachers."""
-        return dict(self.method.views(self.hp))
+from dasd_jax.objective.token_stats import token_logp, token_logp_and_divergence
 
 
 @struct.dataclass
@@ -124,12 +83,12 @@ def score_step(
     stats, metrics, logged = None, {}, {}
     if method.rollouts:
         stats, padding = map_by_length(
-            partial(_statistics, config, params, copies),
+            partial(passes.statistics, config, params, copies),
             # Nothing is learned between the parts: they are cut from the whole batch, across the minibatches.
             config.shape.minibatches * config.microbatches,
             config.widths(response.shape[1]),
             split_rows(mask, group),
-            (*_of_one_width(prompts, shown), split_rows(response, group), split_rows(mask, group)),
+            (*passes.of_one_width(prompts, shown), split_rows(response, group), split_rows(mask, group)),
         )
         gap = jnp.abs(rollouts.sampled_logp - stats.logp)
         logged["entropy"] = stats.entropy
@@ -148,7 +107,7 @@ def score_step(
         entropy=stats and stats.entropy,
         reward=outcomes.reward,
         correct=outcomes.correct,
-        views=_view_stats(config, stats, shown) if method.scored else {},
+        views=passes.view_stats(config, stats, shown) if method.scored else {},
         knobs=knobs,
     )
     for name, view in scored.views.items():
@@ -168,72 +127,6 @@ def score_step(
         signal=jax.tree.map(lambda x: split_rows(x, group), signal.replace(logged={}, metrics={})),
     )
     return experience, logged | signal.logged, metrics | signal.metrics
-
-
-def _statistics(config: StepConfig, params: Params, copies: dict[str, Params], width: int, part) -> TokenStats:
-    """Student and scored teachers on a part of the batch; a view of K prompts is K teachers in a row."""
-    prompts, shown, response, mask = part
-    response, mask = merge_rows(response[..., :width]), merge_rows(mask[..., :width])
-    student = _outputs(config, params, prompts.student_prompt, prompts.student_prompt_mask, response, mask)
-    of_views = [
-        _teacher_outputs(config, params, copies, name, shown[name], k, response, mask)
-        for name in config.method.scored
-        for k in range(config.views[name].count)
-    ]
-    chunk = config.chunk(response.shape[0])
-    return token_stats(student, of_views, response, temperature=config.temperature, chunk=chunk)
-
-
-def _of_one_width(prompts: PromptBatch, shown: dict[str, TeacherBatch]) -> tuple[PromptBatch, dict[str, TeacherBatch]]:
-    """The same with all prompts at the widest one's width: equal prompts then give equal numbers, to the last bit."""
-    width = max(x.shape[-1] for x in (prompts.student_prompt, *(batch.teacher_prompt for batch in shown.values())))
-    shown = {
-        name: batch.replace(
-            teacher_prompt=_left_padded(batch.teacher_prompt, width),
-            teacher_prompt_mask=_left_padded(batch.teacher_prompt_mask, width),
-        )
-        for name, batch in shown.items()
-    }
-    return _wider(prompts, width), shown
-
-
-def _wider(prompts: PromptBatch, width: int) -> PromptBatch:
-    return prompts.replace(
-        student_prompt=_left_padded(prompts.student_prompt, width),
-        student_prompt_mask=_left_padded(prompts.student_prompt_mask, width),
-    )
-
-
-def _left_padded(x: Array, width: int) -> Array:
-    return jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((width - x.shape[-1], 0),))
-
-
-def _view_stats(config: StepConfig, stats: TokenStats, shown: dict[str, TeacherBatch]) -> dict[str, ViewStats]:
-    """Statistics by view; of a teacher that is shown nothing, the student's own."""
-    views, left = {}, iter(stats.teachers)
-    for name in config.method.scored:
-        has, weight = (_by_row(config.shape.rollouts, x) for x in (shown[name].shown, shown[name].weight))
-        of_view = [next(left) for _ in range(config.views[name].count)]
-
-        def stacked(field: str, otherwise: Array, has=has, of_view=of_view) -> Array:
-            return jnp.where(has[..., None], jnp.stack([getattr(each, field) for each in of_view]), otherwise)
-
-        views[name] = ViewStats(
-            logp=stacked("logp", stats.logp),
-            entropy=stacked("entropy", stats.entropy),
-            forward_kl=stacked("forward_kl", jnp.zeros_like(stats.logp)),
-            reverse_kl=stacked("reverse_kl", jnp.zeros_like(stats.logp)),
-            shown=has,
-            weight=weight,
-        )
-    return views
-
-
-def _by_row(rollouts: int, x: Array) -> Array:
-    """One number a prompt of a teacher, [B] or [B, G, K] → [K, rows]."""
-    if x.ndim == 1:
-        return merge_rows(jnp.broadcast_to(x[:, None], (x.shape[0], rollouts)))[None]
-    return jnp.moveaxis(merge_rows(x), 1, 0)
 
 
 # Odd, so that it is not the difference between the widths of the student's and the teachers' prompts.
@@ -257,10 +150,10 @@ def rounding_noise(
     def logp(width: int, part) -> Array:
         prompts, response, mask = part
         response, mask = merge_rows(response[..., :width]), merge_rows(mask[..., :width])
-        student = _outputs(config, params, prompts.student_prompt, prompts.student_prompt_mask, response, mask)
+        student = passes.outputs(config, params, prompts.student_prompt, prompts.student_prompt_mask, response, mask)
         return token_logp(student, response, temperature=config.temperature, chunk=config.chunk(response.shape[0]))
 
-    prompts = _wider(prompts, prompts.student_prompt.shape[-1] + _OTHER_PADDING)
+    prompts = passes.wider(prompts, prompts.student_prompt.shape[-1] + _OTHER_PADDING)
     split = partial(split_rows, group=config.shape.rollouts)
     mask = rollouts.response_mask
     again, _ = map_by_length(
@@ -356,13 +249,13 @@ def minibatch_loss(
     method, signal = config.method, jax.tree.map(merge_rows, batch.signal)
     response, mask, keep = merge_rows(batch.response), merge_rows(batch.response_mask), merge_rows(batch.keep)
     prompts, divergence = batch.prompts, method.divergence(config.hp)
-    student = _outputs(config, params, prompts.student_prompt, prompts.student_prompt_mask, response, mask)
+    student = passes.outputs(config, params, prompts.student_prompt, prompts.student_prompt_mask, response, mask)
     options = {"temperature": config.temperature, "chunk": config.chunk(response.shape[0])}
     if divergence is None:
         logp = token_logp(student, response, **options)
     else:
         of_views = [
-            _teacher_outputs(config, params, copies, name, batch.teachers[name], 0, response, mask)
+            passes.teacher_outputs(config, params, copies, name, batch.teachers[name], 0, response, mask)
             for name in divergence.views
         ]
         logp, diverged = token_logp_and_divergence(student, of_views, response, divergence, signal.given, **options)
@@ -396,35 +289,3 @@ def _shortened(batch: Experience, width: int) -> Experience:
 
     by_token = ("response", "response_mask", "old_logp", "signal")
     return batch.replace(**{name: first(getattr(batch, name)) for name in by_token})
-
-
-# ------------------------------------------------------------------------------------------------ views
-
-
-def _outputs(config: StepConfig, params: Params, prompt: Array, prompt_mask: Array, response, mask) -> Outputs:
-    """The hidden states that predict the responses, and the matrix that makes logits of them.
-
-    Args:
-        prompt, prompt_mask: [B, P], shared by the G rows of each problem, or [rows, P].
-    """
-    params = with_embedding(config.model, params)
-    hidden = response_hidden(config.model, params, prompt, prompt_mask, response, mask)
-    return hidden, unembedding(config.model, params)
-
-
-def _teacher_outputs(
-    config: StepConfig,
-    params: Params,
-    copies: dict[str, Params],
-    name: str,
-    shown: TeacherBatch,
-    k: int,
-    response,
-    mask,
-) -> Outputs:
-    """A view on its k-th prompt; a constant."""
-    params = teachers.weights(config.views[name], params, copies)
-    prompt, prompt_mask = shown.teacher_prompt, shown.teacher_prompt_mask
-    if prompt.ndim == 4:
-        prompt, prompt_mask = merge_rows(prompt[:, :, k]), merge_rows(prompt_mask[:, :, k])
-    return _outputs(config, params, prompt, prompt_mask, response, mask)

@@ -15,7 +15,8 @@ from dasd_jax.cost.work import Batch, cache_bytes, forward_flops
 from dasd_jax.data import contexts
 from dasd_jax.learner import checkpoint, teachers
 from dasd_jax.learner.optim import make_optimizer
-from dasd_jax.learner.step import StepConfig, rounding_noise, score_step, train_step
+from dasd_jax.learner.step import rounding_noise, score_step, train_step
+from dasd_jax.learner.step_config import StepConfig
 from dasd_jax.mesh import ROLLOUT, TRAIN, named, on_mesh, row_shards
 from dasd_jax.model import param_table
 from dasd_jax.model.config import ModelConfig

@@ -15,7 +15,7 @@ from dasd_jax.data.pipeline import PromptSet, PromptText
 from dasd_jax.data.sources import Problem, load_benchmarks, load_problems, split_heldout
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
-from dasd_jax.learner.step import StepConfig
+from dasd_jax.learner.step_config import StepConfig
 from dasd_jax.mesh import row_shards
 from dasd_jax.model import attention, param_table, weights
 from dasd_jax.model.config import ModelConfig

@@ -14,7 +14,7 @@ from dasd_jax.config import Config
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.learner import checkpoint
 from dasd_jax.learner.optim import make_optimizer, make_schedule
-from dasd_jax.learner.step import StepConfig
+from dasd_jax.learner.step_config import StepConfig
 from dasd_jax.mesh import replicate, row_shards
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.param_table import num_params

@@ -12,7 +12,8 @@ from flax import traverse_util
 
 from dasd_jax.batch import Outcomes, PromptBatch, RolloutBatch, TeacherBatch
 from dasd_jax.learner.checkpoint import new_state
-from dasd_jax.learner.step import StepConfig, minibatch_loss, rounding_noise, score_step, train_step
+from dasd_jax.learner.step import minibatch_loss, rounding_noise, score_step, train_step
+from dasd_jax.learner.step_config import StepConfig
 from dasd_jax.mesh import merge_rows, put_rows, split_rows
 from dasd_jax.methods import METHODS
 from dasd_jax.model import param_table, transformer

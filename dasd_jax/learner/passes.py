@@ -1,0 +1,108 @@
+"""The forward passes of student and teachers over one batch, and the statistics that are read of them."""
+
+import jax.numpy as jnp
+
+from dasd_jax.batch import Array, Params, PromptBatch, TeacherBatch
+from dasd_jax.learner import teachers
+from dasd_jax.learner.step_config import StepConfig
+from dasd_jax.mesh import merge_rows
+from dasd_jax.model.transformer import response_hidden, unembedding, with_embedding
+from dasd_jax.objective.contract import ViewStats
+from dasd_jax.objective.fused_pass import Outputs
+from dasd_jax.objective.token_stats import TokenStats, token_stats
+
+
+def outputs(config: StepConfig, params: Params, prompt: Array, prompt_mask: Array, response, mask) -> Outputs:
+    """The hidden states that predict the responses, and the matrix that makes logits of them.
+
+    Args:
+        prompt, prompt_mask: [B, P], shared by the G rows of each problem, or [rows, P].
+    """
+    params = with_embedding(config.model, params)
+    hidden = response_hidden(config.model, params, prompt, prompt_mask, response, mask)
+    return hidden, unembedding(config.model, params)
+
+
+def teacher_outputs(
+    config: StepConfig,
+    params: Params,
+    copies: dict[str, Params],
+    name: str,
+    shown: TeacherBatch,
+    k: int,
+    response,
+    mask,
+) -> Outputs:
+    """A view on its k-th prompt; a constant."""
+    params = teachers.weights(config.views[name], params, copies)
+    prompt, prompt_mask = shown.teacher_prompt, shown.teacher_prompt_mask
+    if prompt.ndim == 4:
+        prompt, prompt_mask = merge_rows(prompt[:, :, k]), merge_rows(prompt_mask[:, :, k])
+    return outputs(config, params, prompt, prompt_mask, response, mask)
+
+
+def statistics(config: StepConfig, params: Params, copies: dict[str, Params], width: int, part) -> TokenStats:
+    """Student and scored teachers on a part of the batch; a view of K prompts is K teachers in a row."""
+    prompts, shown, response, mask = part
+    response, mask = merge_rows(response[..., :width]), merge_rows(mask[..., :width])
+    student = outputs(config, params, prompts.student_prompt, prompts.student_prompt_mask, response, mask)
+    of_views = [
+        teacher_outputs(config, params, copies, name, shown[name], k, response, mask)
+        for name in config.method.scored
+        for k in range(config.views[name].count)
+    ]
+    chunk = config.chunk(response.shape[0])
+    return token_stats(student, of_views, response, temperature=config.temperature, chunk=chunk)
+
+
+def view_stats(config: StepConfig, stats: TokenStats, shown: dict[str, TeacherBatch]) -> dict[str, ViewStats]:
+    """Statistics by view; of a teacher that is shown nothing, the student's own."""
+    views, left = {}, iter(stats.teachers)
+    for name in config.method.scored:
+        has, weight = (_by_row(config.shape.rollouts, x) for x in (shown[name].shown, shown[name].weight))
+        of_view = [next(left) for _ in range(config.views[name].count)]
+
+        def stacked(field: str, otherwise: Array, has=has, of_view=of_view) -> Array:
+            return jnp.where(has[..., None], jnp.stack([getattr(each, field) for each in of_view]), otherwise)
+
+        views[name] = ViewStats(
+            logp=stacked("logp", stats.logp),
+            entropy=stacked("entropy", stats.entropy),
+            forward_kl=stacked("forward_kl", jnp.zeros_like(stats.logp)),
+            reverse_kl=stacked("reverse_kl", jnp.zeros_like(stats.logp)),
+            shown=has,
+            weight=weight,
+        )
+    return views
+
+
+def _by_row(rollouts: int, x: Array) -> Array:
+    """One number a prompt of a teacher, [B] or [B, G, K] → [K, rows]."""
+    if x.ndim == 1:
+        return merge_rows(jnp.broadcast_to(x[:, None], (x.shape[0], rollouts)))[None]
+    return jnp.moveaxis(merge_rows(x), 1, 0)
+
+
+def of_one_width(prompts: PromptBatch, shown: dict[str, TeacherBatch]) -> tuple[PromptBatch, dict[str, TeacherBatch]]:
+    """The same with all prompts at the widest one's width: equal prompts then give equal numbers, to the last bit."""
+    width = max(x.shape[-1] for x in (prompts.student_prompt, *(batch.teacher_prompt for batch in shown.values())))
+    shown = {
+        name: batch.replace(
+            teacher_prompt=_left_padded(batch.teacher_prompt, width),
+            teacher_prompt_mask=_left_padded(batch.teacher_prompt_mask, width),
+        )
+        for name, batch in shown.items()
+    }
+    return wider(prompts, width), shown
+
+
+def wider(prompts: PromptBatch, width: int) -> PromptBatch:
+    """The same prompts in arrays of that width, at least their own."""
+    return prompts.replace(
+        student_prompt=_left_padded(prompts.student_prompt, width),
+        student_prompt_mask=_left_padded(prompts.student_prompt_mask, width),
+    )
+
+
+def _left_padded(x: Array, width: int) -> Array:
+    return jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((width - x.shape[-1], 0),))
