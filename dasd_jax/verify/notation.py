@@ -13,36 +13,51 @@ _SIGNS = str.maketrans(
         "∈": r"\in ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "€": r"\euro ", "£": r"\pounds ",
     }
 )  # fmt: skip
+_FUNCTIONS = "(?:arc)?(?:sin|cos|tan)h?|(?:arc)?(?:cot|csc)|arcsec|log|ln|exp|sqrt"
+_TEXT = r"\\text\s*\{\s*"
 _REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\\$", r"\\dollar "),
-        (r"\$|(?<!\\)\\[()]|\\displaystyle|\\left(?![a-zA-Z])\.?|\\right(?![a-zA-Z])\.?|\\!", ""),
+        (r"\$|(?<!\\)\\[()\[\]]|\\displaystyle|\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?|\\!", ""),
         (r"(?<!\\)\\[,;: ]|\\q?quad|~", " "),
+        (r"\\(?:[lc]?dots[bcimo]?|hdots)(?![a-zA-Z])|…|⋯|\.\.\.", r"\\ldots "),
         (r"\\langle", "("),
         (r"\\rangle", ")"),
         (r"\\[dtc]frac", r"\\frac"),
-        (r"\\(?:mathrm|mbox|textrm|operatorname)\b", r"\\text"),
+        (r"\{\\rm\s+([^{}]*)\}", r"\\text{\1}"),
+        (r"\\(?:mathrm|mbox|textrm|textnormal|operatorname\*?)\s*(?=\{)", r"\\text"),
         (r"\\(?:mathbf|boldsymbol|textbf|textit|mathit)\s*\{([^{}]*)\}", r"\1"),
-        (r"\\text\s*\{([^a-zA-Z{}]*)\}", r"\1"),
-        (r"\\text\s*\{\s*(?:and|or)\s*\}|,?\s*(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])", ","),
+        # Functions and constants in roman type or without a backslash; sec alone is a second.
+        (rf"{_TEXT}({_FUNCTIONS}|sec)\s*\}}(?=\s*[\\({{^_0-9a-z])", r"\\\1 "),
+        (rf"(?<![a-zA-Z\\])({_FUNCTIONS}|pi|sec(?=\())(?![a-zA-Z])", r"\\\1 "),
+        (rf"(?<=[_^]){_TEXT}([ei])\s*\}}", r"\1"),
+        (rf"{_TEXT}(\\pi|\\dollar|\\euro|\\pounds|[ei])\s*\}}", r" \1 "),
+        (r"(?<=[\w)}])\s*\*\*\s*(?=[\w({\\-])", "^"),
+        (r"\^\s*(-\s*[0-9]+)", r"^{\1}"),
+        (r"\\text\s*\{([^a-zA-Z{}\\]*)\}", r"\1"),
+        (rf"[,;]?\s*(?:{_TEXT}[,;]?\s*(?:and|or)\s*[,;]?\s*\}}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z]))\s*,?", ", "),
         (r"√\s*(\d+|[a-zA-Z]|(?=\())", r"\\sqrt{\1}"),
-        (r"\\sqrt\{\}\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"\\sqrt\{\}", r"\\sqrt"),
         (r"\\varnothing|\\\{\s*\\\}", r"\\emptyset"),
-        (r"(?i)^(?:\\text\s*\{)?\s*no (?:real )?solutions?\s*\}?$", r"\\emptyset"),
-        (r"(?i)^(?:\\text\s*\{)?\s*all real numbers\s*\}?$", r"\\mathbb{R}"),
-        (r"(?i)\\text\s*\{\s*infinity\s*\}|(?<![a-z\\])infinity(?![a-z])", r"\\infty"),
+        (r"(?i)^no (?:real )?solutions?$", r"\\emptyset"),
+        (r"(?i)^all real numbers$", r"\\mathbb{R}"),
+        (rf"(?i){_TEXT}infinity\s*\}}|(?<![a-z\\])infinity(?![a-z])", r"\\infty"),
         (r"\+\s*\\infty", r"\\infty"),
         (r"\s*\^\s*\{?\s*\\circ\s*\}?|\s*\\degree(?![a-zA-Z])", "°"),
         (r"\\%", "%"),
+        (r"(?<![a-zA-Z])per\s+cent(?![a-zA-Z])", "percent"),
+        (rf"\\frac\s*\{{\s*({_TEXT}[^{{}}]*\}})\s*\}}\s*\{{\s*({_TEXT}[^{{}}]*\}}\s*(?:\^\s*\d)?)\s*\}}", r"\1/\2"),
         (r"<=|\\leq(?:slant)?(?![a-zA-Z])", r"\\le "),
         (r">=|\\geq(?:slant)?(?![a-zA-Z])", r"\\ge "),
         (r"!=|\\neq(?![a-zA-Z])", r"\\ne "),
-        (r"\{,\}", ","),
+        (r"\s*\{\s*,\s*\}\s*", ","),
         (r"^\](.*)", r"(\1"),  # ]1,2[ for (1,2)
         (r"(.*)\[$", r"\1)"),
     )
 ]
+_WHOLE = re.compile(r"\s*\$*\s*\\(?:text\w*|math(?:rm|bf|it|sf)|mbox|boldsymbol)\s*\{(.*)\}\s*\$*\s*", re.DOTALL)
+_BEFORE_BRACES = re.compile(r"(\\sqrt(?:\s*\[[^\[\]]*\])?|\^)\s*\(")
 _SUPERSCRIPTS = "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"
 _TO_NORMAL_SIZE = str.maketrans(_SUPERSCRIPTS, "-0123456789")
 
@@ -54,14 +69,30 @@ def plain(text: str) -> str:
     text = re.sub("[¼-¾⅐-⅞]", lambda sign: " " + unicodedata.normalize("NFKC", sign[0]).replace("⁄", "/"), text)
     text = re.sub("[０-９]", lambda digit: unicodedata.normalize("NFKC", digit[0]), text)
     text = text.translate(_SIGNS)
+    while (whole := _WHOLE.fullmatch(text)) and is_balanced(whole[1]):
+        text = whole[1]
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
+    text = _braced(text)
     text = re.sub(r"\s*\.\s*(\}?)$", r"\1", re.sub(r"\s+", " ", text).strip().rstrip("\\ "))
     while text[:1] == "(" and text[-1:] == ")" and is_balanced(text[1:-1]) and len(split_at(text[1:-1], ",;")) == 1:
         text = text[1:-1].strip()
     braced = re.fullmatch(r"\\?\{(.*?)\\?\}", text)
     if braced and is_balanced(braced[1]):
         text = f"\\{{{braced[1]}\\}}" if len(split_at(braced[1], ",")) > 1 else braced[1].strip()
+    return text
+
+
+def _braced(text: str) -> str:
+    r"""`\sqrt{x}` and `a^{b+1}` for `\sqrt(x)` and `a^(b+1)`."""
+    start = 0
+    while opening := _BEFORE_BRACES.search(text, start):
+        start, depth = opening.end(1), 1
+        for end in range(opening.end(), len(text)):
+            depth += (text[end] == "(") - (text[end] == ")")
+            if depth == 0:
+                text = f"{text[:start]}{{{text[opening.end() : end]}}}{text[end + 1 :]}"
+                break
     return text
 
 
@@ -74,8 +105,7 @@ def spelling(text: str) -> str:
 
 
 _NAMES = {
-    "sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "arcsin", "arccos", "arctan", "log",
-    "exp", "lim", "max", "min", "gcd", "lcm", "mod", "det",
+    "sec", "lim", "max", "min", "gcd", "lcm", "mod", "det",
 }  # fmt: skip
 _WORD = re.compile(r"(?<![a-zA-Z\\])(?:[a-zA-Z]{3,}|[nN]o|[ap]\.?m|[AP]\.?M)(?![a-zA-Z])")
 _COMMANDS = re.compile(r"\\(?:begin|end)\s*\{\w+\*?\}|\\[a-zA-Z]+")
