@@ -56,6 +56,7 @@ _REWRITES = [
         (r"(.*)\[$", r"\1)"),
     )
 ]
+_NUMBER = re.compile(r"\s*-?[0-9,]+(?:\.[0-9]+)?\.?\s*")
 _WHOLE = re.compile(r"\s*\$*\s*\\(?:text\w*|math(?:rm|bf|it|sf)|mbox|boldsymbol)\s*\{(.*)\}\s*\$*\s*", re.DOTALL)
 _BEFORE_BRACES = re.compile(r"(\\sqrt(?:\s*\[[^\[\]]*\])?|\^)\s*\(")
 _SUPERSCRIPTS = "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"
@@ -65,15 +66,17 @@ _TO_NORMAL_SIZE = str.maketrans(_SUPERSCRIPTS, "-0123456789")
 @functools.lru_cache(maxsize=1024)
 def plain(text: str) -> str:
     """The answer in one notation: LaTeX for symbols, no layout, no final period, `{1,2}` as a set, `{5}` as 5."""
-    text = re.sub(f"[{_SUPERSCRIPTS}]+", lambda run: f"^{{{run[0].translate(_TO_NORMAL_SIZE)}}}", text)
-    text = re.sub("[¼-¾⅐-⅞]", lambda sign: " " + unicodedata.normalize("NFKC", sign[0]).replace("⁄", "/"), text)
-    text = re.sub("[０-９]", lambda digit: unicodedata.normalize("NFKC", digit[0]), text)
-    text = text.translate(_SIGNS)
-    while (whole := _WHOLE.fullmatch(text)) and is_balanced(whole[1]):
-        text = whole[1]
-    for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text)
-    text = _braced(text)
+    if not text.isascii():
+        text = re.sub(f"[{_SUPERSCRIPTS}]+", lambda run: f"^{{{run[0].translate(_TO_NORMAL_SIZE)}}}", text)
+        text = re.sub("[¼-¾⅐-⅞]", lambda sign: " " + unicodedata.normalize("NFKC", sign[0]).replace("⁄", "/"), text)
+        text = re.sub("[０-９]", lambda digit: unicodedata.normalize("NFKC", digit[0]), text)
+        text = text.translate(_SIGNS)
+    if not _NUMBER.fullmatch(text):  # most answers are numbers, in which there is nothing to rewrite
+        while (whole := _WHOLE.fullmatch(text)) and is_balanced(whole[1]):
+            text = whole[1]
+        for pattern, replacement in _REWRITES:
+            text = pattern.sub(replacement, text)
+        text = _braced(text)
     text = re.sub(r"\s*\.\s*(\}?)$", r"\1", re.sub(r"\s+", " ", text).strip().rstrip("\\ "))
     while text[:1] == "(" and text[-1:] == ")" and is_balanced(text[1:-1]) and len(split_at(text[1:-1], ",;")) == 1:
         text = text[1:-1].strip()
@@ -96,6 +99,7 @@ def _braced(text: str) -> str:
     return text
 
 
+@functools.lru_cache(maxsize=1024)
 def spelling(text: str) -> str:
     """Equal for answers with the same spelling: spaces between digits matter, the case of words does not."""
     text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
@@ -159,6 +163,7 @@ _DECIMAL = re.compile(
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
 
 
+@functools.lru_cache(maxsize=1024)
 def exact_value(text: str) -> Fraction | None:
     r"""The exact value of a written number: -3, 1,250.5, .5, 0.1\overline{6}, 3\times10^5, 1/2, 1\frac{1}{2}."""
     fraction = _FRACTION.fullmatch(_SIMPLE_FRAC.sub(r" \1\2/\3\4", text).strip())
