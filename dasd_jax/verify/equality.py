@@ -158,14 +158,17 @@ def _constant_factor(gold: Expr, guess: Expr) -> Expr | None:
 
 
 def _same_solutions(gold: Expr, guess: Expr) -> bool:
-    """Whether two equations, expression = 0 each, have the same solutions for one of their variables, and have any."""
-    symbols = sorted(gold.free_symbols, key=str)
+    """Whether two equations, expression = 0 each, have the same solutions for each of their variables, and have any.
+
+    For one variable alone the half circle y = sqrt(1 - x^2) has the solutions of the circle, x = ±sqrt(1 - y^2).
+    """
     if gold.free_symbols != guess.free_symbols:
         return False
-    solutions = [sympy.solve(equation, symbols, dict=True) for equation in (gold, guess)]
-    return all(solutions) and _match(
-        *solutions, lambda a, b: a.keys() == b.keys() and all(_equal(a[name], b[name]) for name in a)
-    )
+    for symbol in gold.free_symbols:
+        solutions = [sympy.solve(equation, symbol) for equation in (gold, guess)]
+        if not all(solutions) or not _match(*solutions, _equal):
+            return False
+    return True
 
 
 # Sets.

@@ -81,15 +81,15 @@ _DELIMITED = re.compile(
 )
 # The end of the statement: a period, or a clause that gives a reason, and what else the line says.
 _REMARK = re.compile(
-    r"(?:\s*\**\s*[.,;:!]|\s+(?:because|since|by|as\s+(?:required|desired|claimed|wanted|needed|expected|shown))\b)(.*)"
+    r"(?:\s*\**\s*[.,;:!]|\s+(?=I\s)|\s+(?:because|since|by|as\s+(?:required|desired|claimed|wanted|needed|expected|shown))\b)(.*)"
 )
 _SENTENCE = re.compile(r"(.*?(?:[\d})\]%°$]|(?<![\s.])[a-z]))\s*[.!]\s+([A-Z].*\s.*)")
 # Remarks that may change the answer: other numbers or mathematics, alternatives, and doubts.
 _DOUBT = re.compile(
     r"""[\d$\\=<>]|n['’]t\b|\b(?:and|or|nor|not?|but|however|wait|actually|instead|rather|n?either|unless|except|if|when
         |otherwise|maybe|perhaps|possibly|alternatively|also|another|others?|wrong|incorrect|false|mistake\w*|errors?
-        |doubt\w*|unsure|sorry|correction|scratch|never|cannot|plus|minus|times|half|twice|zero|one|two|three|four|five
-        |six|seven|eight|nine|ten|eleven|twelve|hundred|thousand|million)\b""",
+        |doubt\w*|unsure|sorry|correction|scratch|never|cannot|plus|minus|negative|times|half|twice|squared|cubed|percent
+        |zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|dozen|(?:hundred|thousand|million)s?)\b""",
     re.VERBOSE | re.IGNORECASE,
 )
 

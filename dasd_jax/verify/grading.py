@@ -31,6 +31,8 @@ def grade(reference: str, answer: str) -> tuple[float, str]:
     if spelling(gold) == spelling(value):
         return RIGHT
     gold, guess = _without_names(gold, guess)
+    if spelling(gold) == spelling(guess):
+        return RIGHT
     guess = _LABEL_OF_A_VALUE.sub("", guess)
     in_base = _same_in_base(gold, guess)
     if in_base is not None:
@@ -62,7 +64,7 @@ def _named(text: str) -> tuple[str, str]:
     """(name, value) of an answer such as x = Yes; the name is "" if there is none."""
     name, *values = split_at(text, "=")
     is_name = _NAME.fullmatch(name) and (not has_words(name) or spelling(name) in _NAMES_OF_AN_ANSWER)
-    value = text.partition("=")[2].strip()
+    value = plain(text.partition("=")[2])
     return (name, value) if values and is_name else ("", text)
 
 
@@ -84,7 +86,7 @@ _LABEL_OF_A_VALUE = re.compile(r"^(?:\\text\s*\{\s*)?\([A-Z]\)(?:\s*\}\s*|\s+)(?
 # What follows a label and is not the text of that choice alone: another label or letter, or words that take it back.
 # `plain` has written a comma for "and" and "or".
 _NOT_A_CHOICE = re.compile(
-    r"""[,;/&]
+    r"""[,;/&]|[A-Z]$
         |(?:.*[\s,{])?(?:[A-Z][.:)](?:[\s}]|$)|\([A-Z]\))
         |.*[^A-Z\s]\s*,\s*[A-Z]$
         |(?i:.*\b(?:not?|nor|wait|but|actually|instead|rather|maybe|perhaps|possibly|otherwise)\b).*\b[A-Z]\b
@@ -157,7 +159,7 @@ def _same_value(gold: str, guess: str) -> bool | None:
 
 def _names_value(side: str, gold: str) -> bool:
     r"""Whether a side is empty, a name such as f(x), or has variables, such as \angle ABC, while the value has none."""
-    has_variables = letters(side) and not re.search(r"[<>]|\\[lgn]e(?![a-zA-Z])", side)
+    has_variables = letters(side) and not re.search(r"[<>]|\\[lgn]e(?![a-zA-Z])|(?i:\bnot?\b|n't\b)", side)
     return not side or bool(_NAME.fullmatch(side) or (has_variables and not letters(gold)))
 
 
@@ -201,7 +203,11 @@ def _same_listing(gold: str, guess: str) -> bool:
     r"""Whether two lists with \ldots in them, such as 1, 2, \ldots, n, are equal entry by entry."""
     if {_shape(gold), _shape(guess)} == {"set", "tuple"}:
         return False
-    entries = [split_at(re.sub(r"^\\?[({\[]|\\?[)}\]]$", "", text), ",;") for text in (gold, guess)]
+    inner = [
+        text[2:-2] if text.startswith(r"\{") else text[1:-1] if _shape(text) == "tuple" else text
+        for text in (gold, guess)
+    ]
+    entries = [split_at(text, ",;") for text in inner]
     if len(entries[0]) == 1 or len(entries[0]) != len(entries[1]):
         return False
     return all(a == b or (r"\ldots" not in a + b and _same_side(a, b)) for a, b in zip(*entries, strict=True))

@@ -11,6 +11,7 @@ _SIGNS = str.maketrans(
         "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ",
         "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "±": r"\pm ", "∪": r"\cup ", "∩": r"\cap ",
         "∈": r"\in ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "€": r"\euro ", "£": r"\pounds ",
+        "₹": r"\rupee ", "¥": r"\yen ",
     }
 )  # fmt: skip
 _FUNCTIONS = "(?:arc)?(?:sin|cos|tan)h?|(?:arc)?(?:cot|csc)|arcsec|log|ln|exp|sqrt"
@@ -25,18 +26,20 @@ _REWRITES = [
         (r"\\langle", "("),
         (r"\\rangle", ")"),
         (r"\\[dtc]frac", r"\\frac"),
-        (r"\{\\rm\s+([^{}]*)\}", r"\\text{\1}"),
-        (r"\\(?:mathrm|mbox|textrm|textnormal|operatorname\*?)\s*(?=\{)", r"\\text"),
+        (r"\{\\rm\s+([^{}]*)\}|\\mathrm\s+([a-zA-Z])(?![a-zA-Z])", r"\\text{\1\2}"),
+        (r"\\(?:mathrm|mathsf|mbox|textrm|textnormal|operatorname\*?)\s*(?=\{)", r"\\text"),
         (r"\\(?:mathbf|boldsymbol|textbf|textit|mathit)\s*\{([^{}]*)\}", r"\1"),
         # Functions and constants in roman type or without a backslash; sec alone is a second.
         (rf"{_TEXT}({_FUNCTIONS}|sec)\s*\}}(?=\s*[\\({{^_0-9a-z])", r"\\\1 "),
+        (r"(?<![a-zA-Z\\])sqrt\s*(\d+)", r"\\sqrt{\1}"),
         (rf"(?<![a-zA-Z\\])({_FUNCTIONS}|pi|sec(?=\())(?![a-zA-Z])", r"\\\1 "),
+        (r"(?<![a-zA-Z\\])Pi(?![a-zA-Z])", r"\\pi "),
         (rf"(?<=[_^]){_TEXT}([ei])\s*\}}", r"\1"),
-        (rf"{_TEXT}(\\pi|\\dollar|\\euro|\\pounds|[ei])\s*\}}", r" \1 "),
+        (rf"{_TEXT}(\\pi|\\dollar|\\euro|\\pounds|\\rupee|\\yen|[ei])\s*\}}", r" \1 "),
         (r"(?<=[\w)}])\s*\*\*\s*(?=[\w({\\-])", "^"),
         (r"\^\s*(-\s*[0-9]+)", r"^{\1}"),
         (r"\\text\s*\{([^a-zA-Z{}\\]*)\}", r"\1"),
-        (rf"[,;]?\s*(?:{_TEXT}[,;]?\s*(?:and|or)\s*[,;]?\s*\}}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z]))\s*,?", ", "),
+        (rf"[,;]?\s*(?:{_TEXT}[,;]?\s*(?:and|or)\s*[,;]?\s*\}}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|\\&)\s*,?", ", "),
         (r"√\s*(\d+|[a-zA-Z]|(?=\())", r"\\sqrt{\1}"),
         (r"\\sqrt\{\}", r"\\sqrt"),
         (r"\\varnothing|\\\{\s*\\\}", r"\\emptyset"),
@@ -52,6 +55,9 @@ _REWRITES = [
         (r">=|\\geq(?:slant)?(?![a-zA-Z])", r"\\ge "),
         (r"!=|\\neq(?![a-zA-Z])", r"\\ne "),
         (r"\s*\{\s*,\s*\}\s*", ","),
+        # \frac\pi6 and \sqrt\pi with braces
+        (r"\\(frac|sqrt)\s*(\\(?!frac|sqrt|text)[a-zA-Z]+|\w)", r"\\\1{\2}"),
+        (r"(\\frac\{[^{}]*\})\s*(\\(?!frac|sqrt|text)[a-zA-Z]+|\w)", r"\1{\2}"),
         (r"^\](.*)", r"(\1"),  # ]1,2[ for (1,2)
         (r"(.*)\[$", r"\1)"),
     )

@@ -45,27 +45,29 @@ _UNITS = {
             $ dollar USD
             € euro EUR
             £ GBP
+            ₹ rupee INR
+            ¥ yen JPY
             cent
         """.strip().splitlines()
     )
     for name in (unit, *names)
 }
-_CURRENCIES = {"dollar": "$", "euro": "€", "pounds": "£"}
+_CURRENCIES = {"dollar": "$", "euro": "€", "pounds": "£", "rupee": "₹", "yen": "¥"}
 _SCALES = {"thousand", "million", "billion"}
 _NO_UNITS = _SCALES | {
-    "hundred", "trillion", "dozen", "not", "more", "less", "most", "least", "mod", "factorial", "times", "plus",
+    "hundred", "trillion", "dozen", "not", "more", "less", "most", "least", "mod", "factorial", "plus",
     "minus",
 }  # fmt: skip
 _POWER_BEFORE = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _POWER_AFTER = {"squared": 2, "cubed": 3}
 
-_MONEY = re.compile(r"^((?:[^=]*=)?\s*-?)\s*(?:US\s*)?\\(dollar|euro|pounds)\s*")
+_MONEY = re.compile(r"^((?:[^=]*=)?\s*-?)\s*(?:US\s*)?\\(dollar|euro|pounds|rupee|yen)\s*")
 # What may end an answer. One letter is a word only inside \text; elsewhere it is a variable.
 _ENDING = re.compile(
     r"""(?<=[^\s,=+*/^_({\[-])\s*
         ((?:\\text\s*\{(?:[a-zA-Z/ .^0-9-]|\\cdot|\{-?[0-9]\})+\}
            |(?<![a-zA-Z\\{])(?:[a-zA-Z]{2,}(?:/[a-zA-Z]{1,2})?|an?(?=\s))\.?(?![a-zA-Z{(])
-           |\\(?:dollar|euro|pounds|cdot)(?![a-zA-Z])|°\s*[CF]?(?![a-zA-Z])|%|/(?=\s*(?:\\text|[a-zA-Z]{3}))
+           |\\(?:dollar|euro|pounds|rupee|yen|cdot)(?![a-zA-Z])|°\s*[CF]?(?![a-zA-Z])|%|/(?=\s*(?:\\text|[a-zA-Z]{3}))
            |\^\s*\{?\s*-?[0-9]\s*\}?|\s
         )+)$""",
     re.VERBOSE,
