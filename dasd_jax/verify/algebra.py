@@ -24,6 +24,9 @@ def same_algebra(gold: str, guess: str) -> bool | None:
         return False
     if any(re.search(r"[0-9]\s*_|[^a-zA-Z']'", text) for text in (gold, guess)):
         return False
+    # The gcd of variables it takes for that of polynomials: 1.
+    if any(re.search(r"\\(?:gcd|lcm)(?![a-zA-Z])", text) and letters(text) for text in (gold, guess)):
+        return False
     parsed_gold, parsed_guess = _parse(gold), _parse(guess)
     if parsed_guess is None:
         return None if parsed_gold is not None else False

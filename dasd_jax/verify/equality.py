@@ -5,12 +5,14 @@ Here constants differ if some digit of their difference is certain, however smal
 if their difference is proved to be 0.
 """
 
+import re
 from collections.abc import Iterable
 
 import sympy
 from sympy import (
     And,
     Basic,
+    Derivative,
     Eq,
     Expr,
     FiniteSet,
@@ -44,7 +46,20 @@ def equal(gold: Basic | MatrixBase, guess: Basic | MatrixBase) -> bool:
     A set is not a tuple; an open interval may be a pair; a relation in one variable is the set of its solutions. Raises
     whatever sympy raises on values that it cannot handle.
     """
-    return _equal(*_with_equal_symbols(gold, guess))
+    return _equal(*_with_equal_symbols(_with_unknowns(gold), _with_unknowns(guess)))
+
+
+def _with_unknowns(value: Basic | MatrixBase) -> Basic | MatrixBase:
+    """The value with a symbol for every derivative and sum that sympy would evaluate without what it does not know.
+
+    To sympy dx/dt is 0, since x is not a function, and the sum of X_i over i is n X_i.
+    """
+    unknown = {part: Symbol(str(part)) for part in value.atoms(Derivative) if part.doit() == 0}
+    for part in value.atoms(Sum, Product):
+        indexes = {index.name for index in part.bound_symbols}
+        if any(set(re.findall("[a-zA-Z]+", symbol.name.partition("_")[2])) & indexes for symbol in part.atoms(Symbol)):
+            unknown[part] = Symbol(str(part))
+    return value.xreplace(unknown) if unknown else value
 
 
 def _with_equal_symbols(gold: Basic | MatrixBase, guess: Basic | MatrixBase) -> tuple[Basic | MatrixBase, ...]:
@@ -114,10 +129,13 @@ def _same_relations(gold: Relational | And, guess: Relational | And) -> bool:
     parts = [list(value.args) if isinstance(value, And) else [value] for value in (gold, guess)]
     if len(parts[0]) == len(parts[1]) and _match(*parts, _same_relation):
         return True
-    # As sets of solutions: inequalities in one variable.
+    # As sets of solutions: inequalities in one variable, unless they always hold or never.
     is_ordered = not any(isinstance(part, Eq) for part in parts[0] + parts[1])
     one_variable = len(gold.free_symbols | guess.free_symbols) == 1 and gold.free_symbols == guess.free_symbols
-    return is_ordered and one_variable and _same_sets(gold.as_set(), guess.as_set())
+    if not is_ordered or not one_variable:
+        return False
+    solutions = gold.as_set()
+    return solutions not in (sympy.S.Reals, sympy.S.EmptySet) and _same_sets(solutions, guess.as_set())
 
 
 def _same_relation(gold: Relational, guess: Relational) -> bool:
@@ -127,11 +145,11 @@ def _same_relation(gold: Relational, guess: Relational) -> bool:
     sides = [
         (value.lhs, value.rhs) if not isinstance(value, Gt | Ge) else (value.rhs, value.lhs) for value in (gold, guess)
     ]
-    if all(map(_equal, *sides)):
-        return True
     if not all(isinstance(side, Expr) for pair in sides for side in pair):
-        return False
+        return all(map(_equal, *sides))
     gold_difference, guess_difference = ((left - right).doit() for left, right in sides)
+    if not gold_difference.free_symbols or not guess_difference.free_symbols:  # 1 = 1, or f(0) = 0 read as f * 0 = 0
+        return set(sides[0]) == set(sides[1]) if kinds[0] in (Eq, Ne) else sides[0] == sides[1]
     factor = _constant_factor(gold_difference, guess_difference)
     if factor is not None:
         return bool(factor.is_positive or kinds[0] in (Eq, Ne))

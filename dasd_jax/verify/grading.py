@@ -56,7 +56,7 @@ def grade(reference: str, answer: str) -> tuple[float, str]:
 
 # Names: x = 5 names the value 5; but a word, as in No = Yes, is part of the text.
 
-_NAME = re.compile(r"(?:\\?[a-zA-Z]+|\\text\s*\{\w+\})(?:_\{?\w+\}?)?(?:\([a-z, ]+\))?")
+_NAME = re.compile(r"(?:\\?[a-zA-Z]+|\\text\s*\{\w+\})(?:_\{?\w+\}?)?(?:\([\w, ]+\))?")
 _NAMES_OF_AN_ANSWER = {"answer", "result", "value", "solution"}
 
 
@@ -145,7 +145,10 @@ def _same_value(gold: str, guess: str) -> bool | None:
     gold, guess = (_in_order(_before_rounding(text)) for text in (gold, guess))
     gold_sides, guess_sides = split_at(gold, "="), split_at(guess, "=")
     if len(gold_sides) > 1:
-        if len(guess_sides) > 1 and spelling(gold_sides[0]) != spelling(guess_sides[0]):
+        names = [{spelling(side) for side in sides if _NAME.fullmatch(side)} for sides in (gold_sides, guess_sides)]
+        if len(guess_sides) > 1 and (
+            spelling(gold_sides[0]) != spelling(guess_sides[0]) or (len(names[0]) > 1 and names[0] != names[1])
+        ):
             return same_algebra(gold, guess)
         if not _NAME.fullmatch(gold_sides[0]):
             return same_algebra(gold, guess)

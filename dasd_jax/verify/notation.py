@@ -20,7 +20,7 @@ _REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\\$", r"\\dollar "),
-        (r"\$|(?<!\\)\\[()\[\]]|\\displaystyle|\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?|\\!", ""),
+        (r"\$|(?<!\\)\\[()\[\]]|\\displaystyle|\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?|\s*\\!\s*", ""),
         (r"(?<!\\)\\[,;: ]|\\q?quad|~", " "),
         (r"\\(?:[lc]?dots[bcimo]?|hdots)(?![a-zA-Z])|…|⋯|\.\.\.", r"\\ldots "),
         (r"\\langle", "("),
@@ -32,8 +32,8 @@ _REWRITES = [
         # Functions and constants in roman type or without a backslash; sec alone is a second.
         (rf"{_TEXT}({_FUNCTIONS}|sec)\s*\}}(?=\s*[\\({{^_0-9a-z])", r"\\\1 "),
         (r"(?<![a-zA-Z\\])sqrt\s*(\d+)", r"\\sqrt{\1}"),
-        (rf"(?<![a-zA-Z\\])({_FUNCTIONS}|pi|sec(?=\())(?![a-zA-Z])", r"\\\1 "),
-        (r"(?<![a-zA-Z\\])Pi(?![a-zA-Z])", r"\\pi "),
+        (rf"(?<![a-zA-Z\\])({_FUNCTIONS}|sec(?=\())(?=\s*[\\({{^_|0-9a-zA-Z])(?![a-zA-Z])", r"\\\1 "),
+        (r"(?<![a-zA-Z\\])[pP]i(?![a-zA-Z])", r"\\pi "),
         (rf"(?<=[_^]){_TEXT}([ei])\s*\}}", r"\1"),
         (rf"{_TEXT}(\\pi|\\dollar|\\euro|\\pounds|\\rupee|\\yen|[ei])\s*\}}", r" \1 "),
         (r"(?<=[\w)}])\s*\*\*\s*(?=[\w({\\-])", "^"),
@@ -48,6 +48,8 @@ _REWRITES = [
         (rf"(?i){_TEXT}infinity\s*\}}|(?<![a-z\\])infinity(?![a-z])", r"\\infty"),
         (r"\+\s*\\infty", r"\\infty"),
         (r"\s*\^\s*\{?\s*\\circ\s*\}?|\s*\\degree(?![a-zA-Z])", "°"),
+        (r"\^\s*\{?\s*\\prime\s*\\prime\s*\}?", "''"),
+        (r"\^\s*\{?\s*\\prime\s*\}?", "'"),
         (r"\\%", "%"),
         (r"(?<![a-zA-Z])per\s+cent(?![a-zA-Z])", "percent"),
         (rf"\\frac\s*\{{\s*({_TEXT}[^{{}}]*\}})\s*\}}\s*\{{\s*({_TEXT}[^{{}}]*\}}\s*(?:\^\s*\d)?)\s*\}}", r"\1/\2"),
