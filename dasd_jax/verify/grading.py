@@ -1,24 +1,16 @@
-r"""Whether an answer equals the reference: rules for notation, units and numbers first, then math-verify for algebra.
+r"""Whether an answer equals the reference: rules for notation, units and numbers first, then algebra for the rest.
 
 Runs in the verifier's worker processes, since symbolic algebra may not terminate or exhaust memory. A rule is included
 only if it cannot make a wrong answer right: rewarding a mistake teaches it, while a right answer without reward only
 teaches less.
 """
 
-import dataclasses
-import functools
 import re
 from collections.abc import Iterator
 
-from dasd_jax.verify.notation import (
-    exact_value,
-    has_words,
-    is_balanced,
-    letters,
-    plain,
-    spelling,
-    split_at,
-)
+from dasd_jax.verify.algebra import same_algebra
+from dasd_jax.verify.notation import exact_value, has_words, is_balanced, letters, plain, spelling, split_at
+from dasd_jax.verify.units import split_unit
 
 RIGHT, WRONG, UNREADABLE = (1.0, ""), (0.0, ""), (0.0, "unreadable")
 
@@ -32,16 +24,21 @@ def grade(reference: str, answer: str) -> tuple[float, str]:
     gold, guess = plain(reference), plain(answer)
     if spelling(gold) == spelling(guess):
         return RIGHT
+    name, value = _named(guess)
     choice = _CHOICE.fullmatch(gold)
-    if choice:
-        label = _LABEL.match(guess)
-        return RIGHT if label and label[1] == choice[1] else WRONG
+    if choice:  # x = B chooses B, and A = B nothing
+        return RIGHT if _chosen(guess if _CHOICE.fullmatch(name) else value) == choice[1] else WRONG
+    if spelling(gold) == spelling(value):
+        return RIGHT
+    gold, guess = _without_names(gold, guess)
+    if spelling(gold) == spelling(guess):
+        return RIGHT
     guess = _LABEL_OF_A_VALUE.sub("", guess)
     in_base = _same_in_base(gold, guess)
     if in_base is not None:
         return RIGHT if in_base else WRONG
-    gold, gold_unit = _split_unit(gold)
-    guess, guess_unit = _split_unit(guess)
+    gold, gold_unit = split_unit(gold)
+    guess, guess_unit = split_unit(guess)
     if has_words(split_at(gold, "=")[-1]):
         return WRONG
     if has_words(split_at(guess, "=")[-1]):
@@ -57,11 +54,56 @@ def grade(reference: str, answer: str) -> tuple[float, str]:
     return WRONG if False in verdicts else UNREADABLE
 
 
-# A multiple-choice answer is one capital letter, perhaps with the value that it labels.
+# Names: x = 5 names the value 5; but a word, as in No = Yes, is part of the text.
+
+_NAME = re.compile(r"(?:\\?[a-zA-Z]+|\\text\s*\{\w+\})(?:_\{?\w+\}?)?(?:\([\w, ]+\))?")
+_NAMES_OF_AN_ANSWER = {"answer", "result", "value", "solution"}
+
+
+def _named(text: str) -> tuple[str, str]:
+    """(name, value) of an answer such as x = Yes; the name is "" if there is none."""
+    name, *values = split_at(text, "=")
+    is_name = _NAME.fullmatch(name) and (not has_words(name) or spelling(name) in _NAMES_OF_AN_ANSWER)
+    value = plain(text.partition("=")[2])
+    return (name, value) if values and is_name else ("", text)
+
+
+def _without_names(gold: str, guess: str) -> tuple[str, str]:
+    """The values of both, if one alone has a name or both have the same."""
+    (gold_name, gold_value), (guess_name, guess_value) = _named(gold), _named(guess)
+    if "=" in gold_value or "=" in guess_value:  # an equation, or one name for each of several values
+        return gold, guess
+    if gold_name and guess_name and spelling(gold_name) != spelling(guess_name):
+        return gold, guess
+    return gold_value, guess_value
+
+
+# Choices: one capital letter, perhaps with the value that it labels.
+
 _CHOICE = re.compile(r"\(?(?:\\text\s*\{\s*\(?)?([A-Z])\)?\}?\)?")
-_LABEL = re.compile(r"\(?(?:\\text\s*\{\s*\(?)?([A-Z])(?:\)\s*\}?|[.:]\s|\}|$)(?!.*\b[A-Z]\b)")
+_LABEL = re.compile(r"\(?(?:\\text\s*\{\s*\(?)?([A-Z])(?:\)\s*\}?|\s*[.:](?=\s)|\}|$)\s*(.*)")
 _LABEL_OF_A_VALUE = re.compile(r"^(?:\\text\s*\{\s*)?\([A-Z]\)(?:\s*\}\s*|\s+)(?=\S)")
-_DIGITS_IN_BASE = re.compile(r"(?:\\text\s*\{)?([0-9][0-9A-F]*|[A-F][0-9A-F]+)\}?(?:_\{?([0-9]+)\}?)?")
+# What follows a label and is not the text of that choice alone: another label or letter, or words that take it back.
+# `plain` has written a comma for "and" and "or".
+_NOT_A_CHOICE = re.compile(
+    r"""[,;/&]|[A-Z]$
+        |(?:.*[\s,{])?(?:[A-Z][.:)](?:[\s}]|$)|\([A-Z]\))
+        |.*[^A-Z\s]\s*,\s*[A-Z]$
+        |(?i:.*\b(?:not?|nor|wait|but|actually|instead|rather|maybe|perhaps|possibly|otherwise)\b).*\b[A-Z]\b
+        |(?i:(?:is|was|cannot|can't|isn't)\b.*(?:n't|\b(?:not|be|wrong|incorrect|false|excluded|impossible)\b))""",
+    re.VERBOSE,
+)
+
+
+def _chosen(text: str) -> str:
+    """The letter of the one choice that an answer makes; "" if it makes none or more than one."""
+    label = _LABEL.fullmatch(text)
+    return label[1] if label and not _NOT_A_CHOICE.match(label[2]) else ""
+
+
+# Numerals in a base.
+
+_DIGITS_IN_BASE = re.compile(r"(?:\\text\s*\{)?\(?([0-9][0-9A-F]*|[A-F][0-9A-F]+)\)?\}?(?:_\{?\(?([0-9]+)\)?\}?)?")
 
 
 def _same_in_base(gold: str, guess: str) -> bool | None:
@@ -74,89 +116,6 @@ def _same_in_base(gold: str, guess: str) -> bool | None:
 
 
 # Units: a unit on one side only is assumed to be what the question asked for; units on both sides have to agree.
-
-_UNITS = {
-    name: unit
-    for unit, *names in (
-        line.split()
-        for line in """
-            mm millimeter millimetre
-            cm centimeter centimetre
-            m meter metre
-            km kilometer kilometre
-            in inch inche
-            ft foot feet
-            yd yard
-            mi mile
-            g gram
-            kg kilogram
-            lb pound
-            L l liter litre
-            ml mL milliliter millilitre
-            s sec second
-            min minute
-            h hr hour
-            day
-            week
-            month
-            year
-            N newton
-            J joule
-            W watt
-            V volt
-            Hz hertz
-            mi/h mph
-            km/h kmh kph
-            unit
-            % percent pct percentage
-            ° degree deg
-            °C
-            °F
-            $ dollar USD
-            € euro EUR
-            £ GBP
-            cent
-        """.strip().splitlines()
-    )
-    for name in (unit, *names)
-}
-_CURRENCY = re.compile(r"^((?:[^=]*=)?\s*-?)\\(dollar|euro|pounds)\s*|\s*\\(dollar|euro|pounds)$")
-_CURRENCY_UNITS = {"dollar": "$", "euro": "€", "pounds": "£"}
-_UNIT_IN_TEXT = re.compile(r"(?<=[^\s,])\s*(°?)\s*\\text\s*\{\s*([a-zA-Z/ .]+?)\s*\}\s*(?:\^\s*\{?\s*(\d)\s*\}?)?$")
-_UNIT_PLAIN = re.compile(r"(?<=[\d})\s])\s*(°\s*[CF]?|%|[a-zA-Z]{2,}(?:/[a-zA-Z]+)?)(?:\^\s*\{?\s*(\d)\s*\}?)?$")
-_NO_UNITS = {
-    "hundred", "thousand", "million", "billion", "trillion", "dozen", "not", "more", "less", "most", "least", "mod",
-    "squared", "cubed", "factorial",
-}  # fmt: skip
-
-
-def _split_unit(text: str) -> tuple[str, str]:
-    """(value, unit); the unit is "" if there is none."""
-    currency = _CURRENCY.search(text)
-    if currency:
-        value = text[: currency.start()] + (currency[1] or "") + text[currency.end() :]
-        return value, _CURRENCY_UNITS[currency[2] or currency[3]]
-    in_text = _UNIT_IN_TEXT.search(text)
-    if in_text:
-        unit = _unit(in_text[1] + in_text[2], in_text[3], known=False)
-        return (text[: in_text.start()].strip(), unit) if unit else (text, "")
-    plain = _UNIT_PLAIN.search(text)
-    unit = plain and _unit(plain[1].replace(" ", ""), plain[2], known=True)
-    return (text[: plain.start()].strip(), unit) if unit else (text, "")
-
-
-def _unit(name: str, power: str | None, known: bool) -> str:
-    """The unit's short name, or "" if it is not a unit; unless `known`, any single noun is one, as in 7 apples."""
-    adjective, _, rest = name.partition(" ")
-    if adjective in ("square", "sq", "cubic", "cu") and rest:
-        name, power = rest, {"s": "2", "c": "3"}[adjective[0]]
-    parts = [part.strip() for part in re.split(r"/|\bper\b", name)]
-    # Two letters are not a plural: ms is not metres.
-    short = [_UNITS.get(part) or _UNITS.get(part.removesuffix("s") if len(part) > 2 else part) for part in parts]
-    if all(short):
-        return "/".join(short) + (power or "")
-    noun = name.lower().removesuffix("s")
-    return noun if not known and noun.isalpha() and len(name) > 2 and noun not in _NO_UNITS else ""
 
 
 def _in_one_unit(gold: str, gold_unit: str, guess: str, guess_unit: str) -> Iterator[tuple[str, str]]:
@@ -180,19 +139,19 @@ def _without_factor(value: str, unit: str) -> list[str]:
 
 # Values: equations, lists, intervals and sets.
 
-_NAME = re.compile(r"(?:\\?[a-zA-Z]+|\\text\s*\{\w+\})(?:_\{?\w+\}?)?(?:\([a-z, ]+\))?")
-_DECIMAL_INSIDE = re.compile(r"(?<![0-9.])([0-9]*)\.([0-9]+)(?![0-9.])")
-
 
 def _same_value(gold: str, guess: str) -> bool | None:
     """Whether the values are equal; None if the guess cannot be parsed."""
     gold, guess = (_in_order(_before_rounding(text)) for text in (gold, guess))
     gold_sides, guess_sides = split_at(gold, "="), split_at(guess, "=")
     if len(gold_sides) > 1:
-        if len(guess_sides) > 1 and spelling(gold_sides[0]) != spelling(guess_sides[0]):
-            return _same_algebra(gold, guess)
+        names = [{spelling(side) for side in sides if _NAME.fullmatch(side)} for sides in (gold_sides, guess_sides)]
+        if len(guess_sides) > 1 and (
+            spelling(gold_sides[0]) != spelling(guess_sides[0]) or (len(names[0]) > 1 and names[0] != names[1])
+        ):
+            return same_algebra(gold, guess)
         if not _NAME.fullmatch(gold_sides[0]):
-            return _same_algebra(gold, guess)
+            return same_algebra(gold, guess)
         gold = gold_sides[-1]
     if len(guess_sides) > 1:
         # Each side before the last is either a name for the value or equal to it: 5 = 6 is not an answer of 6.
@@ -203,7 +162,7 @@ def _same_value(gold: str, guess: str) -> bool | None:
 
 def _names_value(side: str, gold: str) -> bool:
     r"""Whether a side is empty, a name such as f(x), or has variables, such as \angle ABC, while the value has none."""
-    has_variables = letters(side) and not re.search(r"[<>]|\\[lgn]e(?![a-zA-Z])", side)
+    has_variables = letters(side) and not re.search(r"[<>]|\\[lgn]e(?![a-zA-Z])|(?i:\bnot?\b|n't\b)", side)
     return not side or bool(_NAME.fullmatch(side) or (has_variables and not letters(gold)))
 
 
@@ -232,47 +191,26 @@ def _shape(text: str) -> str:
 def _same_side(gold: str, guess: str) -> bool | None:
     if spelling(gold) == spelling(guess):
         return True
+    if r"\ldots" in gold or r"\ldots" in guess:
+        return _same_listing(gold, guess)
     numbers = exact_value(gold), exact_value(guess)
     if None not in numbers:
         return numbers[0] == numbers[1]
     # math-verify does not distinguish the set {1,2}, the point (1,2) and the open interval (1,2).
     if {_shape(gold), _shape(guess)} == {"set", "tuple"}:
         return False
-    return _same_algebra(gold, guess)
+    return same_algebra(gold, guess)
 
 
-def _same_algebra(gold: str, guess: str) -> bool | None:
-    from math_verify import verify
-
-    # Numbers separated by spaces are a list, which math-verify multiplies; unbalanced brackets it tries to close.
-    if not is_balanced(guess) or (exact_value(guess) is None and re.search(r"(?<![_^0-9])[0-9]+\s+[0-9.]", guess)):
-        return None
-    # It also ignores the case of letters.
-    if any(letter.swapcase() in letters(gold) for letter in letters(guess) - letters(gold)):
+def _same_listing(gold: str, guess: str) -> bool:
+    r"""Whether two lists with \ldots in them, such as 1, 2, \ldots, n, are equal entry by entry."""
+    if {_shape(gold), _shape(guess)} == {"set", "tuple"}:
         return False
-    parsed_gold, parsed_guess = _parse(gold), _parse(guess)
-    if not parsed_guess:
-        return None if parsed_gold else False
-    # Without its timeout, a signal that Python cannot handle during a power of big integers; the worker has its own.
-    return verify(parsed_gold, parsed_guess, allow_set_relation_comp=True, timeout_seconds=None)
-
-
-@functools.lru_cache(maxsize=256)
-def _parse(text: str) -> list:
-    """math-verify's parse, empty on failure; units are not removed, and numbers in a sentence are not picked out."""
-    from math_verify import LatexExtractionConfig, parse
-
-    notation = dataclasses.replace(LatexExtractionConfig().normalization_config, units=False)
-    number = exact_value(text)
-    text = text if number is None else str(number)
-    text = re.sub(r"([0-9.]+)\s*°", r"(\\frac{\1 \\pi}{180})", text)
-    text = _DECIMAL_INSIDE.sub(
-        lambda number: f"{{\\frac{{{int(number[1] + number[2])}}}{{{10 ** len(number[2])}}}}}", text
-    )
-    return parse(
-        f"\\boxed{{{text}}}",
-        [LatexExtractionConfig(normalization_config=notation)],
-        fallback_mode="no_fallback",
-        extraction_mode="first_match",  # otherwise it falls back to any \frac inside text that it cannot parse
-        parsing_timeout=None,
-    )
+    inner = [
+        text[2:-2] if text.startswith(r"\{") else text[1:-1] if _shape(text) == "tuple" else text
+        for text in (gold, guess)
+    ]
+    entries = [split_at(text, ",;") for text in inner]
+    if len(entries[0]) == 1 or len(entries[0]) != len(entries[1]):
+        return False
+    return all(a == b or (r"\ldots" not in a + b and _same_side(a, b)) for a, b in zip(*entries, strict=True))
