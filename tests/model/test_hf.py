@@ -232,8 +232,10 @@ def test_the_index_says_which_of_two_tensors_belongs(mesh, params, tmp_path):
     assert_equal(weights.load(str(folder), mesh)[1], params)
 
 
-def test_an_index_that_does_not_fit_its_files_is_refused(mesh, folder):
+def test_an_index_that_does_not_fit_its_files_is_refused(mesh, folder, params):
     where = write_index(folder)
+    (folder / INDEX).write_text(json.dumps({"weight_map": where | {"lm_head.weight": SHARDS[0]}}))
+    assert_equal(weights.load(str(folder), mesh)[1], params)  # the tied head, which is not stored
     for change, match in (
         ({"model.extra.weight": SHARDS[0]}, f"{SHARDS[0]} lacks model.extra.weight"),
         ({"model.norm.weight": "../other.safetensors"}, "names '../other.safetensors'"),
