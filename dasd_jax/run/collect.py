@@ -193,7 +193,7 @@ class Collector:
             written, steps = fetch(rollout(self._model, self._sampling, params, prompts, self._seed, "train", step))
         with clock.phase("verify"):
             problems = [self._prompts.problems[i] for i in np.repeat(batch.example_id, self._sampling.rollouts)]
-            texts = texts_of(self._tokenizer, written.response, written.response_mask)
+            texts = texts_of(self._tokenizer, batch.student_prompt[0], written.response, written.response_mask)
             verdicts = self._journal.verify(batches_drawn, problems, texts)
             lengths = written.response_mask.sum(axis=1)
         return Collected(

@@ -50,9 +50,15 @@ def standard_error(per_problem: np.ndarray) -> float:
     return float(np.std(per_problem, ddof=1) / math.sqrt(count)) if count > 1 else 0.0
 
 
-def texts_of(tokenizer: Tokenizer, response: np.ndarray, mask: np.ndarray) -> list[str]:
-    """The text of each response: i32[rows, R], bool[rows, R] → rows strings without special tokens."""
-    return [tokenizer.decode(row[keep]) for row, keep in zip(response, mask, strict=True)]
+def texts_of(tokenizer: Tokenizer, prompt: np.ndarray, response: np.ndarray, mask: np.ndarray) -> list[str]:
+    """The text of each response: i32[rows, R], bool[rows, R] → rows strings without special tokens.
+
+    Args:
+        prompt: i32[P], one of the prompts. Some chat templates end each with "<think>", which then begins the texts: a
+            response that never ends these thoughts has no answer.
+    """
+    opening = "<think>" if tokenizer.decode(prompt[-16:]).rstrip().endswith("<think>") else ""
+    return [opening + tokenizer.decode(row[keep]) for row, keep in zip(response, mask, strict=True)]
 
 
 def problems_at_a_time(rows: int, samples: int, mesh: Mesh) -> int:
@@ -98,7 +104,7 @@ def evaluate(
         response, mask, finished = fetch((written.response, written.response_mask, written.finished))
         ids = batch.example_id[live].tolist()
         keep = np.repeat(live, sampling.rollouts)
-        texts = texts_of(tokenizer, response[keep], mask[keep])
+        texts = texts_of(tokenizer, batch.student_prompt[0], response[keep], mask[keep])
         verdicts = verify(verifier, [prompts.problems[i] for i in ids for _ in range(sampling.rollouts)], texts)
         columns = {
             "reward": [verdict.reward for verdict in verdicts],

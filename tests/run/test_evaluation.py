@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dasd_jax.data.sources import Problem
-from dasd_jax.run.evaluation import Answers, pass_at_k, rise, standard_error, summary
+from dasd_jax.run.evaluation import Answers, pass_at_k, rise, standard_error, summary, texts_of
+from dasd_jax.verify.extract import extract_answer
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer():
@@ -67,3 +68,25 @@ def test_128_samples_are_estimated_at_every_power_of_two():
     result = summary([problem("tfds:x")], [answers(0, 1, *[0] * 127)])
     estimates = {name: value for name, value in result.items() if name.startswith("pass@")}
     assert estimates == pytest.approx({f"pass@{2**i}": 2**i / 128 for i in range(8)})
+
+
+class Letters:
+    """A tokenizer whose tokens are characters."""
+
+    def decode(self, ids):
+        return "".join(map(chr, ids))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "answer"),
+    [
+        ("So?<think>\n", r"It might be \boxed{4}", None),
+        ("So?<think>\n", r"Hm.</think> \boxed{4}", "4"),
+        ("So?<think>\n\n</think>\n\n", r"\boxed{4}", "4"),
+        ("So?", r"\boxed{4}", "4"),
+    ],
+)
+def test_thoughts_that_the_prompt_opened_and_no_response_ended_hold_no_answer(prompt, response, answer):
+    prompt_ids, ids = (np.array([list(map(ord, text))]) for text in (prompt, response))
+    [text] = texts_of(Letters(), prompt_ids[0], ids, np.ones_like(ids, bool))
+    assert text.endswith(response) and extract_answer(text) == answer
