@@ -11,7 +11,6 @@ A .jsonl, .parquet or .tsv file, recognised by its rows, holds one of three thin
 Exit status 1 if a verdict differs; every one that does is printed.
 """
 
-import argparse
 import json
 import os
 import re
@@ -27,7 +26,6 @@ from benchmarks.timing import hardware, verdict
 from dasd_jax.data.boxes import boxes
 from dasd_jax.data.sources import Problem
 from dasd_jax.data.tables import read_table
-from dasd_jax.errors import UserError
 from dasd_jax.verify.verifier import Verifier
 
 DEADLINE_S, MEMORY_MB = 5.0, 2048
@@ -55,7 +53,9 @@ def reference_of(row: Mapping[str, Any]) -> str:
     """The final answer of a problem in any layout; after #### if it is a worked solution, else the last box of one."""
     reward = row.get("reward_model", {})
     reward = json.loads(reward) if isinstance(reward, str) else reward
-    answer = str(row.get("ground_truth") or reward.get("ground_truth") or row.get("final_answer") or row.get("answer", ""))
+    answer = str(
+        row.get("ground_truth") or reward.get("ground_truth") or row.get("final_answer") or row.get("answer", "")
+    )
     answer = answer.rpartition("####")[2].strip()
     return answer or next((" ".join(box.split()) for box in boxes(str(row.get("solution", ""))) if box.strip()), "")
 
@@ -67,7 +67,9 @@ def last_line(solution: str) -> str:
 
 
 # Spaces are added around these, but not within a command, a word or a number.
-_AROUND = re.compile(r"(\\(?:[a-zA-Z]+|.)|\\text\s*\{[^{}]*\}|\\(?:begin|end)\s*\{\w+\})|([-+=<>()\[\]^_{}/|])|(,)(?!\d{3}(?!\d))")
+_AROUND = re.compile(
+    r"(\\(?:[a-zA-Z]+|.)|\\text\s*\{[^{}]*\}|\\(?:begin|end)\s*\{\w+\})|([-+=<>()\[\]^_{}/|])|(,)(?!\d{3}(?!\d))"
+)
 _IN_TEXT = re.compile(r"[\w\s.,:;'/()\[\]%$+=-]*")  # what LaTeX would set in text as in mathematics
 
 
@@ -78,7 +80,9 @@ def spaced(reference: str) -> str:
         [
             "",
             *(
-                part if i % 2 else re.sub(r"\s+", "  ", re.sub(r"([-+=<>()\[\]^_{}/|])|,(?!\d{3}(?!\d))", r" \g<0> ", part))
+                part
+                if i % 2
+                else re.sub(r"\s+", "  ", re.sub(r"([-+=<>()\[\]^_{}/|])|,(?!\d{3}(?!\d))", r" \g<0> ", part))
                 for i, part in enumerate(parts)
             ),
         ]
@@ -121,7 +125,8 @@ def main(paths: list[str]) -> None:
             found = list(cases_of(path))
             distinct = list(dict.fromkeys(found))
             problems = [
-                Problem(question="", answer=case.reference, source="benchmark", index=0, scorer="math") for case in distinct
+                Problem(question="", answer=case.reference, source="benchmark", index=0, scorer="math")
+                for case in distinct
             ]
             began = time.monotonic()
             got = dict(zip(distinct, pool.verify(problems, [case.response for case in distinct]), strict=True))
@@ -137,7 +142,9 @@ def main(paths: list[str]) -> None:
                     differ += 1
                     expected = "right" if case.is_right else "wrong"
                     said = "right" if got[case].reward else got[case].error or "wrong"
-                    print(f"  {case.kind}: {case.reference!r}, {case.response[-150:]!r}: expected {expected}, got {said}")
+                    print(
+                        f"  {case.kind}: {case.reference!r}, {case.response[-150:]!r}: expected {expected}, got {said}"
+                    )
             labels = [i for i, case in enumerate(distinct) if case.kind == "label"]
             if labels:
                 spent = []
@@ -145,7 +152,9 @@ def main(paths: list[str]) -> None:
                     began = time.perf_counter()
                     pool.verify([problems[i]], [distinct[i].response])
                     spent.append(1000 * (time.perf_counter() - began))
-                print(f"ms per verdict, one at a time: median {statistics.median(spent):.3f}, mean {statistics.mean(spent):.3f}")
+                print(
+                    f"ms per verdict, one at a time: median {statistics.median(spent):.3f}, mean {statistics.mean(spent):.3f}"
+                )
     sys.exit(differ > 0)
 
 

@@ -102,10 +102,10 @@ def live(folder: Path) -> None:
     """The commands as they are; the last process is asked to stop in the first step, and the same command goes on."""
     show = Display.step
 
-    def step(self, number, metrics):
+    def step(self, number, metrics, lines):
         if number == 1 and jax.process_index() == jax.process_count() - 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        show(self, number, metrics)
+        show(self, number, metrics, lines)
 
     Display.step = step
     train.main([*SAME, f"--workdir={folder / 'live'}"])
