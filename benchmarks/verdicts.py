@@ -1,14 +1,14 @@
-r"""The verifier on files of answers whose verdict is known: python -m benchmarks.verdicts FILE [FILE …]
+r"""The verifier on answers whose verdict is known: python -m benchmarks.verdicts FILE [FILE …]
 
-A .jsonl, .parquet or .tsv file, recognised by its rows, holds one of three things:
+What a .jsonl, .parquet or .tsv file holds is recognised by its rows:
 
-- references: problems in a published layout. Each reference has to be right as an answer to itself, and so does each of
-  six harmless rewritings of it; a rewriting that would change what a reference says is left out and counted.
-- labelled solutions: values {"is_correct": …, "solution": …} beside a ground truth, both with a last line "A: N", as in
-  gsm8k's example solutions. The verdicts have to be the labels; these are timed too, one at a time.
-- graded pairs: "gold", "response" and "expected" ("right" or "wrong"), or these as expected, gold, response in a .tsv.
+- Problems with a reference: each reference has to be right as an answer to itself, and so has each of six harmless
+  rewritings: \dfrac for \frac, more spaces, dollars around it, "x = " before it, \left( \right), \text{} around it.
+- Labelled solutions, {"is_correct": …, "solution": …} beside a ground truth, as in gsm8k's example solutions, whose
+  last line is "A: N": the verdicts have to be the labels. They are then timed one at a time.
+- Graded pairs: "gold", "response" and "expected", which is "right" or "wrong"; a .tsv has expected, gold, response.
 
-Exit status 1 if a verdict differs; every one that does is printed.
+Prints the counts and every verdict that differs; exit status 1 if there is one.
 """
 
 import json
@@ -32,73 +32,50 @@ DEADLINE_S, MEMORY_MB = 5.0, 2048
 
 
 class Case(NamedTuple):
-    """A response to a reference, and whether it has to be right."""
+    """A response to a problem with this reference, and whether it has to be right."""
 
     kind: str
     reference: str
     response: str
     is_right: bool
 
+    @property
+    def problem(self) -> Problem:
+        return Problem(question="", answer=self.reference, source="benchmark", index=0, scorer="math")
+
 
 def rows_of(path: str) -> Iterator[Mapping[str, Any]]:
-    """The rows of a file; those of a .tsv, expected, gold and response, as objects."""
+    """The rows of a file."""
     if path.endswith(".tsv"):
-        for line in filter(None, Path(path).read_text().splitlines()):
-            yield dict(zip(("expected", "gold", "response"), line.split("\t"), strict=True))
-    else:
-        yield from (row for _, row in read_table(path))
+        lines = filter(None, Path(path).read_text().splitlines())
+        return (dict(zip(("expected", "gold", "response"), line.split("\t"), strict=True)) for line in lines)
+    return (row for _, row in read_table(path))
 
 
 def reference_of(row: Mapping[str, Any]) -> str:
-    """The final answer of a problem in any layout; after #### if it is a worked solution, else the last box of one."""
-    reward = row.get("reward_model", {})
+    """The final answer of a problem: a column for it, what follows #### there, or the last box of its solution."""
+    reward = row.get("reward_model") or {}
     reward = json.loads(reward) if isinstance(reward, str) else reward
-    answer = str(
-        row.get("ground_truth") or reward.get("ground_truth") or row.get("final_answer") or row.get("answer", "")
-    )
-    answer = answer.rpartition("####")[2].strip()
-    return answer or next((" ".join(box.split()) for box in boxes(str(row.get("solution", ""))) if box.strip()), "")
+    answer = row.get("ground_truth") or reward.get("ground_truth") or row.get("answer") or ""
+    boxed = (" ".join(box.split()) for box in boxes(row.get("solution") or ""))
+    return str(answer).rpartition("####")[2].strip() or next(filter(None, boxed), "")
 
 
-def last_line(solution: str) -> str:
-    """A solution of gsm8k's example files, its last line "A: N" in words; none if it was cut off before that line."""
-    steps, marker, answer = solution.rpartition("\nA:")
-    return f"{steps}\nAnswer: {answer.strip()}" if marker else solution
-
-
-# Spaces are added around these, but not within a command, a word or a number.
-_AROUND = re.compile(
-    r"(\\(?:[a-zA-Z]+|.)|\\text\s*\{[^{}]*\}|\\(?:begin|end)\s*\{\w+\})|([-+=<>()\[\]^_{}/|])|(,)(?!\d{3}(?!\d))"
-)
-_IN_TEXT = re.compile(r"[\w\s.,:;'/()\[\]%$+=-]*")  # what LaTeX would set in text as in mathematics
-
-
-def spaced(reference: str) -> str:
-    """Twice the white space, and some around operators, brackets and commas."""
-    parts = re.split(r"(\\(?:text|mathrm|mbox|begin|end|textbf|operatorname)\s*\{[^{}]*\}|\\[a-zA-Z]+|\\.)", reference)
-    return "  ".join(
-        [
-            "",
-            *(
-                part
-                if i % 2
-                else re.sub(r"\s+", "  ", re.sub(r"([-+=<>()\[\]^_{}/|])|,(?!\d{3}(?!\d))", r" \g<0> ", part))
-                for i, part in enumerate(parts)
-            ),
-        ]
-    )
+_KEPT = re.compile(r"(\\(?:text|mathrm|mbox|textbf|operatorname|begin|end)\s*\{[^{}]*\}|\{,\}|\\[a-zA-Z]+|\\.)")
+_SPACED = re.compile(r"[-+=<>()\[\]^_{}/|]|,(?!\d{3}(?!\d))|\s+")  # not the comma of 1,000
 
 
 def rewritings(reference: str) -> dict[str, str]:
-    """Six ways to write the same, by name; "" for one that would say something else."""
-    bracketed = re.sub(r"(?<!\\)[(\[]", r"\\left\g<0>", re.sub(r"(?<!\\)[)\]]", r"\\right\g<0>", reference))
+    """Six ways to write the same, by name."""
+    spaced = [part if i % 2 else _SPACED.sub(r" \g<0> ", part) for i, part in enumerate(_KEPT.split(reference))]
+    opened = re.sub(r"(?<!\\left)(?<!\\)[(\[]", r"\\left\g<0>", reference)
     return {
         r"\dfrac": re.sub(r"\\frac(?![a-zA-Z])", r"\\dfrac", reference),
-        "spaces": spaced(reference),
+        "spaces": "  ".join(spaced),
         "$…$": f"${reference}$",
         "x =": f"x = {reference}",
-        r"\left( \right)": bracketed,
-        r"\text{}": rf"\text{{{reference}}}",
+        r"\left( \right)": re.sub(r"(?<!\\right)(?<!\\)[)\]]", r"\\right\g<0>", opened),
+        r"\text{}": f"\\text{{{reference}}}",
     }
 
 
@@ -110,52 +87,51 @@ def cases_of(path: str) -> Iterator[Case]:
             yield Case("pair", row["gold"], row["response"], row["expected"] == "right")
         elif labelled:
             reference = row["ground_truth"].rpartition("A:")[2].strip()
-            yield from (Case("label", reference, last_line(each["solution"]), each["is_correct"]) for each in labelled)
+            for each in labelled:
+                yield Case("label", reference, each["solution"].replace("\nA:", "\nAnswer:"), each["is_correct"])
         elif reference := reference_of(row):
             yield Case("itself", reference, f"\\boxed{{{reference}}}", True)
             for name, text in rewritings(reference).items():
                 yield Case(name, reference, f"\\boxed{{{text}}}", True)
 
 
+def measure(pool: Verifier, path: str) -> int:
+    """Prints what the verifier makes of one file; the number of verdicts that differ."""
+    found = Counter(cases_of(path))
+    began = time.monotonic()
+    verdicts = pool.verify([case.problem for case in found], [case.response for case in found])
+    print(f"\n{path}: {found.total():,} responses, {len(found):,} of them different, {time.monotonic() - began:.0f} s")
+    is_right = {case: got.reward == 1 for case, got in zip(found, verdicts, strict=True)}
+    for kind in dict.fromkeys(case.kind for case in found):
+        of_kind = {case: count for case, count in found.items() if case.kind == kind}
+        agree = sum(count for case, count in of_kind.items() if is_right[case] == case.is_right)
+        total = sum(of_kind.values())
+        print(f"| {kind} | {agree:,} of {total:,} | {verdict(agree == total)} |")
+    differ = [case for case in found if is_right[case] != case.is_right]
+    for case in differ:
+        should = "right" if case.is_right else "wrong"
+        print(f"  {case.kind}: {case.reference!r}, {case.response[-150:]!r}: should be {should}")
+    labels = [case for case in found if case.kind == "label"]
+    if labels:
+        print(f"ms per verdict, one at a time: {milliseconds(pool, labels)}")
+    return len(differ)
+
+
+def milliseconds(pool: Verifier, cases: list[Case]) -> str:
+    """Median and mean time of a verdict."""
+    spent = []
+    for case in cases:
+        began = time.perf_counter()
+        pool.verify([case.problem], [case.response])
+        spent.append(1000 * (time.perf_counter() - began))
+    return f"median {statistics.median(spent):.3f}, mean {statistics.mean(spent):.3f}"
+
+
 def main(paths: list[str]) -> None:
-    print(f"{hardware()}\n")
-    differ = 0
+    """Measures all files."""
+    print(hardware())
     with Verifier(os.cpu_count() or 1, DEADLINE_S, MEMORY_MB) as pool:
-        for path in paths:
-            found = list(cases_of(path))
-            distinct = list(dict.fromkeys(found))
-            problems = [
-                Problem(question="", answer=case.reference, source="benchmark", index=0, scorer="math")
-                for case in distinct
-            ]
-            began = time.monotonic()
-            got = dict(zip(distinct, pool.verify(problems, [case.response for case in distinct]), strict=True))
-            print(f"\n{path}: {time.monotonic() - began:.0f} s")
-            right, count = Counter(), Counter()
-            for case in found:
-                count[case.kind] += 1
-                right[case.kind] += (got[case].reward == 1) == case.is_right
-            for kind in count:
-                print(f"| {kind} | {right[kind]:,} of {count[kind]:,} | {verdict(right[kind] == count[kind])} |")
-            for case in distinct:
-                if (got[case].reward == 1) != case.is_right:
-                    differ += 1
-                    expected = "right" if case.is_right else "wrong"
-                    said = "right" if got[case].reward else got[case].error or "wrong"
-                    print(
-                        f"  {case.kind}: {case.reference!r}, {case.response[-150:]!r}: expected {expected}, got {said}"
-                    )
-            labels = [i for i, case in enumerate(distinct) if case.kind == "label"]
-            if labels:
-                spent = []
-                for i in labels:
-                    began = time.perf_counter()
-                    pool.verify([problems[i]], [distinct[i].response])
-                    spent.append(1000 * (time.perf_counter() - began))
-                print(
-                    f"ms per verdict, one at a time: median {statistics.median(spent):.3f}, mean {statistics.mean(spent):.3f}"
-                )
-    sys.exit(differ > 0)
+        sys.exit(sum(measure(pool, path) for path in paths) > 0)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,19 @@
-"""Algebra: both sides are parsed by math-verify, with what it loses put right before, and compared exactly."""
+"""Algebra: both sides are parsed by math-verify, with what it loses put right before, and compared exactly.
+
+Its imports, and sympy's, are made by the first comparison.
+"""
 
 import dataclasses
 import functools
 import re
 
-from math_verify import LatexExtractionConfig, parse
-from sympy import Basic, MatrixBase
-
-from dasd_jax.verify.equality import equal
 from dasd_jax.verify.notation import exact_value, is_balanced, letters
-
-# Units are not removed: `split_unit` did it.
-_NOTATION = dataclasses.replace(LatexExtractionConfig().normalization_config, units=False)
 
 
 def same_algebra(gold: str, guess: str) -> bool | None:
     """Whether two answers in the notation of `plain` are equal as mathematics; None if the guess cannot be parsed."""
+    from dasd_jax.verify.equality import equal
+
     # Numbers separated by spaces are a list, which math-verify multiplies; unbalanced brackets it tries to close.
     if not is_balanced(guess) or (exact_value(guess) is None and re.search(r"(?<![_^0-9])[0-9]+\s+[0-9.]", guess)):
         return None
@@ -44,8 +42,13 @@ _DECIMAL_INSIDE = re.compile(r"(?<![0-9.])(?:[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]{1
 
 
 @functools.lru_cache(maxsize=256)
-def _parse(text: str) -> Basic | MatrixBase | None:
-    """The value of the whole text; None if it cannot be parsed: no number is picked out of a sentence."""
+def _parse(text: str):
+    """The sympy value of the whole text; None if it cannot be parsed: no number is picked out of a sentence."""
+    from math_verify import LatexExtractionConfig, parse
+    from sympy import Basic, MatrixBase
+
+    # Units are not removed: `split_unit` did it.
+    notation = dataclasses.replace(LatexExtractionConfig().normalization_config, units=False)
     number = exact_value(text)
     text = text if number is None else str(number)
     text = re.sub(r"([0-9.]+)\s*°", r"(\\frac{\1 \\pi}{180})", text)
@@ -53,7 +56,7 @@ def _parse(text: str) -> Basic | MatrixBase | None:
     text = re.sub(r"([a-zA-Z])('+)", lambda symbol: f"{symbol[1]}_{{{'prime' * len(symbol[2])}}}", text)
     found = parse(
         f"\\boxed{{{text}}}",
-        [LatexExtractionConfig(normalization_config=_NOTATION)],
+        [LatexExtractionConfig(normalization_config=notation)],
         fallback_mode="no_fallback",
         extraction_mode="first_match",  # otherwise it falls back to any \frac inside text that it cannot parse
         # Its timeout is a signal that Python cannot handle during a power of big integers; the worker has its own.

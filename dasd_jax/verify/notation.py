@@ -29,6 +29,7 @@ _REWRITES = [
         (r"\{\\rm\s+([^{}]*)\}|\\mathrm\s+([a-zA-Z])(?![a-zA-Z])", r"\\text{\1\2}"),
         (r"\\(?:mathrm|mathsf|mbox|textrm|textnormal|operatorname\*?)\s*(?=\{)", r"\\text"),
         (r"\\(?:mathbf|boldsymbol|textbf|textit|mathit)\s*\{([^{}]*)\}", r"\1"),
+        (r"\\text\s*\{([^a-zA-Z{}\\]*)\}", r"\1"),
         # Functions and constants in roman type or without a backslash; sec alone is a second.
         (rf"{_TEXT}({_FUNCTIONS}|sec)\s*\}}(?=\s*[\\({{^_0-9a-z])", r"\\\1 "),
         (r"(?<![a-zA-Z\\])sqrt\s*(\d+)", r"\\sqrt{\1}"),
@@ -38,7 +39,6 @@ _REWRITES = [
         (rf"{_TEXT}(\\pi|\\dollar|\\euro|\\pounds|\\rupee|\\yen|[ei])\s*\}}", r" \1 "),
         (r"(?<=[\w)}])\s*\*\*\s*(?=[\w({\\-])", "^"),
         (r"\^\s*(-\s*[0-9]+)", r"^{\1}"),
-        (r"\\text\s*\{([^a-zA-Z{}\\]*)\}", r"\1"),
         (rf"[,;]?\s*(?:{_TEXT}[,;]?\s*(?:and|or)\s*[,;]?\s*\}}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|\\&)\s*,?", ", "),
         (r"√\s*(\d+|[a-zA-Z]|(?=\())", r"\\sqrt{\1}"),
         (r"\\sqrt\{\}", r"\\sqrt"),

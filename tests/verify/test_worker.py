@@ -14,7 +14,7 @@ from dasd_jax.verify import worker
 from dasd_jax.verify.worker import LITERAL_SCORERS, evaluate_mathematics
 
 VERIFY = Path(__file__).parents[2] / "dasd_jax" / "verify"
-ROOM = [VERIFY / f"{name}.py" for name in ("verifier", "worker", "extract", "grading", "notation")]
+ROOM = sorted(VERIFY.glob("*.py"))
 
 # A keeper whose scorer does what its answer says; memory that parent and children share counts the tries.
 PROGRAM = """
