@@ -7,7 +7,7 @@ import functools
 import json
 import re
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import tokenizers
 
@@ -20,7 +20,7 @@ def pattern(control: frozenset[str]) -> re.Pattern:
     return re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
 
 
-def split(text: str, control: frozenset[str], plain: Collection[int]) -> Iterator[tuple[str, bool]]:
+def split(text: str, control: frozenset[str], plain: Collection[int] = ()) -> Iterator[tuple[str, bool]]:
     """The parts of `text` in order, none of them empty: control strings, with True, and what lies between, with False.
 
     A control string over one of the positions `plain` is not cut out.
@@ -37,6 +37,18 @@ def split(text: str, control: frozenset[str], plain: Collection[int]) -> Iterato
         yield text[end:], False
 
 
+def secret_names(control: Collection[str]) -> dict[str, str]:
+    """For each control string a name that no text contains."""
+    secret = secrets.token_hex(16)
+    return {text: f"\ue000{secret}-{number}\ue000" for number, text in enumerate(sorted(control))}
+
+
+def renamed(text: str, names: Mapping[str, str], plain: Collection[int]) -> str:
+    """The text with names in the place of the control strings that are not plain."""
+    parts = split(text, frozenset(names), plain)
+    return "".join(names[part] if is_control else part for part, is_control in parts)
+
+
 class Guarded:
     """A `tokenizers` pipeline in which every control token is found under a name that no text contains.
 
@@ -46,8 +58,7 @@ class Guarded:
 
     def __init__(self, backend: tokenizers.Tokenizer, control: frozenset[str]):
         """Reads the pipeline's own description again with the other names."""
-        self._control, secret = control, secrets.token_hex(16)
-        self._names = {text: f"\ue000{secret}-{number}\ue000" for number, text in enumerate(sorted(control))}
+        self._names = secret_names(control)
         pipeline = json.loads(backend.to_str())
         texts = [token["content"] for token in pipeline["added_tokens"]]
         for token in pipeline["added_tokens"]:
@@ -65,9 +76,7 @@ class Guarded:
 
     def encode(self, text: str, plain: Collection[int]) -> list[int]:
         """As `Tokenizer.encode`."""
-        parts = split(text, self._control, plain)
-        named = "".join(self._names[part] if is_control else part for part, is_control in parts)
-        ids = self._backend.encode(named, add_special_tokens=False).ids
+        ids = self._backend.encode(renamed(text, self._names, plain), add_special_tokens=False).ids
         if written := self._written.keys() & ids:
             raise UserError(
                 f"model.tokenizer: it makes a control token of {self._written[min(written)]!r} even as plain text, and "

@@ -6,7 +6,7 @@ their ids. Where a control string is part of a problem or an answer, `encode` ha
 
 import functools
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -154,18 +154,10 @@ class HubTokenizer:
 
     @functools.cached_property
     def control(self) -> frozenset[str]:
-        declared = {getattr(self, name, "") for name in templates.NAMED_TOKENS}
-        declared |= {self._backend.id_to_token(id) for id in self.stop_ids}
-        # Some families do not declare the markers of their turns.
-        try:
-            turns = templates.render_turns(self, _TURNS, add_generation_prompt=False)
-        except templates.TemplateError:
-            turns = ""
-        return frozenset(
-            token.content
-            for token in self._backend.get_added_tokens_decoder().values()
-            if token.special or token.content in declared or (token.content in turns and not token.content.isspace())
-        )
+        special, others = [], []
+        for token in self._backend.get_added_tokens_decoder().values():
+            (special if token.special else others).append(token.content)
+        return _control_of(self, special, others)
 
     def encode(self, text: str, plain: Collection[int] = ()) -> list[int]:
         if not plain or not controls.pattern(self.control).search(text):
@@ -209,11 +201,9 @@ class SentencePieceTokenizer:
         # Imported here because protobuf refuses a second definition of these messages, and transformers brings its own.
         from sentencepiece import sentencepiece_model_pb2
 
-        proto = sentencepiece_model_pb2.ModelProto.FromString(model)
-        self._opening = sentencepiece.SentencePieceProcessor(model_proto=model)
-        # A model with a dummy prefix (a space before the text) expects it once, not after each special token.
-        proto.normalizer_spec.add_dummy_prefix = False
-        self._continuing = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+        self._proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+        self._processors = self._open({})
+        self._opening = self._processors[0]
 
         self.vocab_size = self._opening.vocab_size()
         bos, eos, pad = self._opening.bos_id(), self._opening.eos_id(), self._opening.pad_id()
@@ -227,16 +217,45 @@ class SentencePieceTokenizer:
         self.bos_token = self.piece(bos) if bos >= 0 else ""
         self.eos_token = self.piece(eos)
         self._specials = {self.piece(i): i for i in range(self.vocab_size) if self._opening.is_control(i)}
-        self.control = frozenset(self._specials)
+
+    def _open(self, names: Mapping[str, str]) -> tuple[sentencepiece.SentencePieceProcessor, ...]:
+        """The model at the beginning of a text and behind a special token, its pieces under other names.
+
+        A model with a dummy prefix (a space before the text) expects it once, not after each special token.
+        """
+        proto = type(self._proto)()
+        proto.CopyFrom(self._proto)
+        for piece in proto.pieces:
+            piece.piece = names.get(piece.piece, piece.piece)
+        opening = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+        proto.normalizer_spec.add_dummy_prefix = False
+        return opening, sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+
+    @functools.cached_property
+    def control(self) -> frozenset[str]:
+        kind = self._proto.SentencePiece.USER_DEFINED
+        others = [piece.piece for piece in self._proto.pieces if piece.type == kind]
+        return _control_of(self, self._specials, others)
+
+    @functools.cached_property
+    def _guarded(self) -> tuple[dict[str, str], tuple[sentencepiece.SentencePieceProcessor, ...]]:
+        """(names that no text contains for control tokens, the model that knows these among its pieces by them)."""
+        names = controls.secret_names(self.control)
+        return names, self._open({text: name for text, name in names.items() if text not in self._specials})
 
     def encode(self, text: str, plain: Collection[int] = ()) -> list[int]:
-        ids, processor = [], self._opening
-        for part, is_control in controls.split(text, self.control, plain):
-            if is_control:
-                ids.append(self._specials[part])
+        specials, (processor, continuing) = self._specials, self._processors
+        if plain:
+            names, (processor, continuing) = self._guarded
+            text = controls.renamed(text, names, plain)
+            specials = {names[special]: id for special, id in specials.items()}
+        ids = []
+        for part, is_special in controls.split(text, frozenset(specials)):
+            if is_special:
+                ids.append(specials[part])
             else:
                 ids += processor.encode(part)
-                processor = self._continuing
+                processor = continuing
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -245,3 +264,18 @@ class SentencePieceTokenizer:
 
     def piece(self, id: int) -> str:
         return self._opening.id_to_piece(int(id)).replace("\u2581", " ") if id < self.vocab_size else f"<{id}>"
+
+
+def _control_of(tokenizer: Tokenizer, special: Iterable[str], others: Iterable[str]) -> frozenset[str]:
+    """The control strings of a tokenizer: `special`, and those of the `others` that files or its template use as such.
+
+    Some families declare neither the markers of their turns nor what ends a text as special.
+    """
+    declared = {getattr(tokenizer, name, "") for name in templates.NAMED_TOKENS}
+    declared |= {tokenizer.piece(id) for id in tokenizer.stop_ids}
+    try:
+        turns = templates.render_turns(tokenizer, _TURNS, add_generation_prompt=False)
+    except templates.TemplateError:
+        turns = ""
+    used = (text for text in others if text in declared or (text in turns and not text.isspace()))
+    return frozenset([*special, *used])
