@@ -75,6 +75,7 @@ def assert_same_numbers(found, expected, steps):
             np.testing.assert_allclose(mine[name], theirs[name], rtol=1e-5, err_msg=f"step {step} {name}")
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_does(runs):
     steps = ["1", "2", "3", "4", "5"]
     for of_process in runs["several"]:
@@ -83,6 +84,7 @@ def test_two_processes_compute_what_one_does(runs):
     assert len({round(loss, 4) for loss in losses}) == 5  # and they tell the steps apart
 
 
+@pytest.mark.slow
 def test_every_example_lies_on_one_host_and_is_verified_by_one(runs):
     first, second = (of_process["whole"] for of_process in runs["several"])
     for step, expected in runs["one"].items():
@@ -95,6 +97,7 @@ def test_every_example_lies_on_one_host_and_is_verified_by_one(runs):
         assert expected["verified"] == [i for i in examples for _ in range(len(expected["verified"]) // len(examples))]
 
 
+@pytest.mark.slow
 def test_each_arrangement_goes_on_from_the_others_checkpoint_with_the_same_data(runs):
     rest = ["3", "4", "5"]
     for found in (runs["one gone on"], *(of_process["gone on"] for of_process in runs["several"])):
@@ -103,6 +106,7 @@ def test_each_arrangement_goes_on_from_the_others_checkpoint_with_the_same_data(
         assert_same_numbers(found, runs["one"], rest)
 
 
+@pytest.mark.slow
 def test_the_commands_run_on_two_hosts_and_stop_together(runs):
     """The second process was asked to stop in step 1; process 0 alone writes and speaks."""
     workdir = runs["folder"] / "live"

@@ -239,6 +239,7 @@ def test_a_bucket_that_fails_is_one_line_and_holds_nothing_of_the_data_set(tmp_p
         load_source("tfds:gs://b/data")
 
 
+@pytest.mark.slow
 def test_from_published_files_to_a_score_without_tensorflow(tmp_path):
     """One process; an evaluation that is broken off in its second batch ends like a whole one."""
     dapo_file(tmp_path / "dapo.parquet", [f"What is ${i}+0$?" for i in range(24)] * 3)

@@ -344,7 +344,7 @@ def test_a_minibatch_not_finite_or_with_nothing_in_the_loss_changes_nothing(bad,
     assert_trees_close(state.opt_state, expected.opt_state, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", ["sampled", "full"])
+@pytest.mark.parametrize("form", [pytest.param("sampled", marks=pytest.mark.slow), "full"])
 def test_eight_devices_equal_one(form, mesh, mesh8):
     """Statistics within 1e-4, and the parameters after an update with clipping."""
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
@@ -463,6 +463,7 @@ def test_supervised_fine_tuning_lowers_the_loss_of_its_references(mesh):
     assert losses[-1] < 0.5
 
 
+@pytest.mark.slow
 def test_narrow_parts_change_no_supervised_step(mesh):
     parts = references(lengths=np.repeat(SKEWED, G))
     params = wide_params(mesh)
