@@ -178,11 +178,7 @@ STOPS = {
     "repelled KL": (["guards.repel_kl_stop=1e-9"], "steps 1-1: gap/repel_kl is "),
     "equal rewards": (["guards.equal_rewards_stop=0.5"], "steps 1-1: steps in a row without a mixed group is 1, "),
     "one arm": (["guards.arm_stop=0.6"], "steps 1-1: the share of router/"),
-    "sampler and score pass": (["guards.logp_gap_mean_max=1e-12"], "step 1: policy/logp_gap_mean is "),
-    "sampler and score pass, at some tokens": (
-        ["guards.logp_gap_p999_max=1e-12"],
-        "step 1: policy/logp_gap_p999 is ",
-    ),
+    "sampler and score pass": (["guards.logp_gap_p999_max=1e-12"], "step 1: policy/logp_gap_p999 is "),
 }
 
 
