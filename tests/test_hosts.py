@@ -157,7 +157,8 @@ cli.run(train.main)
 def test_a_host_that_fails_in_the_middle_takes_the_others_with_it(how, code, said, tmp_path):
     """The first one is in a program of both; what is killed says nothing, and is missed within two minutes."""
     workdir = tmp_path / "live"
-    first, second = started(*[[*hosts_worker.SAME[1:], f"--workdir={workdir}", "--config.run.checkpoint_every=1"]] * 2)
+    flags = [*hosts_worker.SAME[1:], f"--workdir={workdir}", "--config.run.checkpoint_every=1"]
+    first, second = started(*[[*flags, "--config.rollout.problems=8"]] * 2)  # one for each of the devices
     began = time.monotonic()
     (other, _, stderr), (failed, _, _) = together(first, ["-c", FAILS, how, *second[2:]])
     assert failed == code and other not in (0, None)
