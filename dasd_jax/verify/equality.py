@@ -26,7 +26,7 @@ from sympy import (
     MatrixBase,
     Ne,
     Poly,
-    PolynomialError,
+    Pow,
     Product,
     Rational,
     Set,
@@ -34,8 +34,8 @@ from sympy import (
     Symbol,
     Tuple,
     Union,
+    exp,
 )
-from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 from sympy.matrices import MatrixExpr
 
@@ -54,11 +54,11 @@ def _with_unknowns(value: Basic | MatrixBase) -> Basic | MatrixBase:
 
     To sympy dx/dt is 0, since x is not a function, and the sum of X_i over i is n X_i.
     """
-    unknown = {part: Symbol(str(part)) for part in value.atoms(Derivative) if part.doit() == 0}
+    unknown = {part: Symbol(str(part), real=True) for part in value.atoms(Derivative) if part.doit() == 0}
     for part in value.atoms(Sum, Product):
         indexes = {index.name for index in part.bound_symbols}
         if any(set(re.findall("[a-zA-Z]+", symbol.name.partition("_")[2])) & indexes for symbol in part.atoms(Symbol)):
-            unknown[part] = Symbol(str(part))
+            unknown[part] = Symbol(str(part), real=True)
     return value.xreplace(unknown) if unknown else value
 
 
@@ -99,11 +99,12 @@ def _equal(gold: Basic | MatrixBase, guess: Basic | MatrixBase) -> bool:
 
 
 def _members(gold: Basic | MatrixBase, guess: Basic | MatrixBase) -> tuple[Basic | MatrixBase, ...]:
-    """`x in S`, which the parser gives as the equation x = S, as S; but not in both if their variables differ."""
-    member = [isinstance(value, Eq) and isinstance(value.rhs, Set) for value in (gold, guess)]
-    if all(member) and gold.lhs != guess.lhs:
+    """`x in S`, which the parser gives as the equation x = S, as S; unless the other side has another variable."""
+    sides = [value.lhs if isinstance(value, Eq) and isinstance(value.rhs, Set) else None for value in (gold, guess)]
+    others = [value.free_symbols if _is_relation(value) else set() for value in (guess, gold)]
+    if any(side is not None and other and side not in other for side, other in zip(sides, others, strict=True)):
         return gold, guess
-    return tuple(value.rhs if is_one else value for value, is_one in zip((gold, guess), member, strict=True))
+    return tuple(value if side is None else value.rhs for value, side in zip((gold, guess), sides, strict=True))
 
 
 def _as_tuple(value: Basic | MatrixBase) -> Basic | MatrixBase:
@@ -180,8 +181,14 @@ def _same_solutions(gold: Expr, guess: Expr) -> bool:
 
     For one variable alone the half circle y = sqrt(1 - x^2) has the solutions of the circle, x = ±sqrt(1 - y^2).
     """
+    symbols = sorted(gold.free_symbols, key=str)
     if gold.free_symbols != guess.free_symbols:
         return False
+    numerators = [sympy.fraction(sympy.together(difference))[0] for difference in (gold, guess)]
+    if all(numerator.is_polynomial(*symbols) for numerator in numerators):
+        # Without repeated factors, polynomials with the same zeros are multiples of each other.
+        first, second = (Poly(numerator, *symbols, field=True).sqf_part().monic() for numerator in numerators)
+        return first == second
     for symbol in gold.free_symbols:
         solutions = [sympy.solve(equation, symbol) for equation in (gold, guess)]
         if not all(solutions) or not _match(*solutions, _equal):
@@ -207,8 +214,7 @@ def _same_sets(gold: Set, guess: Set) -> bool:
 
 # Expressions.
 
-# Their values are numbers that can be evaluated at any point, but slowly and with no certain digit.
-_SLOW = (Integral, Sum, Product, Limit)
+_NOT_EVALUATED = (Integral, Sum, Product, Limit)  # slowly, and with an error that is not known
 
 
 def _same_expressions(gold: Expr, guess: Expr) -> bool:
@@ -221,11 +227,9 @@ def _same_expressions(gold: Expr, guess: Expr) -> bool:
         return sympy.simplify(difference) == 0 if decided is None else decided
     if any(_differs_from_zero(difference.subs(point)) for point in _points(difference.free_symbols)):
         return False
-    try:
-        polynomial = Poly(difference, *difference.free_symbols)
-    except PolynomialError:
-        return sympy.simplify(difference) == 0
-    return all(map(_is_zero, polynomial.coeffs()))
+    if difference.is_polynomial(*difference.free_symbols):
+        return all(map(_is_zero, Poly(difference, *difference.free_symbols).coeffs()))
+    return sympy.simplify(difference) == 0
 
 
 def _points(symbols: Iterable[Symbol]) -> list[dict[Symbol, Rational]]:
@@ -241,12 +245,19 @@ def _differs_from_zero(number: Expr, digits: int = 15) -> bool:
     """Whether a constant is certainly not 0: evaluated to `digits` and to twice as many, it is the same number."""
     if number.is_Rational:
         return number != 0
-    values = [number.evalf(precision, maxn=max(precision, 100)) for precision in (digits, 2 * digits)]
-    parts = [value.as_real_imag() for value in values]
-    return any(
-        all(part.is_Float and part._prec > 1 and part != 0 for part in pair) and abs(pair[0] / pair[1] - 1) < 1e-3
-        for pair in zip(*parts, strict=True)
-    )
+    if number.has(*_NOT_EVALUATED):
+        return False
+    first = _certain_parts(number, digits)
+    if not any(first):
+        return False
+    second = _certain_parts(number, 2 * digits)
+    return any(a != 0 and b != 0 and abs(a / b - 1) < 1e-3 for a, b in zip(first, second, strict=True))
+
+
+def _certain_parts(number: Expr, digits: int) -> list[Expr]:
+    """Real and imaginary part of a constant, evaluated; 0 for one without a certain digit."""
+    parts = number.evalf(digits, maxn=max(digits, 100)).as_real_imag()
+    return [part if part.is_Float and part._prec > 1 else sympy.S.Zero for part in parts]
 
 
 def _is_zero(number: Expr) -> bool | None:
@@ -255,12 +266,10 @@ def _is_zero(number: Expr) -> bool | None:
         return number == 0
     if _differs_from_zero(number):
         return False
-    if number.has(*_SLOW) or number.atoms(AppliedUndef):
+    if number.has(*_NOT_EVALUATED) or not all(part.is_Number for part in number.evalf().as_real_imag()):
         return None
-    # Two numbers written with integers of d digits in all may agree in a multiple of d, and with 10^-n or e^-n in n.
-    integers = [abs(part) for rational in number.atoms(Rational) for part in (rational.p, rational.q)]
-    digits = 500 + sum(20 * part.bit_length() // 3 + min(part, 20_000) for part in integers)
-    parts = number.evalf(digits, maxn=digits).as_real_imag()
-    if not all(part.is_Float or part.is_Integer for part in parts):
-        return None
-    return not _differs_from_zero(number, digits)
+    # Roots of integers with d digits in all may agree in a multiple of d digits, and 1 + e^-n agrees with 1 in about n.
+    bits = sum(part.bit_length() for rational in number.atoms(Rational) for part in (rational.p, rational.q))
+    exponents = (power.exp.evalf(5) for power in number.atoms(Pow, exp))
+    size = sum(abs(exponent) for exponent in exponents if exponent.is_comparable)
+    return not _differs_from_zero(number, 500 + 7 * bits + int(min(2 * size, 20_000)))

@@ -145,12 +145,10 @@ def _same_value(gold: str, guess: str) -> bool | None:
     gold, guess = (_in_order(_before_rounding(text)) for text in (gold, guess))
     gold_sides, guess_sides = split_at(gold, "="), split_at(guess, "=")
     if len(gold_sides) > 1:
+        first = spelling(gold_sides[0]) == spelling(guess_sides[0])
         names = [{spelling(side) for side in sides if _NAME.fullmatch(side)} for sides in (gold_sides, guess_sides)]
-        if len(guess_sides) > 1 and (
-            spelling(gold_sides[0]) != spelling(guess_sides[0]) or (len(names[0]) > 1 and names[0] != names[1])
-        ):
-            return same_algebra(gold, guess)
-        if not _NAME.fullmatch(gold_sides[0]):
+        same_names = len(guess_sides) == 1 or (first and (len(names[0]) == 1 or names[0] == names[1]))
+        if not same_names or not _NAME.fullmatch(gold_sides[0]):
             return same_algebra(gold, guess)
         gold = gold_sides[-1]
     if len(guess_sides) > 1:

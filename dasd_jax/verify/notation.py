@@ -116,9 +116,7 @@ def spelling(text: str) -> str:
     return text.lower().replace(".m.", "m").replace(".m", "m") if has_words(text) else text
 
 
-_NAMES = {
-    "sec", "lim", "max", "min", "gcd", "lcm", "mod", "det",
-}  # fmt: skip
+_NAMES = {"sec", "lim", "max", "min", "gcd", "lcm", "mod", "det"}
 _WORD = re.compile(r"(?<![a-zA-Z\\])(?:[a-zA-Z]{3,}|[nN]o|[ap]\.?m|[AP]\.?M)(?![a-zA-Z])")
 _COMMANDS = re.compile(r"\\(?:begin|end)\s*\{\w+\*?\}|\\[a-zA-Z]+")
 

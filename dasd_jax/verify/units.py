@@ -111,20 +111,21 @@ def _powers(words: list[tuple[str, bool]]) -> dict[str, int] | None:
     A noun that is not in the table is a unit inside \text, as in 7 apples, or after a unit's per, but only by itself.
     """
     powers: dict[str, int] = {}
-    side, power, last, is_noun = 1, 1, "", False
+    side, power, last, is_noun = 1, 1, "", False  # last: the unit that a power would belong to
     for word, in_text in words:
         if word in ("/", "per", "a", "an"):
             side, last, is_noun = -1, "", False
         elif word in _POWER_BEFORE:
             power = _POWER_BEFORE[word]
         elif word in _POWER_AFTER or word.lstrip("-").isdecimal():
-            if not last:
+            if last not in powers:
                 return None
             powers[last] *= _POWER_AFTER.get(word) or int(word)
         elif word == "each":
             powers["each"], last = -1, "each"
         elif word in ("C", "F") and last == "°":
-            powers = {f"°{word}": powers.pop("°"), **powers}
+            last = f"°{word}"
+            powers[last] = powers.pop("°")
         else:
             unit = _known(word)
             if not unit:
