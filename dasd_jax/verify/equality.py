@@ -218,10 +218,12 @@ _NOT_EVALUATED = (Integral, Sum, Product, Limit)  # slowly, and with an error th
 
 
 def _same_expressions(gold: Expr, guess: Expr) -> bool:
-    special = (sympy.oo, -sympy.oo, sympy.zoo, sympy.nan)
-    if gold in special or guess in special:
-        return gold == guess and gold not in special[2:]
     difference = gold - guess
+    values = Tuple(gold, guess)
+    if values.has(sympy.zoo, sympy.nan):  # x/0
+        return False
+    if values.has(sympy.oo, -sympy.oo) and not values.has(*_NOT_EVALUATED):
+        return gold == guess
     if not difference.free_symbols:
         decided = _is_zero(difference)
         return sympy.simplify(difference) == 0 if decided is None else decided
@@ -266,7 +268,9 @@ def _is_zero(number: Expr) -> bool | None:
         return number == 0
     if _differs_from_zero(number):
         return False
-    if number.has(*_NOT_EVALUATED) or not all(part.is_Number for part in number.evalf().as_real_imag()):
+    if number.has(*_NOT_EVALUATED) or not all(
+        part.is_finite and part.is_Number for part in number.evalf().as_real_imag()
+    ):
         return None
     # Roots of integers with d digits in all may agree in a multiple of d digits, and 1 + e^-n agrees with 1 in about n.
     bits = sum(part.bit_length() for rational in number.atoms(Rational) for part in (rational.p, rational.q))

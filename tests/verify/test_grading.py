@@ -28,6 +28,13 @@ ANSWERS = {
         (r"\cos\frac{\pi}{5}", [r"\frac{1+\sqrt5}{4}"], [r"\frac{1+\sqrt5}{4}+10^{-25}"]),
         (r"\sqrt{5+2\sqrt{6}}", [r"\sqrt2+\sqrt3"], [r"\sqrt2+\sqrt3+2^{-99}"]),
     ],
+    "what is infinite or undefined equals no number": [
+        (r"\frac{A}{3}", [], [r"\frac{A}{0}", r"\infty A", r"\infty"]),
+        (r"\infty", [r"+\infty", "infinity"], [r"-\infty", r"\frac{1}{0}", r"x\infty", "1"]),
+        (r"\frac{0}{1}", ["0"], [r"\frac{0}{0}", r"0\cdot\infty", r"\infty-\infty"]),
+        (r"\int_0^\infty e^{-x} dx", ["1"], [r"\infty", "0"]),
+        (r"\frac{\pi^2}{6}", [r"\sum_{n=1}^\infty \frac{1}{n^2}"], [r"\sum_{n=1}^\infty \frac{1}{n^3}"]),
+    ],
     "so are the entries of tuples, sets, intervals, matrices and relations": [
         (r"(\frac{1}{2^{99}}, 1)", ["(2^{-99}, 1)"], ["(2^{-98}, 1)", "(1, 2^{-99})"]),
         (r"\{2^{-70}, 1\}", [r"\{1, 2^{-70}\}"], [r"\{1, 2^{-71}\}"]),
@@ -42,6 +49,9 @@ ANSWERS = {
         ("x+2y=3", ["2x+4y=6", "-x-2y+3=0", r"y=\frac{3-x}{2}"], ["x+2y=4", "x-2y=3"]),
         ("x^2+y^2=1", ["2x^2+2y^2=2"], [r"y=\sqrt{1-x^2}", r"x=\sqrt{1-y^2}"]),
         ("x=y^2", ["y^2=x"], [r"y=\sqrt{x}"]),
+        (r"x \in [1,\infty)", [r"x \ge 1", r"[1,\infty)"], [r"y \ge 1", r"y \in [1,\infty)", "x > 1"]),
+        ("x^3+y^3=1", ["2x^3+2y^3-2=0", "(x^3+y^3-1)^2=0"], ["x^3+y^3+xy=1", "(x^3+y^3-1)(x-y)=0"]),
+        ("y=e^x", [r"x=\ln y"], ["y=e^{-x}"]),
         ("f(0)=0", ["0=f(0)", "f(0) = 0"], ["u(0)=0", "f(0)=3", "f(1)=0"]),
         ("AB=BA", ["BA=AB"], ["AC=CA", "A=B"]),
         ("a=b=c=0", ["0"], ["a=m=c=0", "a=0", "a=b=c=1"]),
