@@ -16,6 +16,7 @@ rollout.max_new_tokens say how much is scored.
 import dataclasses
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import numpy as np
@@ -26,9 +27,10 @@ from dasd_jax import cli
 from dasd_jax.batch import RolloutBatch
 from dasd_jax.config import Config
 from dasd_jax.data.pipeline import PromptSet
+from dasd_jax.learner import passes
+from dasd_jax.learner.step_config import StepConfig
 from dasd_jax.mesh import fetch, make_mesh, put_rows, replicate
 from dasd_jax.methods.dasd import DasdParams, dasd
-from dasd_jax.model import transformer
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.objective.token_stats import token_stats
 from dasd_jax.rollout.sampler import relayout, rollout
@@ -63,7 +65,7 @@ class Scorer:
 
     def __init__(self, config: Config, mesh, model: ModelConfig, params, prompts: PromptSet, tokenizer):
         """Samples the rollouts, in float32."""
-        self._config, self._mesh, self._model, self._params = config, mesh, model, params
+        self._steps, self._mesh, self._params = setup.step_config(config, model, mesh), mesh, params
         self._batch = prompts.batches(config.rollout.problems, config.run.seed)[0]
         self._shown = prompts.teacher_batch(self._batch.example_id, group=config.rollout.rollouts)
         exact = dataclasses.replace(model, compute_dtype="float32")
@@ -80,31 +82,23 @@ class Scorer:
         tokens, mask = (np.asarray(getattr(batch, f"{prompt}_prompt{name}")) for name in ("", "_mask"))
         widths = ((0, 0), (extra, 0))
         tokens, mask = np.pad(tokens, widths), np.pad(mask, widths)
-        model = dataclasses.replace(self._model, compute_dtype=dtype)
-        group = self._config.rollout.rollouts
+        steps = dataclasses.replace(self._steps, model=dataclasses.replace(self._steps.model, compute_dtype=dtype))
+        group = steps.shape.rollouts
         order = np.arange(len(tokens))[:: -1 if how.backwards else 1]
         found = np.zeros((2, *self.rollouts.response.shape), np.float32)
         for start in range(0, len(order), how.problems):
             part = order[start : start + how.problems]
             rows = (part[:, None] * group + np.arange(group)).reshape(-1)
             arrays = tokens[part], mask[part], self.rollouts.response[rows], self.rollouts.response_mask[rows]
-            found[:, rows] = fetch(_score(model, self._params, *put_rows(self._mesh, arrays), self._config))
+            found[:, rows] = fetch(_score(steps, self._params, *put_rows(self._mesh, arrays)))
         return found[0], found[1]
 
 
-def _score(model: ModelConfig, params, prompt, prompt_mask, response, response_mask, config: Config):
-    return _compiled(
-        model, config.rollout.temperature, config.objective.token_chunk,
-        params, prompt, prompt_mask, response, response_mask,
-    )  # fmt: skip
-
-
-@jax.jit(static_argnums=(0, 1, 2))
-def _compiled(model, temperature, chunk, params, prompt, prompt_mask, response, response_mask):
-    params = transformer.with_embedding(model, params)
-    hidden = transformer.response_hidden(model, params, prompt, prompt_mask, response, response_mask)
-    outputs = hidden, transformer.unembedding(model, params)
-    stats = token_stats(outputs, (), response, temperature=temperature, chunk=max(1, chunk // len(response)))
+@partial(jax.jit, static_argnums=0)
+def _score(steps: StepConfig, params, prompt, prompt_mask, response, response_mask):
+    outputs = passes.outputs(steps, params, prompt, prompt_mask, response, response_mask)
+    chunk = steps.chunk(len(response))
+    stats = token_stats(outputs, (), response, temperature=steps.temperature, chunk=chunk)
     return stats.logp, stats.entropy
 
 

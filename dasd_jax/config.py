@@ -50,7 +50,9 @@ class ModelGroup(Fields):
     sha256: str = field("", _SHA256, "expected checksum of a .gguf file; empty: not checked")
     preset: str = field("", anything("a name"), "architecture of random weights, as qwen3_tiny; empty: from `weights`")
     tokenizer: str = field("", anything("a path, or byte"), ".gguf, .model or .json file; empty: from `weights`")
-    compute_dtype: str = field("bfloat16", one_of(*_DTYPES), "of activations and KV cache; parameters are float32")
+    compute_dtype: str = field(
+        "bfloat16", one_of(*_DTYPES), "of matrix products and KV cache; parameters and residual stream are float32"
+    )
     attention: str = field("auto", one_of(*_KERNELS), "auto: in bfloat16 splash on TPU and cudnn on GPU, otherwise xla")
     remat: str = field("full", one_of("none", "dots", "full"), "what the backward pass computes again, to store less")
 

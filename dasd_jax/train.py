@@ -7,6 +7,7 @@ each, with a workdir that all of them share.
 
 import contextlib
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -78,10 +79,9 @@ def learn(run: Run, step: int) -> tuple[dict[str, float], list[dict]]:
         checks.sampler_agrees(config, step, metrics)
         if not run.views_checked:
             run.views_checked = True
-            checks.views_agree(
-                *(config, step, metrics.get(NOISE, 0.0), collected.rollouts.response_mask),
-                lambda: blank_gaps(run, collected, knobs),
-            )
+            mask = collected.rollouts.response_mask
+            blank = partial(blank_gaps, run, collected, knobs)
+            checks.views_agree(config, step, metrics.get(NOISE, 0.0), mask, blank)
         rollouts = samples(collected, logged, run.tokenizer, config.run.logged_rollouts)
         run.stop.hold()
         with clock.phase("update"):

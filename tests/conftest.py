@@ -5,8 +5,8 @@ import os
 import tempfile
 from pathlib import Path
 
-# Most of the time of a small test is XLA's: what the tests state holds at every level of its optimisation, and these
-# take two thirds of its compiler's time.
+# Most of the time of a small test is XLA's compiler, most of it in optimisations that these flags turn off. What the
+# tests state holds without them.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true",

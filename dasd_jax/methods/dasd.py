@@ -67,11 +67,11 @@ def dasd(
         every token, which this function is not given: only `METHOD` applies it.
     """
     live = jnp.any(mask, axis=1)
-    credit, _, _, metrics = _credit(student_logp, teacher_logp, entropy, mask, live, group_advantage, hp, hp.beta, 0.0)
+    credit, _, _, metrics = _credit(student_logp, teacher_logp, entropy, mask, live, group_advantage, hp, hp.beta)
     return credit, metrics
 
 
-def _credit(student_logp, teacher_logp, entropy, mask, live, verifier, hp, beta, noise, reverse_kl=None):
+def _credit(student_logp, teacher_logp, entropy, mask, live, verifier, hp, beta, noise=0.0, reverse_kl=None):
     """(credit f32[rows, R], route f32[rows, R], scale f32[rows], scalars for the log)."""
     gap = jnp.where(mask, teacher_logp, 0.0) - jnp.where(mask, student_logp, 0.0)
     entropy = jnp.where(mask, entropy, 0.0)
@@ -175,9 +175,16 @@ def signal(scored: Scored, shape: Shape, hp: DasdParams) -> Signal:
     verifier = group_advantage(scored.reward, scored.live, shape.rollouts)
     beta = hp.beta * scored.knobs["teacher_weight"]
     credit, route, scale, metrics = _credit(
-        *(scored.logp, teacher.logp[0], scored.entropy, mask, scored.live, verifier, hp, beta),
-        scored.knobs["noise"],
-        teacher.reverse_kl[0],
+        scored.logp,
+        teacher.logp[0],
+        scored.entropy,
+        mask,
+        scored.live,
+        verifier,
+        hp,
+        beta,
+        noise=scored.knobs["noise"],
+        reverse_kl=teacher.reverse_kl[0],
     )
     weight, constant = token_mean(mask, shape), jnp.broadcast_to(verifier[:, None], credit.shape)
     logged = {"credit": credit, "dense": jnp.where(mask, credit - constant, 0.0), "route": route}

@@ -37,6 +37,11 @@ class YarnScaling:
     truncate: bool = True  # the indices of the two frequencies are rounded outwards to integers
 
 
+def yarn_magnitude(factor: float, weight: float = 1.0) -> float:
+    """`attention_factor` where a file does not state it. Source: arXiv 2309.00071, equation 22."""
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+
 RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
 
 
@@ -65,7 +70,7 @@ class ModelConfig:
     window: int = 0  # tokens visible in sliding-window layers, including the query itself; 0: no such layers
     sliding: tuple[bool, ...] = ()  # whether each layer has sliding-window attention; empty: none has
     tied: bool = True  # the unembedding is the embedding
-    compute_dtype: str = "float32"  # activations and KV cache
+    compute_dtype: str = "float32"  # arguments of matrix products, and KV cache
     remat: str = "full"  # none | dots | full: what the backward pass recomputes
     attention: str = "xla"  # kernel for whole sequences, one of attention.KINDS
     unroll: bool = False  # decode without a scan over layers: avoids copies out of the stack, compiles longer

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dasd_jax.errors import UserError
-from dasd_jax.model.config import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+from dasd_jax.model.config import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling, yarn_magnitude
 
 # Keys beside these change frequencies in ways that are not known here.
 _KNOWN = {"type", "factor", "original_context_length", "attn_factor", "finetuned", "yarn_beta_fast", "yarn_beta_slow"}
@@ -58,7 +58,7 @@ def read(
     return YarnScaling(
         factor=factor,
         original_context=keys.get("original_context_length") or fields[f"{arch}.context_length"],
-        attention_factor=size * (1.0 if factor <= 1 else 0.1 * math.log(factor) + 1.0),
+        attention_factor=size * yarn_magnitude(factor),
         beta_fast=float(keys.get("yarn_beta_fast", 32.0)),
         beta_slow=float(keys.get("yarn_beta_slow", 1.0)),
     )

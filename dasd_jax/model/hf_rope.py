@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dasd_jax.errors import UserError
-from dasd_jax.model.config import LinearScaling, Llama3Scaling, ModelConfig, RopeScaling, YarnScaling
+from dasd_jax.model.config import LinearScaling, Llama3Scaling, ModelConfig, RopeScaling, YarnScaling, yarn_magnitude
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 _TYPES = {LinearScaling: "linear", Llama3Scaling: "llama3", YarnScaling: "yarn"}
@@ -146,7 +146,9 @@ def _read_one(
     factor = context / original if values["factor"] is None else values["factor"]
     attention, scales = values["attention_factor"], (values["mscale"], values["mscale_all_dim"])
     if attention is None:
-        attention = _magnitude(factor, scales[0]) / _magnitude(factor, scales[1]) if all(scales) else _magnitude(factor)
+        attention = yarn_magnitude(factor)
+        if all(scales):
+            attention = yarn_magnitude(factor, scales[0]) / yarn_magnitude(factor, scales[1])
     return base, YarnScaling(
         factor=factor,
         original_context=original,
@@ -155,11 +157,6 @@ def _read_one(
         beta_slow=values["beta_slow"] or 1.0,
         truncate=True if content.get("truncate") is None else content["truncate"],
     )
-
-
-def _magnitude(factor: float, weight: float = 1.0) -> float:
-    """By how much YaRN multiplies queries and keys. Source: arXiv 2309.00071."""
-    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
 
 def write(config: ModelConfig, *, by_kind: bool) -> dict[str, Any]:
