@@ -1,11 +1,15 @@
 """The programs of a run from shapes alone: which there are, and the figures beside them, by hand."""
 
 import dataclasses
+import math
+from types import SimpleNamespace
 
 import jax
 import pytest
 from tiny import config
 
+from benchmarks.tpu_tables import SLICES
+from dasd_jax import cli
 from dasd_jax.cost.work import Batch, forward_flops
 from dasd_jax.errors import UserError
 from dasd_jax.mesh import MeshConfig, make_mesh
@@ -95,6 +99,15 @@ def test_optimiser_and_parameters_stay_taken_beside_a_program():
     assert made["re-layout"].beside == made["score"].beside
     assert made["rollout"].beside == made["evaluation"].beside == made["score"].beside + of_device
     assert made["update"].beside == 0
+
+
+@pytest.mark.parametrize(("argument", "topology"), SLICES.items())
+def test_the_parts_of_every_flagships_batch_split_over_its_slice(argument, topology):
+    flags = [f"--config=configs/qwen_math.py:{argument}"]
+    settings = cli.parse(cli.parser(""), flags).config
+    chips = math.prod(map(int, topology.partition(":")[2].split("x")))
+    shards = {"data": settings.mesh.data, "fsdp": chips // settings.mesh.data // settings.mesh.tensor}
+    setup.check_rows(settings, SimpleNamespace(shape=shards))
 
 
 def test_a_batch_that_the_shards_cannot_split_is_refused():
