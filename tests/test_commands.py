@@ -213,7 +213,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["sft", "full", pytest.param("grpo", marks=pytest.mark.slow)])
 def test_the_other_methods_and_the_full_form_run(name, monkeypatch, tmp_path):
     fields = (f"--config.{field}" for field in (*SMALL, "run.steps=3", *METHODS[name]))
     assert command(monkeypatch)(TINY, f"--workdir={tmp_path}", *fields) == 0

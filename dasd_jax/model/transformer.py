@@ -52,12 +52,14 @@ def forward(
     """
     ropes = _rope_tables(config, positions)
 
-    def layer(x, inputs):
+    def layer(shared, x, inputs):
+        mask, ropes = shared
         _, slides, weights = inputs
         x, new = apply_layer(config, weights, x, _of_kind(slides, ropes), _attention(config, slides, mask))
         return x, tuple(part.astype(config.compute_dtype) for part in new)
 
-    x, new = _through_layers(config, _remat(config, layer), embed(params, tokens), params["layers"])
+    body = partial(_remat(config, layer), (mask, ropes))
+    x, new = _through_layers(config, body, embed(params, tokens), params["layers"])
     if isinstance(new, list):
         new = (tuple(part[None] for part in parts) for parts in zip(*new, strict=True))
     cache = KVCache(Segment(*new, jnp.sum(mask, axis=1, dtype=jnp.int32)))
@@ -87,13 +89,16 @@ def response_hidden(
     new, new_mask = response[:, :-1], response_mask[:, :-1]
     length = jnp.sum(prompt_mask, axis=1, dtype=jnp.int32)
     start = repeat_rows(length, rows // problems)[:, None]
-    prompt_ropes = _rope_tables(config, prompt_positions(prompt_mask))
-    response_ropes = _rope_tables(config, start + jnp.arange(width - 1, dtype=jnp.int32))
+    ropes = [
+        _rope_tables(config, positions)
+        for positions in (prompt_positions(prompt_mask), start + jnp.arange(width - 1, dtype=jnp.int32))
+    ]
 
     # Prompts and responses go through each layer together, so that its weights are gathered once and their gradient
     # is reduced once.
-    def layer(carry, inputs):
-        prompt, rest = carry
+    def layer(shared, streams, inputs):
+        prompt_mask, new_mask, (prompt_ropes, response_ropes) = shared
+        prompt, rest = streams
         _, slides, weights = inputs
         weights = gather_weights(config, weights)
         attention = _attention(config, slides, prompt_mask)
@@ -107,8 +112,9 @@ def response_hidden(
     tokens = jnp.concatenate([prompt, join_rollouts(new, problems)], axis=1)
     embedded = embed(params, tokens)
     split = prompt.shape[1]
-    carry = embedded[:, :split], split_rollouts(embedded[:, split:], rows)
-    (first, rest), _ = _through_layers(config, _remat(config, layer), carry, params["layers"])
+    streams = embedded[:, :split], split_rollouts(embedded[:, split:], rows)
+    body = partial(_remat(config, layer), (prompt_mask, new_mask, ropes))
+    (first, rest), _ = _through_layers(config, body, streams, params["layers"])
     hidden = jnp.concatenate([repeat_rows(first[:, -1:], rows // problems), rest], axis=1)
     return rms_norm(config, hidden, params["final_norm"])
 
@@ -210,11 +216,32 @@ def embed(params: Params, tokens: Array) -> Array:
     return found.astype(jnp.float32)
 
 
-def _remat(config: ModelConfig, layer):
-    policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+def _remat(config: ModelConfig, layer: Callable) -> Callable:
+    """layer(shared, streams, inputs) → (streams, new), with what `model.remat` stores for its backward pass.
+
+    Args:
+        layer: of arrays that all layers share, the residual streams, and what is the layer's own; a closure over none.
+    """
     if config.remat == "none":
         return layer
-    return jax.checkpoint(layer, policy=policies[config.remat], prevent_cse=False)
+    if config.remat == "dots":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return jax.checkpoint(layer, policy=policy, prevent_cse=False)
+
+    # jax.checkpoint would store the residual streams in float32. The compute dtype is enough for a layer computed anew,
+    # whose products round them to it anyway, and takes half the memory.
+    def forward(shared, streams, inputs):
+        stored = jax.tree.map(lambda x: x.astype(config.compute_dtype), streams)
+        return layer(shared, streams, inputs), (shared, stored, inputs)
+
+    def backward(residuals, gradients):
+        shared, stored, inputs = residuals
+        streams = jax.tree.map(lambda x: x.astype(jnp.float32), stored)
+        return jax.vjp(layer, shared, streams, inputs)[1](gradients)
+
+    recomputed = jax.custom_vjp(layer)
+    recomputed.defvjp(forward, backward)
+    return recomputed
 
 
 def _through_layers(config: ModelConfig, body, carry, layers):

@@ -205,7 +205,7 @@ def test_splitting_the_score_pass_changes_nothing(mesh):
     assert_trees_close(parted, whole, atol=5e-5)
 
 
-@pytest.mark.parametrize("form", ["sampled", "full"])
+@pytest.mark.parametrize("form", [pytest.param("sampled", marks=pytest.mark.slow), "full"])
 def test_any_number_of_microbatches_gives_the_same_update_for_every_divisor(form, mesh):
     """1, 2, 4 and 8 parts of different lengths: loss, and gradient relative to its largest entry, within 1e-6."""
     params = param_table.init(MODEL, mesh, 0)
@@ -370,7 +370,7 @@ def test_widths_are_quarters_of_the_longest_in_whole_tiles():
 
 
 @pytest.mark.parametrize(
-    ("form", "devices"), [("full", "mesh"), pytest.param("sampled", "mesh8", marks=pytest.mark.slow)]
+    ("form", "devices"), [("sampled", "mesh"), pytest.param("full", "mesh8", marks=pytest.mark.slow)]
 )
 def test_narrow_parts_change_no_result_and_compute_less(form, devices, request):
     """Parts by length at their own widths beside whole minibatches at R: statistics, credit, updated parameters."""

@@ -1,6 +1,7 @@
 """The decoder's properties, at random weights and batch ≥ 2, against a NumPy float64 version written for the test."""
 
 import dataclasses
+import re
 from functools import partial
 
 import jax
@@ -297,6 +298,22 @@ def test_what_is_computed_again_changes_no_gradient(remat, mesh):
     got = grad(params, dataclasses.replace(QWEN3, remat=remat))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_are_stored_in_bfloat16_for_the_backward_pass(mesh):
+    config = dataclasses.replace(QWEN3, compute_dtype=jnp.bfloat16)
+    tokens, mask = ragged(2, 6, [6, 4], left=True)
+    params = make_params(config, mesh)
+
+    def loss(params, remat):
+        hidden, _ = run(dataclasses.replace(config, remat=remat), params, tokens, mask)
+        return jnp.sum(jnp.where(mask[..., None], jnp.sin(hidden), 0))
+
+    stored = re.findall(r"(\w+)\[2,2(?:@\S+)?,6,64\]", str(jax.make_jaxpr(jax.grad(loss), static_argnums=1)(params, "full")))
+    assert set(stored) == {"bf16"}
+    got, expected = (jax.grad(loss)(params, remat) for remat in ("full", "none"))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert np.linalg.norm(a - b) < 0.03 * np.linalg.norm(b)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "olmo3"])
