@@ -35,11 +35,13 @@ from dasd_jax.run.programs import Program, programs, teacher_bytes
 # Where `make libtpu` puts it: an installed libtpu would search for chips whenever JAX starts.
 COMPILER = os.path.join(sys.prefix, "libtpu")
 _GIB = 2**30
+_FOR_SCORING = "optim.microbatches (more), mesh.tensor (larger), objective.token_chunk (smaller)"
 _REMEDIES = {
     "re-layout": "mesh.tensor or mesh.fsdp (more chips)",
     "rollout": "rollout.slots (fewer), mesh.tensor (larger)",
     "evaluation": "rollout.slots (fewer), mesh.tensor (larger)",
-    "score": "optim.microbatches (more), mesh.tensor (larger), objective.token_chunk (smaller)",
+    "score": _FOR_SCORING,
+    "noise": _FOR_SCORING,
     "update": "optim.microbatches (more), mesh.tensor (larger), model.remat (full), objective.token_chunk (smaller)",
 }
 

@@ -63,6 +63,8 @@ def test_what_does_not_fit_is_named_with_its_parts_and_what_would_help(say):
     (line,) = [line for line in error.splitlines() if line.startswith("error: rollout")]
     assert "does not fit into 0.00 GiB per chip: 0.00 GiB other resident arrays; 0.00 GiB arguments; " in line
     assert line.endswith("Change rollout.slots (fewer), mesh.tensor (larger)")
+    for program in PROGRAMS:
+        assert ". Change " in command.misfit({"program": program, "largest": []}, chip)
     columns = command.heading(report).splitlines()[-2].count("|")
     assert [command.line(row).count("|") for row in report["programs"]] == [columns] * len(PROGRAMS)
 

@@ -64,9 +64,25 @@ def _mlp(config: ModelConfig, weights: Params, x: Array) -> Array:
     if not config.post_norm:
         x = rms_norm(config, x, weights["mlp_norm"])
     gate_up = _product("rsd,duf->rsuf", x, weights["gate_up"])
-    gated = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
-    out = _project(gated, weights["down"])
+    out = _project(_gated(gate_up, weights["down"].dtype), weights["down"])
     return rms_norm(config, out, weights["mlp_norm"]) if config.post_norm else out
+
+
+def _gated(gate_up: Array, dtype: jnp.dtype) -> Array:
+    """silu(gate) · up: f32[rows, S, 2, F] → f32[rows, S, F]; `dtype` is what its backward pass stores of the argument.
+
+    The widest array of a layer: in float32 it would decide how long a response may be.
+    """
+
+    def activation(gate_up: Array) -> Array:
+        return jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
+
+    stored = jax.custom_vjp(activation)
+    stored.defvjp(
+        lambda gate_up: (activation(gate_up), gate_up.astype(dtype)),
+        lambda kept, gradient: jax.vjp(activation, kept.astype(jnp.float32))[1](gradient),
+    )
+    return stored(gate_up)
 
 
 def _project(x: Array, weight: Array) -> Array:

@@ -136,7 +136,8 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
     # gather them too. What stands outside of the layers is gathered once and its gradient scattered once.
     passes = 3 + read
     rows = batch.problems * batch.rollouts // row_shards(mesh)
-    residuals = model.num_layers * rows * batch.response * model.width * 4  # float32
+    stored = jnp.dtype(model.compute_dtype if model.remat == "full" else jnp.float32)
+    residuals = model.num_layers * rows * batch.response * model.width * stored.itemsize
     yield Program(
         name="update",
         lower=lambda: train_step.lower(steps, optimizer, state, experience),
