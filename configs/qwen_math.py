@@ -8,6 +8,9 @@ Prepare the data sets under data/ (docs/data.md), then run one of these on the n
     tiny    on a laptop, without any download
         python -m dasd_jax.train --config=configs/qwen_math.py:tiny
 
+`,method=NAME` after the size or the slice runs another method (docs/methods.md) in this recipe, as the paper's table
+does: everything else is equal, what a teacher is shown among it. configs/methods.py has each method's own recipe.
+
 The paper trains for 200 rollout batches of four optimiser steps at a learning rate of 3e-6 with cosine decay, and
 evaluates with 16 samples at temperature 1.0 and top-p 0.9: those are the defaults of configs/common.py. It does not
 name its hardware; the slices (SLICES) are our choice. None has been run; docs/tpu.md lists those compiled for. All but
@@ -18,6 +21,7 @@ minute and learns nothing.
 """
 
 from configs.common import base
+from dasd_jax.config import require_method
 
 BENCHMARKS = ("math500", "aime24", "aime25", "hmmt25", "minerva", "olympiadbench")  # prepared as in docs/data.md
 # Argument → preset, microbatches per minibatch.
@@ -39,15 +43,20 @@ SLICES = {
 
 
 def get_config(arg=""):
-    """The config of a size ("8b"), of a size on a slice ("8b,v5p-64"), or "tiny"."""
+    """The config of a size ("8b"), of a size on a slice ("8b,v5p-64"), or "tiny"; ",method=NAME" may follow."""
+    arg, _, method = arg.partition("method=")
+    method, arg = method or "dasd", arg.rstrip(",")
+    require_method(method)
     if arg == "tiny":
-        return _tiny()
+        return _tiny(method)
     size, _, on = (arg or "1p7b").partition(",")
     if size not in SIZES:
-        raise ValueError(f"unknown argument {arg!r}: expected one of {', '.join(SIZES)}, tiny")
+        raise ValueError(f"unknown argument {arg!r}: expected one of {', '.join(SIZES)}, tiny, and ,method=NAME")
     if on and (size, on) not in SLICES:
         raise ValueError(f"unknown slice {on!r}: expected one of {', '.join(','.join(pair) for pair in SLICES)}")
-    config = base()
+    config = base(method)
+    if "context" in config.objective:
+        config.objective.context = ""  # what data.privileged says, for every method
     config.model.preset, config.optim.microbatches = SIZES[size]
     config.data.sources = ("tfds:data/dapo_math_17k",)
     config.data.benchmarks = tuple(f"tfds:data/{name}" for name in BENCHMARKS)
@@ -57,8 +66,8 @@ def get_config(arg=""):
     return config
 
 
-def _tiny():
-    config = base()
+def _tiny(method):
+    config = base(method)
     config.model.update(
         {"weights": "random", "preset": "qwen3_tiny", "tokenizer": "byte", "compute_dtype": "float32", "remat": "none"}
     )

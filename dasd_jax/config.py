@@ -113,6 +113,9 @@ class ObjectiveGroup(Fields):
     method: str = field("dasd", one_of(*METHODS), "how a token's credit is computed; docs/methods.md")
     clip_low: float = field(0.2, inside(0, 1), "ratios below 1 - clip_low stop counting")
     clip_high: float = field(0.2, above(0), "ratios above 1 + clip_high stop counting")
+    clip_dual: float = field(
+        0.0, Range(lambda value: value == 0 or value > 1, "0 (off) or more than 1"), "bound of ratios of A < 0"
+    )
     truncated: str = field("zero", one_of("zero", "score", "drop_from_loss"), "what an unfinished response is worth")
     overlong_tokens: int = field(0, at_least(0, "tokens", off=True), "before the limit, over which up to ½ is deducted")
     token_chunk: int = field(1024, at_least(1, "tokens"), "tokens a device whose logits exist at one time")
@@ -149,6 +152,8 @@ class GuardsGroup(Fields):
     entropy_stop: float = field(0.005, _LEVEL, "nats a token; acts as `on_collapse` says below this")
     length_warn: float = field(0.25, _LEVEL, "share of the mean length at step 1; warns below this")
     length_stop: float = field(0.05, _LEVEL, "share of the length at step 1; acts as `on_collapse` says below this")
+    tail_warn: float = field(2.0, _LEVEL, "95th percentile of the lengths over that of step 1; warns above this")
+    tail_stop: float = field(0.0, _LEVEL, "the same; acts as `on_collapse` says above this")
     repetition_warn: float = field(0.5, _LEVEL, "share of 4-grams that a response already holds; warns above this")
     repetition_stop: float = field(0.9, _LEVEL, "share of repeated 4-grams; acts as `on_collapse` says above this")
     repel_kl_warn: float = field(5.0, _LEVEL, "nats, KL(student || teacher) of repelled tokens; warns above this")
@@ -157,6 +162,10 @@ class GuardsGroup(Fields):
     arm_stop: float = field(0.0, _LEVEL, "share in the weaker arm; acts as `on_collapse` says below this")
     signal_noise_warn: float = field(3.0, _LEVEL, "gap/mean_abs over gap/noise_mean_abs; warns below this")
     signal_noise_stop: float = field(0.0, _LEVEL, "gap/mean_abs over its noise; acts as `on_collapse` says below this")
+    blank_warn: float = field(0.9, _LEVEL, "share of rollouts whose teacher is shown nothing; warns above this")
+    blank_stop: float = field(0.0, _LEVEL, "the same share; acts as `on_collapse` says above this")
+    teacher_kl_warn: float = field(2.0, _LEVEL, "nats a token, KL(student || teacher); warns above this")
+    teacher_kl_stop: float = field(0.0, _LEVEL, "the same KL; acts as `on_collapse` says above this")
     equal_rewards_warn: float = field(10.0, _LEVEL, "steps in a row whose groups have equal rewards; warns above this")
     equal_rewards_stop: float = field(0.0, _LEVEL, "steps in a row whose groups have equal rewards; stops above this")
     logp_gap_mean_warn: float = field(0.01, _LEVEL, "nats, mean |sampler - score pass|; warns above this")
@@ -223,6 +232,7 @@ class Config:
         data, rollout, run = self.data, self.rollout, self.run
         parts = self.optim.minibatches * self.optim.microbatches
         overlong, limit = self.objective.overlong_tokens, rollout.max_new_tokens
+        siblings = max((view.count for view in self.method.views(self.hp).values()), default=1)
         for name, value, fits, expected in (
             ("data.sources", data.sources, data.sources, "at least one source"),
             ("data.heldout", data.heldout, data.heldout or data.benchmarks, "at least 1 problem, or data.benchmarks"),
@@ -233,6 +243,12 @@ class Config:
                 f"a multiple of optim.minibatches * optim.microbatches = {parts}",
             ),
             ("objective.overlong_tokens", overlong, overlong <= limit, f"at most rollout.max_new_tokens = {limit}"),
+            (
+                "rollout.rollouts",
+                rollout.rollouts,
+                rollout.rollouts > siblings,
+                f"at least {siblings + 1}: a teacher of method {self.objective.method} is shown {siblings} siblings",
+            ),
             (
                 "run.eval_problems",
                 run.eval_problems,

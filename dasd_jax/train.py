@@ -74,7 +74,7 @@ def learn(run: Run, step: int) -> tuple[dict[str, float], list[dict]]:
             )
             experience, logged, scored = score(run, collected, shown, knobs)
             metrics |= as_floats(scored)
-            if config.method.scored:
+            if run.steps.scored:
                 metrics[NOISE] = noise(run, step, collected, experience, knobs)
         checks.sampler_agrees(config, step, metrics)
         if not run.views_checked:

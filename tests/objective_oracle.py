@@ -8,11 +8,12 @@ def sigmoid(x):
 
 
 def gated(gap, scale, *, clip, gate):
-    """Scaled, clipped and gated gap: sigma(|d| - 1) d."""
+    """Scaled, clipped and gated gap, by default sigma(|d| - 1) d."""
     d = np.asarray(gap, np.float64) / scale
     if clip:
         d = np.clip(d, -clip, clip)
-    return sigmoid(np.abs(d) - 1) * d if gate else d
+    size = np.abs(d)
+    return d * {"sigmoid": sigmoid(size - 1), "inverse": sigmoid(1 - size), "hard": 1.0 * (size > 1)}.get(gate, 1.0)
 
 
 def row_scale(gap, hp):
@@ -38,6 +39,9 @@ def row_route(entropy, hp):
         "hard": np.sign(threshold - entropy),
         "attract_only": np.where(signed > 0, signed, 0),
         "repel_only": np.where(signed < 0, signed, 0),
+        "flip_low": np.where(signed > 0, -signed, signed),
+        "flip_high": np.where(signed < 0, -signed, signed),
+        "flip_both": -signed,
         "conformity": np.full(len(entropy), 1.0),
         "novelty": np.full(len(entropy), -1.0),
     }[hp.route]

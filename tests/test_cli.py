@@ -155,7 +155,7 @@ def test_a_tuple_field_takes_a_tuple_or_one_text(text, value):
     ("text", "value"), [("true", True), ("True", True), ("1", True), ("FALSE", False), ("0", False)]
 )
 def test_a_switch_takes_true_false_1_and_0(text, value):
-    assert parsed(TINY, f"--config.objective.gate={text}").hp.gate is value
+    assert parsed(TINY, f"--config.objective.dense_on_zero_adv={text}").hp.dense_on_zero_adv is value
 
 
 # ------------------------------------------------------------------------------------------------ mistakes
@@ -165,10 +165,10 @@ MISTAKES = {
     "--config.run.steps 0": "run.steps: 0: expected 1 or more",
     "--config.run.steps": "--config.run.steps: no value: expected --config.run.steps=VALUE",
     "--config.run.steps=many": "--config.run.steps: 'many' is not a value of its type: expected a whole number, as 200",
-    "--config.objective.gate=maybe": "--config.objective.gate: 'maybe' is not a value of its type: expected true or fa",
+    "--config.objective.dense_on_zero_adv=maybe": "--config.objective.dense_on_zero_adv: 'maybe' is not a value of ",
     "--config.data.sources=(((": "--config.data.sources: '(((' is not a value of its type: expected tuple of texts",
     "--config.data.sources=": "data.sources: (): expected at least one source",
-    "--config.objective.method=ppo": "objective.method: 'ppo': expected one of dasd, grpo, sft",
+    "--config.objective.method=ppo": "objective.method: 'ppo': expected one of dasd, grpo, dapo, ",
     "--config.objective.method=grpo --config.objective.rho=0.1": (
         "--config.objective.rho=0.1: method grpo has no such field; it belongs to dasd"
     ),

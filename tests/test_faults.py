@@ -253,7 +253,8 @@ def test_a_signal_while_nothing_changes_saves_the_step_before_and_gives_this_one
     assert [line["step"] for line in lines_of(tmp_path / "w" / "metrics.jsonl")] == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("signals", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("signals", [1, 2])
 def test_an_update_that_outlasts_the_grace_is_given_up_and_a_second_signal_ends_it(signals, tmp_path):
     workdir, grace = tmp_path / "w", 2 if signals == 1 else 600
     fields = ["run.checkpoint_every=1", f"run.grace_s={grace}"]
@@ -317,6 +318,7 @@ def test_a_full_disk_stops_the_run_with_one_line_and_leaves_the_checkpoint_befor
     assert (code, err) == (0, "") and f"resumed from {workdir / 'checkpoints' / '000002'}" in out
 
 
+@pytest.mark.slow
 def test_a_permission_that_is_lost_while_a_checkpoint_is_written_is_one_line(run, monkeypatch, tmp_path):
     """Of the thread that writes it, while the run goes on."""
     whole = checkpoint._checksums

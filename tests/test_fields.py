@@ -63,7 +63,7 @@ def test_the_defaults_of_every_method_are_a_configuration(method):
         pytest.param("run__seed", 10**5000, "a number of 32 bits", id="5000 digits"),
         ("run__seed", True, "a whole number"),
         ("run__seed", 1.0, "a whole number"),
-        ("objective__gate", 1, "true or false"),
+        ("objective__dense_on_zero_adv", 1, "true or false"),
         ("data__sources", "jsonl:x", "tuple of texts"),
         ("data__sources", ("jsonl:x", 3), "tuple of texts"),
         ("objective__method", ["dasd"], "one of dasd"),

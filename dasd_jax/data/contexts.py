@@ -3,6 +3,7 @@
     answer, solution, hint   fields of the problem
     partial_solution         the first part of its solution, and its answer
     sibling                  correct responses from the rollout's group
+    sibling_or_solution      the same, or the problem's solution where there is none
     wrong_siblings           incorrect responses from the rollout's group
     none                     nothing: the student's own prompt
     other_problem            the default context of another problem of the batch
@@ -23,7 +24,7 @@ from dasd_jax.data.sources import Problem, privileged_of
 from dasd_jax.text import prompts
 
 # Made from the group's responses, so that each rollout has its own.
-PER_ROLLOUT = frozenset(["sibling", "wrong_siblings"])
+PER_ROLLOUT = frozenset(["sibling", "sibling_or_solution", "wrong_siblings"])
 
 _OF_DEFAULT = ("", "other_problem", "without_problem")
 
@@ -115,7 +116,10 @@ def texts(
     for row in range(len(problems) * group):
         problem, kind = problems[row // group], shown_kinds[row // group]
         if kind in PER_ROLLOUT:
-            rows.append([(kind, text) for text in of_rollouts[kind][row]])
+            found = [(kind, text) for text in of_rollouts[kind][row]]
+            if kind == "sibling_or_solution":
+                found = [("sibling", text) for _, text in found] or _of_problem(problem, "solution", alpha)
+            rows.append(found)
         else:
             rows.append(_of_problem(problem, kind, alpha))
     return _of_other_problems(rows, problems, group) if context == "other_problem" else rows
@@ -127,7 +131,7 @@ def siblings(written: Written, kind: str, group: int, count: int) -> list[list[s
     The first `count` of them in group order, without their thinking. After removing it, blank texts, duplicates and
     copies of the row's own response are left out.
     """
-    judged = written.finished & ((written.correct > 0) == (kind == "sibling"))
+    judged = written.finished & ((written.correct > 0) == (kind != "wrong_siblings"))
     said = [text.rpartition("</think>")[2].strip() for text in written.texts]
     shown = []
     for row, own in enumerate(said):

@@ -8,8 +8,10 @@
 
 Paths may be in a bucket (gs://…).
 
-`privileged=answer|solution|hint|sibling` in any query selects the default teacher context of its problems. Every error
-in a spec or a file is a `UserError` that starts with the config field that names the spec.
+`privileged=answer|solution|hint|sibling` in any query selects the default teacher context of its problems.
+`scorer=checksum` calls a response right if a checksum of its text is even, whatever it says: for trying a set-up with a
+model that solves nothing. Every error in a spec or a file is a `UserError` that starts with the config field that names
+the spec.
 """
 
 import ast
@@ -40,6 +42,7 @@ _NONDETERMINISTIC_TASKS = frozenset(
     ["isomorphic_strings", "knight_swap", "list_functions", "polynomial_multiplication", "ransom_note", "word_ladder"]
 )
 
+_SCORERS = ("math", "checksum")  # of rows in files
 _MAX_GYM_PROBLEMS = 100_000  # per reasoning-gym source; more would delay the first step by minutes
 _PROBLEM_TIMEOUT_S = 5.0  # per reasoning-gym problem; the slowest tasks take a few milliseconds
 
@@ -54,7 +57,7 @@ class Problem:
     hint: str = ""
     source: str  # the spec it came from
     index: int  # its position in that source, before duplicates are removed
-    scorer: str  # "math": math-verify against `answer`; "task": the reasoning-gym task's own `score_answer`
+    scorer: str  # "math": rules against `answer` | "task": the reasoning-gym task's own | "checksum": of the text
     privileged: str = ""  # default teacher context if the spec names one; "" means data.privileged
 
 
@@ -300,6 +303,10 @@ def _mapped_problems(spec: str, rows: Iterable[tables.Row], columns: Mapping[str
 
     The layout is that of the columns named in the spec, else the one that the first row's columns tell.
     """
+    columns = dict(columns)
+    scorer = columns.pop("scorer", "math")
+    if scorer not in _SCORERS:
+        raise UserError(f"scorer={scorer}: expected one of {', '.join(_SCORERS)}")
     layout = layouts.of_columns(columns) if columns else None
     for index, (where, row) in enumerate(rows):
         layout = layout or layouts.recognise(row) or layouts.of_columns({})
@@ -309,7 +316,7 @@ def _mapped_problems(spec: str, rows: Iterable[tables.Row], columns: Mapping[str
                 f"{where}: {found.reason}: expected a problem with one verifiable answer in each row; "
                 "python -m dasd_jax.prepare makes a data set without the others"
             )
-        yield Problem(**vars(found), source=spec, index=index, scorer="math")
+        yield Problem(**vars(found), source=spec, index=index, scorer=scorer)
 
 
 def _split_query(rest: str) -> tuple[str, dict[str, str]]:

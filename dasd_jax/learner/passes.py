@@ -48,7 +48,7 @@ def statistics(config: StepConfig, params: Params, copies: dict[str, Params], wi
     student = outputs(config, params, prompts.student_prompt, prompts.student_prompt_mask, response, mask)
     of_views = [
         teacher_outputs(config, params, copies, name, shown[name], k, response, mask)
-        for name in config.method.scored
+        for name in config.scored
         for k in range(config.views[name].count)
     ]
     chunk = config.chunk(response.shape[0])
@@ -56,22 +56,24 @@ def statistics(config: StepConfig, params: Params, copies: dict[str, Params], wi
 
 
 def view_stats(config: StepConfig, stats: TokenStats, shown: dict[str, TeacherBatch]) -> dict[str, ViewStats]:
-    """Statistics by view; of a teacher that is shown nothing, the student's own."""
-    views, left = {}, iter(stats.teachers)
-    for name in config.method.scored:
+    """Statistics by view; of a teacher that is shown nothing, the student's own; none of a view that is not scored."""
+    views = {}
+    for name in config.views:
         has, weight = (_by_row(config.shape.rollouts, x) for x in (shown[name].shown, shown[name].weight))
+        views[name] = ViewStats(None, None, None, None, shown=has, weight=weight)
+    left = iter(stats.teachers)
+    for name in config.scored:
+        has = views[name].shown
         of_view = [next(left) for _ in range(config.views[name].count)]
 
         def stacked(field: str, otherwise: Array, has=has, of_view=of_view) -> Array:
             return jnp.where(has[..., None], jnp.stack([getattr(each, field) for each in of_view]), otherwise)
 
-        views[name] = ViewStats(
+        views[name] = views[name].replace(
             logp=stacked("logp", stats.logp),
             entropy=stacked("entropy", stats.entropy),
             forward_kl=stacked("forward_kl", jnp.zeros_like(stats.logp)),
             reverse_kl=stacked("reverse_kl", jnp.zeros_like(stats.logp)),
-            shown=has,
-            weight=weight,
         )
     return views
 

@@ -20,8 +20,9 @@ from dasd_jax.learner import passes, teachers
 from dasd_jax.learner.batching import map_by_length, minibatches, sum_by_length
 from dasd_jax.learner.step_config import StepConfig
 from dasd_jax.mesh import merge_rows, split_rows
-from dasd_jax.objective.contract import Scored, Signal
+from dasd_jax.objective.contract import Method, Scored, Signal
 from dasd_jax.objective.masked import masked_mean, pooled_quantile
+from dasd_jax.objective.surrogate import ClipRange
 from dasd_jax.objective.token_stats import token_logp, token_logp_and_divergence
 
 
@@ -107,10 +108,11 @@ def score_step(
         entropy=stats and stats.entropy,
         reward=outcomes.reward,
         correct=outcomes.correct,
-        views=passes.view_stats(config, stats, shown) if method.scored else {},
+        views=passes.view_stats(config, stats, shown) if method.rollouts else {},
         knobs=knobs,
     )
-    for name, view in scored.views.items():
+    for name in config.scored:
+        view = scored.views[name]
         of = "" if name == "teacher" else f"/{name}"
         logged[f"gap{of}"] = view.logp[0] - scored.logp
         metrics[f"entropy/{name}_mean"] = masked_mean(view.entropy[0], mask)
@@ -252,21 +254,44 @@ def minibatch_loss(
     student = passes.outputs(config, params, prompts.student_prompt, prompts.student_prompt_mask, response, mask)
     options = {"temperature": config.temperature, "chunk": config.chunk(response.shape[0])}
     if divergence is None:
-        logp = token_logp(student, response, **options)
+        logp, diverged = token_logp(student, response, **options), None
     else:
         of_views = [
             passes.teacher_outputs(config, params, copies, name, batch.teachers[name], 0, response, mask)
             for name in divergence.views
         ]
         logp, diverged = token_logp_and_divergence(student, of_views, response, divergence, signal.given, **options)
-    logp = jnp.where(keep, logp, 0.0)
+    old_logp = None if batch.old_logp is None else merge_rows(batch.old_logp)
+    return loss_of(method, config.clip, signal, keep, logp, diverged, old_logp)
 
+
+def loss_of(
+    method: Method,
+    clip: ClipRange,
+    signal: Signal,
+    keep: Array,
+    logp: Array,
+    diverged: Array | None,
+    old_logp: Array | None,
+) -> tuple[Array, dict[str, Array]]:
+    """The loss of a signal, given what the model says of each token; f32[rows, R], in nats.
+
+    Args:
+        keep: bool[rows, R], the tokens of the loss; what stands elsewhere is not looked at.
+        logp: of the current weights.
+        diverged: the method's divergence at each token; None without one.
+        old_logp: of the weights that wrote the tokens; None of references.
+
+    Returns:
+        (loss f32[], scalars that add up over microbatches).
+    """
+    logp = jnp.where(keep, logp, 0.0)
     loss, metrics = 0.0, {}
     if signal.weight is not None or method.ratio_cap < jnp.inf:
-        old_logp = jnp.where(keep, merge_rows(batch.old_logp), 0.0)
+        old_logp = jnp.where(keep, old_logp, 0.0)
     if signal.weight is not None:
         advantage = jnp.where(keep, signal.advantage, 0.0)
-        gain, held = method.surrogate(logp, old_logp, advantage, config.clip)
+        gain, held = method.surrogate(logp, old_logp, advantage, clip)
         loss -= jnp.sum(signal.weight * jnp.where(keep, gain, 0.0))
         # The share of the surrogate's weight at which the clip stops the gradient.
         metrics["policy/clip_frac"] = jnp.sum(jnp.where(keep & held, signal.weight, 0.0))

@@ -42,3 +42,8 @@ class StepConfig:
     def views(self) -> dict[str, View]:
         """The method's teachers."""
         return dict(self.method.views(self.hp))
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The teachers whose statistics the method reads."""
+        return self.method.scored(self.hp)

@@ -9,6 +9,9 @@ Where this differs from the paper's text, or fills what the text leaves open:
     scale      the gap is divided by its own mean absolute value in the response, never centred (its sign is the
                teacher's opinion), floored at `s_min` and clipped at ±`clip`.
     off rows   responses with fewer than `min_tokens` tokens, or of constant entropy, are not routed.
+    route_by   panel A of the paper routes by other signals than the entropy. Which way round some of them go is
+               reconstructed: what counts as uncertain is a late position, a small probability of the drawn token, a
+               large gap, a rare token of the batch; `random` draws anew in every step.
     form       sampled: credit of the token that was drawn. full: the exact expectation of the same term over the
                vocabulary, under the current weights as teacher.
 """
@@ -21,14 +24,17 @@ import jax.numpy as jnp
 
 from dasd_jax.batch import Array
 from dasd_jax.fields import TRUE_OR_FALSE, Fields, above, at_least, field, inside, one_of
+from dasd_jax.mesh import reshard
 from dasd_jax.objective.advantage import group_advantage, smallest_advantage
-from dasd_jax.objective.contract import SIGNAL_TO_NOISE, Guard, Method, Scored, Shape, Signal, View, mean_guard
+from dasd_jax.objective.contract import BLANK, SIGNAL_TO_NOISE, Guard, Method, Scored, Shape, Signal, View, mean_guard
 from dasd_jax.objective.divergence import Divergence, expected
-from dasd_jax.objective.masked import masked_mean, row_quantile
+from dasd_jax.objective.masked import masked_mean, pooled_count, row_quantile
 from dasd_jax.objective.normalise import token_mean
 
-TWO_ARMED = ("signed", "hard")  # routes that attract and repel
-ROUTES = (*TWO_ARMED, "attract_only", "repel_only", "conformity", "novelty")
+SIGNALS = ("entropy", "teacher_entropy", "position", "improbability", "gap", "frequency", "random")
+TWO_ARMED = ("signed", "hard", "flip_both")  # routes that attract and repel
+ROUTES = (*TWO_ARMED, "attract_only", "repel_only", "flip_low", "flip_high", "conformity", "novelty")
+GATES = ("sigmoid", "none", "hard", "inverse", "confidence")
 SCALES = ("mean_abs", "mad", "std", "none")
 
 
@@ -43,8 +49,9 @@ class DasdParams(Fields):
     clip: float = field(3.0, at_least(0, off=True), "bound of the scaled gap")
     s_min: float = field(0.02, above(0, "nats"), "floor of the gap's scale, as gap/noise_mean_abs is")
     scale: str = field("mean_abs", one_of(*SCALES), "what divides a response's gap")
-    gate: bool = field(True, TRUE_OR_FALSE, "sigmoid(|scaled gap| - 1) on the teacher's term")
-    route: str = field("signed", one_of(*ROUTES), "direction map")
+    gate: str = field("sigmoid", one_of(*GATES), "on the teacher's term; sigmoid: of |scaled gap| - 1")
+    route_by: str = field("entropy", one_of(*SIGNALS), "what decides a token's direction; entropy: the student's")
+    route: str = field("signed", one_of(*ROUTES), "direction map; flip: one arm, or both, the other way round")
     min_tokens: int = field(4, at_least(1, "tokens"), "shorter responses are not routed")
     min_spread: float = field(1e-4, at_least(0, "nats"), "responses whose entropies deviate less are not routed")
     dense_on_zero_adv: bool = field(True, TRUE_OR_FALSE, "keep the teacher's term where a group's rewards are equal")
@@ -58,20 +65,20 @@ def dasd(
 
     Args:
         student_logp, teacher_logp: f32[rows, R], log-probability of the sampled token in each view, nats.
-        entropy: f32[rows, R], the student's, over the whole vocabulary, nats.
+        entropy: f32[rows, R], the student's, over the whole vocabulary, nats; or what else is to be routed by.
         mask: bool[rows, R]; what stands where it is False, NaN and infinities included, changes nothing.
         group_advantage: f32[rows].
 
     Returns:
-        (credit f32[rows, R], 0 where mask is False; scalars for the log). `hp.repel_kl_max` needs the divergence of
-        every token, which this function is not given: only `METHOD` applies it.
+        (credit f32[rows, R], 0 where mask is False; scalars for the log). `hp.repel_kl_max`, `hp.route_by` and the gate
+        "confidence" need more of every token than this function is given: only `METHOD` applies them.
     """
     live = jnp.any(mask, axis=1)
     credit, _, _, metrics = _credit(student_logp, teacher_logp, entropy, mask, live, group_advantage, hp, hp.beta)
     return credit, metrics
 
 
-def _credit(student_logp, teacher_logp, entropy, mask, live, verifier, hp, beta, noise=0.0, reverse_kl=None):
+def _credit(student_logp, teacher_logp, entropy, mask, live, verifier, hp, beta, noise=0.0, reverse_kl=None, trust=1.0):
     """(credit f32[rows, R], route f32[rows, R], scale f32[rows], scalars for the log)."""
     gap = jnp.where(mask, teacher_logp, 0.0) - jnp.where(mask, student_logp, 0.0)
     entropy = jnp.where(mask, entropy, 0.0)
@@ -87,6 +94,7 @@ def _credit(student_logp, teacher_logp, entropy, mask, live, verifier, hp, beta,
             held = (route < 0) & (reverse_kl > hp.repel_kl_max)
             metrics["router/held_frac"] = masked_mean(held, mask)
             route = jnp.where(held, 0.0, route)
+    route *= trust
     pressure = route * gated_gap(gap, scale[:, None], hp)
 
     rows, mass = jnp.any(mask, axis=1), jnp.abs(pressure)
@@ -127,6 +135,9 @@ def router(entropy: Array, mask: Array, hp: DasdParams) -> tuple[Array, Array]:
         "hard": lambda: jnp.sign(signed),
         "attract_only": lambda: jnp.maximum(signed, 0.0),
         "repel_only": lambda: jnp.minimum(signed, 0.0),
+        "flip_low": lambda: -jnp.abs(signed),
+        "flip_high": lambda: jnp.abs(signed),
+        "flip_both": lambda: -signed,
         "conformity": lambda: jnp.ones_like(signed),
         "novelty": lambda: -jnp.ones_like(signed),
     }[hp.route]()
@@ -155,18 +166,49 @@ def gap_scale(gap: Array, mask: Array, hp: DasdParams, noise: Array | float = 0.
 def gated_gap(gap: Array, scale: Array, hp: DasdParams) -> Array:
     """The scaled, clipped and gated gap, elementwise: gate(d) · d with d = clip(gap / scale, ±clip).
 
-    The gate sigmoid(|d| - 1) is 0.269 at 0, one half at a typical gap and 0.881 at three. Both forms of the loss use
+    The gate sigmoid(|d| - 1) is 0.269 at 0, one half at a typical gap and 0.881 at three; "hard" is 1 above a typical
+    gap and 0 below, "inverse" sigmoid(1 - |d|). The gate "confidence", exp(-teacher's entropy), is the same for all
+    words and stands in the weight of the token. Both forms of the loss use
     this one function: the sampled form at the token that was drawn, the full form at every word of the vocabulary.
     """
     scaled = gap / scale
     if hp.clip:
         scaled = jnp.clip(scaled, -hp.clip, hp.clip)
-    return jax.nn.sigmoid(jnp.abs(scaled) - 1) * scaled if hp.gate else scaled
+    gate = {
+        "sigmoid": lambda: jax.nn.sigmoid(jnp.abs(scaled) - 1),
+        "inverse": lambda: jax.nn.sigmoid(1 - jnp.abs(scaled)),
+        "hard": lambda: jnp.where(jnp.abs(scaled) > 1, 1.0, 0.0),
+    }
+    return gate[hp.gate]() * scaled if hp.gate in gate else scaled
 
 
 def dense_bound(hp: DasdParams) -> float:
-    """The most that the teacher's term can add to a token's credit: β · c · sigmoid(c - 1); infinite without a clip."""
-    return hp.beta * float(gated_gap(hp.clip, 1.0, hp)) if hp.clip or not hp.beta else math.inf
+    """The most that the teacher's term can add to a token's credit, with the sigmoid gate β · c · sigmoid(c - 1).
+
+    Infinite without a clip.
+    """
+    sizes = jnp.linspace(0.0, hp.clip, 1001)  # the inverse gate has its largest value inside
+    return hp.beta * float(jnp.max(gated_gap(sizes, 1.0, hp))) if hp.clip or not hp.beta else math.inf
+
+
+def routed_by(scored: Scored, hp: DasdParams) -> Array:
+    """What decides the direction of each token, higher where the student counts as uncertain: f32[rows, R]."""
+    mask, view = scored.mask, scored.views["teacher"]
+    return {
+        "entropy": lambda: scored.entropy,
+        "teacher_entropy": lambda: view.entropy[0],
+        "position": lambda: jnp.cumsum(mask, axis=1).astype(jnp.float32),
+        "improbability": lambda: 1 - jnp.exp(scored.logp),
+        "gap": lambda: jnp.abs(view.logp[0] - scored.logp),
+        "frequency": lambda: -jnp.log(pooled_count(scored.tokens, mask).astype(jnp.float32)),
+        "random": lambda: _uniform(mask, scored.knobs["step"]),
+    }[hp.route_by]()
+
+
+def _uniform(mask: Array, step: Array) -> Array:
+    """Numbers in [0, 1) that differ from step to step: f32[rows, R]."""
+    key = jax.random.fold_in(jax.random.key(0), step.astype(jnp.int32))
+    return reshard(jax.random.uniform(key, mask.shape), "rows", None)
 
 
 def signal(scored: Scored, shape: Shape, hp: DasdParams) -> Signal:
@@ -177,7 +219,7 @@ def signal(scored: Scored, shape: Shape, hp: DasdParams) -> Signal:
     credit, route, scale, metrics = _credit(
         scored.logp,
         teacher.logp[0],
-        scored.entropy,
+        routed_by(scored, hp),
         mask,
         scored.live,
         verifier,
@@ -185,6 +227,7 @@ def signal(scored: Scored, shape: Shape, hp: DasdParams) -> Signal:
         beta,
         noise=scored.knobs["noise"],
         reverse_kl=teacher.reverse_kl[0],
+        trust=jnp.exp(-teacher.entropy[0]) if hp.gate == "confidence" else 1.0,
     )
     weight, constant = token_mean(mask, shape), jnp.broadcast_to(verifier[:, None], credit.shape)
     logged = {"credit": credit, "dense": jnp.where(mask, credit - constant, 0.0), "route": route}
@@ -236,12 +279,13 @@ METHOD = Method(
     fields=DasdParams,
     signal=signal,
     views=lambda hp: {"teacher": View()},
-    scored=("teacher",),
+    scored=lambda hp: ("teacher",),
     divergence=divergence,
     notice=_notice,
     anneals=True,
     guards=(
         SIGNAL_TO_NOISE,
+        BLANK,
         mean_guard(
             "repel_kl", "gap/repel_kl", high_is_bad=True, means="tokens far from the teacher are pushed further (nats)"
         ),

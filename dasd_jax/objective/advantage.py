@@ -5,13 +5,14 @@ import jax.numpy as jnp
 from dasd_jax.batch import Array
 
 
-def group_advantage(reward: Array, live: Array, group: int) -> Array:
+def group_advantage(reward: Array, live: Array, group: int, *, standardised: bool = True) -> Array:
     """GRPO's advantage: (reward - mean) / (sample standard deviation + 1e-6) within each group.
 
     Args:
         reward: f32[rows], problem-major.
         live: bool[rows]; other rows are padding and do not count.
         group: G ≥ 2, rollouts of each problem.
+        standardised: False: reward - mean alone (Dr. GRPO, arXiv 2503.20783).
 
     Returns:
         f32[rows]; 0 for padding and in groups whose rewards are all equal. Source: arXiv 2402.03300, equation 3.
@@ -22,7 +23,7 @@ def group_advantage(reward: Array, live: Array, group: int) -> Array:
     centred = jnp.where(live, reward - jnp.sum(reward, axis=1, keepdims=True) / jnp.maximum(count, 1), 0.0)
     std = jnp.sqrt(jnp.sum(centred**2, axis=1, keepdims=True) / jnp.maximum(count - 1, 1))
     # Equal rewards leave rounding in `centred`, which 1e-6 would blow up.
-    return jnp.where(std > 1e-5, centred / (std + 1e-6), 0.0).reshape(-1)
+    return jnp.where(std > 1e-5, centred / (std + 1e-6) if standardised else centred, 0.0).reshape(-1)
 
 
 def smallest_advantage(group: int) -> float:

@@ -61,15 +61,15 @@ class Shape:
 
 @struct.dataclass
 class ViewStats:
-    """One teacher's statistics at the response tokens; f32[K, rows, R] in nats.
+    """One teacher's statistics at the response tokens; f32[K, rows, R] in nats, None of views that are not scored.
 
     Where a rollout's teacher is shown nothing it equals the student: the gap and the divergences are exactly 0.
     """
 
-    logp: Array  # of the sampled token
-    entropy: Array
-    forward_kl: Array  # KL(teacher || student)
-    reverse_kl: Array  # KL(student || teacher)
+    logp: Array | None  # of the sampled token
+    entropy: Array | None
+    forward_kl: Array | None  # KL(teacher || student)
+    reverse_kl: Array | None  # KL(student || teacher)
     shown: Array  # bool[K, rows], whether there was a context to show
     weight: Array  # f32[K, rows], of each of the K contexts; 1 without retrieval
 
@@ -149,6 +149,17 @@ SIGNAL_TO_NOISE = Guard(
     high_is_bad=False,
     means="much of the teacher's opinion is rounding; set model.compute_dtype to float32 in a new --workdir",
 )
+BLANK = mean_guard(
+    "blank", "teacher/blank_frac", high_is_bad=True, means="hardly any rollout's teacher is shown a context"
+)
+# Of methods that read the statistics of their teacher.
+TEACHER_GUARDS = (
+    SIGNAL_TO_NOISE,
+    BLANK,
+    mean_guard(
+        "teacher_kl", "gap/reverse_kl", high_is_bad=True, means="student and teacher drift apart (nats a token)"
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -159,8 +170,8 @@ class Method:
         fields: its own configuration fields, a class of `fields.Fields`; an object of it is `hp` below, static.
         signal: (Scored, Shape, hp) → Signal, pure and traced.
         views: hp → its teachers by name.
-        scored: names of the views whose statistics `signal` reads; others are read by the divergence alone.
-        surrogate: the policy-gradient term, as `objective.surrogate.clipped`.
+        scored: hp → names of the views whose statistics `signal` reads; others are read by the divergence alone.
+        surrogate: the policy-gradient term, `objective.surrogate.clipped` or `plain`.
         divergence: hp → the term over the whole vocabulary, or None.
         ratio_cap: the divergence of a token is multiplied by min(exp(logp - old logp), this), taken as a constant;
             infinite: by 1.
@@ -178,7 +189,7 @@ class Method:
     fields: type
     signal: Callable
     views: Callable[[Any], Mapping[str, View]] = lambda hp: {}
-    scored: tuple[str, ...] = ()
+    scored: Callable[[Any], tuple[str, ...]] = lambda hp: ()
     surrogate: Callable = clipped
     divergence: Callable[[Any], Divergence | None] = lambda hp: None
     ratio_cap: float = math.inf

@@ -77,6 +77,41 @@ def gjsd(view: str, b: float, entry_max: float = math.inf) -> Divergence:
     return Divergence((view,), _no_summary, value, slope)
 
 
+def softened(divergence: Divergence, by: float) -> Divergence:
+    """The divergence of distributions whose logits are divided by `by` once more, the teachers' as the student's.
+
+    With q = softmax(logits / by) its gradient by a logit is (slope_q(v) - q(v) · Σ_w slope_q(w)) / by. That sums to 0
+    over the words, so that it is the slope itself.
+
+    Args:
+        by: positive.
+    """
+    if by == 1:
+        return divergence
+
+    def tempered(ls, lts, norms):
+        return [logp / by - norm for logp, norm in zip((ls, *lts), norms, strict=True)]
+
+    def summary(ls, lts, given):
+        norms = tuple(jax.nn.logsumexp(logp / by, axis=-1, keepdims=True) for logp in (ls, *lts))
+        student, *teachers = tempered(ls, lts, norms)
+        inner = divergence.summary(student, tuple(teachers), given)
+        slopes = divergence.slope(student, tuple(teachers), given, inner)
+        return norms, inner, jnp.sum(slopes, axis=-1, keepdims=True)
+
+    def value(ls, lts, given, sums):
+        norms, inner, _ = sums
+        student, *teachers = tempered(ls, lts, norms)
+        return divergence.value(student, tuple(teachers), given, inner)
+
+    def slope(ls, lts, given, sums):
+        norms, inner, slopes = sums
+        student, *teachers = tempered(ls, lts, norms)
+        return (divergence.slope(student, tuple(teachers), given, inner) - jnp.exp(student) * slopes) / by
+
+    return Divergence(divergence.views, summary, value, slope)
+
+
 def top_k_tail(view: str, k: int, b: float) -> Divergence:
     """`gjsd` over the student's k likeliest words and one more that holds all the rest (SDPO, arXiv 2601.20802).
 

@@ -23,6 +23,14 @@ def row_quantile(x: Array, mask: Array, q: float) -> Array:
     return below + (at - low) * (above - below)
 
 
+def pooled_count(x: Array, mask: Array) -> Array:
+    """How often the value of each place occurs among all masked places: i32[rows, R] → i32[rows, R], at least 1."""
+    values = reshard(x, None, None)
+    ordered = jnp.sort(jnp.where(reshard(mask, None, None), values, jnp.iinfo(x.dtype).max).reshape(-1))
+    found = jnp.searchsorted(ordered, values, side="right") - jnp.searchsorted(ordered, values, side="left")
+    return reshard(jnp.maximum(found, 1), "rows", None)
+
+
 def pooled_quantile(x: Array, mask: Array, q: float) -> Array:
     """The nearest-rank quantile of all masked values of non-negative f32[rows, R] together: f32[]."""
     ordered = jnp.sort(reshard(jnp.where(mask, x, -1.0), None, None).reshape(-1))

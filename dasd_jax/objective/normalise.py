@@ -43,6 +43,28 @@ def constant(keep: Array, shape: Shape) -> Array:
     return jnp.where(keep, jnp.float32(1.0 / (rows * shape.max_new_tokens)), 0.0)
 
 
+def minibatch_top(x: Array, keep: Array, share: float, shape: Shape) -> Array:
+    """The ceil(share · n) largest of the n kept values of each minibatch; of equal ones the first.
+
+    Args:
+        x: f32[rows, R].
+        keep: bool[rows, R].
+        share: in (0, 1].
+
+    Returns:
+        bool[rows, R].
+    """
+    by_minibatch = split_rows(split_rows(jnp.where(keep, x, -jnp.inf), shape.rollouts), shape.minibatches)
+    pooled = jnp.moveaxis(reshard(by_minibatch, None, None, None, None), 1, 0)
+    values = pooled.reshape(shape.minibatches, -1)
+    count = jnp.sum(values > -jnp.inf, axis=1, keepdims=True)
+    # Less what float32 adds to a product that is a whole number.
+    top = jnp.ceil(share * count.astype(jnp.float32) * (1 - 1e-6))
+    rank = jnp.argsort(jnp.argsort(-values, axis=1, stable=True), axis=1)
+    chosen = jnp.moveaxis(((rank < top) & (values > -jnp.inf)).reshape(pooled.shape), 0, 1)
+    return merge_rows(merge_rows(reshard(chosen, "rows", None, None, None)))
+
+
 def minibatch_sum(x: Array, shape: Shape) -> Array:
     """Sum over the rows of a minibatch, given to each of its rows: f32[rows] → f32[rows]."""
     by_minibatch = split_rows(split_rows(x, shape.rollouts), shape.minibatches)

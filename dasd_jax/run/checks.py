@@ -48,7 +48,7 @@ def views_agree(
     Raises:
         TrainingError: at the first token they differ in the mean by more than three times the noise.
     """
-    if not config.method.scored:
+    if not config.method.scored(config.hp):
         return
     limit = max(_NOISES * noise, _FLOAT32)
     for name, gap in blank_gaps().items():

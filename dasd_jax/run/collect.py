@@ -58,6 +58,7 @@ class Collected:
             "reward/mixed_groups_frac": float(np.mean(mixed(self.outcomes.reward, group))),
             **{f"reward/{name}_frac": float(np.mean(errors == error)) for name, error in COUNTED.items()},
             "rollout/length_mean": float(lengths.mean()),
+            "rollout/length_p95": float(np.percentile(lengths, 95)),
             "rollout/repeated_frac": repeated_frac(self.rollouts.response, self.rollouts.response_mask),
             "rollout/truncated_frac": float(1 - self.rollouts.finished.mean()),
             "rollout/batches": float(self.batches),
@@ -148,7 +149,9 @@ class Collector:
             may be missing, is NAME/blank_frac: of the rollouts, the share whose teacher has none.
         """
         data, group = self._config.data, self._config.rollout.rollouts
-        written = contexts.Written(collected.texts, collected.outcomes.correct, collected.rollouts.finished)
+        # A response that is judged although it was cut off may be shown to the others, too.
+        whole = collected.rollouts.finished | (self._config.objective.truncated == "score")
+        written = contexts.Written(collected.texts, collected.outcomes.correct, whole)
         batches, metrics = {}, {}
         for name, view in views.items():
             batch = batches[name] = self._prompts.teacher_batch(

@@ -148,10 +148,13 @@ def _readings(steps: list[dict], config: Config) -> list[_Reading]:
         if all(name in line for name in guard.reads for line in window):
             means = {name: float(np.mean([line[name] for line in window])) for name in guard.reads}
             add(guard.reading(means, config.hp), guard.level, guard.high_is_bad, guard.means)
-    lengths = [line["rollout/length_mean"] for line in (steps[0], *window) if "rollout/length_mean" in line]
-    if len(lengths) == len(window) + 1 and lengths[0]:
-        relative = "rollout/length_mean over that of step 1", float(np.mean(lengths[1:])) / lengths[0]
-        add(relative, "length", high_is_bad=False, means="responses have shrunk")
+    for name, level, high_is_bad, means in (
+        ("rollout/length_mean", "length", False, "responses have shrunk"),
+        ("rollout/length_p95", "tail", True, "long responses grow, often the first sign of a collapse"),
+    ):
+        lengths = [line[name] for line in (steps[0], *window) if name in line]
+        if len(lengths) == len(window) + 1 and lengths[0]:
+            add((f"{name} over that of step 1", float(np.mean(lengths[1:])) / lengths[0]), level, high_is_bad, means)
     equal = _streak(steps, lambda line: line.get("reward/mixed_groups_frac", 1.0) == 0)
     counted = "steps in a row without a mixed group", float(equal)
     add(counted, "equal_rewards", high_is_bad=True, means="the verifier teaches nothing")

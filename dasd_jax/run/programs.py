@@ -109,7 +109,7 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
     knobs = dict.fromkeys(["step", "teacher_weight", "noise", *method.memory([], config.hp)], scalar)
     arguments = (state.teachers, prompts, shown, rollouts, outcomes, knobs)
     if method.rollouts:
-        read = sum(steps.views[name].count for name in method.scored)
+        read = sum(steps.views[name].count for name in steps.scored)
         yield Program(
             name="score",
             lower=lambda: score_step.lower(steps, params, *arguments),
@@ -120,7 +120,7 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
             fsdp_minimum=fsdp_minimum(1 + read, 1),
         )
     experience = _placed(mesh, jax.eval_shape(partial(score_step, steps), params, *arguments)[0])
-    if method.scored:
+    if steps.scored:
         yield Program(
             name="noise",
             lower=lambda: rounding_noise.lower(steps, params, prompts, rollouts, experience.old_logp),

@@ -312,7 +312,7 @@ def step_config(config: Config, model: ModelConfig, mesh: Mesh) -> StepConfig:
         method=config.method,
         hp=config.hp,
         shape=Shape(group.rollouts if config.method.rollouts else 1, config.optim.minibatches, group.max_new_tokens),
-        clip=ClipRange(config.objective.clip_low, config.objective.clip_high),
+        clip=ClipRange(config.objective.clip_low, config.objective.clip_high, config.objective.clip_dual),
         temperature=group.temperature,
         microbatches=config.optim.microbatches,
         token_chunk=config.objective.token_chunk,

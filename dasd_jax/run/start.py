@@ -160,6 +160,12 @@ def _introduce(run: Run, counts: dict[str, int], rows: int) -> None:
     if config.method.rollouts:
         derived = not config.rollout.slots and setup.device_memory() is not None
         say(f"slots: {run.slots} of {rows} rows a device" + (", derived from the free memory" if derived else ""))
+    for name, view in run.steps.views.items():
+        if view.every > config.run.steps:
+            say(
+                f"warning: the weights of the {name} are copied every {view.every} steps, and run.steps is "
+                f"{config.run.steps}: they stay those of the start"
+            )
     graded = bool(config.objective.overlong_tokens)
     if notice := config.method.notice(config.hp, config.rollout.rollouts, graded):
         say(notice)

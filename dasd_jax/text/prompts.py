@@ -28,7 +28,15 @@ _ANSWERS = {"boxed": "\\boxed{%s}", "answer_line": "Answer: %s"}
 # Default teacher contexts, for methods that do not choose one; data/contexts.py defines how each is made.
 PRIVILEGED = ("answer", "solution", "hint", "sibling")
 
-CONTEXTS = (*PRIVILEGED, "partial_solution", "wrong_siblings", "none", "other_problem", "without_problem")
+CONTEXTS = (
+    *PRIVILEGED,
+    "sibling_or_solution",
+    "partial_solution",
+    "wrong_siblings",
+    "none",
+    "other_problem",
+    "without_problem",
+)
 
 # The teacher scores tokens of a student that has not seen the context. Without this instruction it expects a reply that
 # quotes the context and assigns low probability to an independent solution.

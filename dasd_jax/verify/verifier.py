@@ -20,7 +20,7 @@ from pathlib import Path
 
 from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
-from dasd_jax.verify.extract import extract_answer
+from dasd_jax.verify.extract import checksum, extract_answer
 
 REWARD_THRESHOLD = 0.99  # task scorers give partial credit, which does not count as correct
 # Wall-clock seconds that an answer may take per second of its CPU deadline: at first, and when it is retried alone.
@@ -95,7 +95,10 @@ class Verifier:
         Raises:
           UserError: the workers cannot start, usually because `memory_mb` is too small.
         """
-        pairs = [(problem, extract_answer(text)) for problem, text in zip(problems, texts, strict=True)]
+        pairs = [
+            (problem, checksum(text) if problem.scorer == "checksum" else extract_answer(text))
+            for problem, text in zip(problems, texts, strict=True)
+        ]
         outcomes = self._score([pair for pair in dict.fromkeys(pairs) if pair[1] is not None])
         verdicts = []
         for pair in pairs:

@@ -169,7 +169,9 @@ def _serve(requests: int, replies: int, deadline_s: float) -> None:
 
 
 def _score(scorer: str, source: str, index: int, reference: str, answer: str) -> tuple[float, str]:
-    if scorer != "task":
+    if scorer == "checksum":
+        return 1.0 - int(answer, 16) % 2, ""
+    if scorer == "math":
         return grade(reference, answer)
     dataset = gym_dataset(source)
     entry = dataset[index]

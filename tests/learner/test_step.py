@@ -231,7 +231,7 @@ def test_any_number_of_microbatches_gives_the_same_update_for_every_divisor(form
     assert found[normalise.token_mean, 1][1] != pytest.approx(found[normalise.sequence_mean, 1][1], rel=1e-3)
 
 
-@pytest.mark.parametrize("form", ["sampled", "full"])
+@pytest.mark.parametrize("form", [pytest.param("sampled", marks=pytest.mark.slow), "full"])
 def test_the_teacher_receives_no_gradient(form, mesh):
     """Differentiated with respect to a teacher tree of its own: exactly 0; and the student's is not."""
     steps = frozen(config(form=form))
@@ -296,7 +296,7 @@ def test_rollouts_left_out_of_the_loss_still_count_in_their_group(mesh):
     np.testing.assert_array_equal(rest, np.asarray(merge_rows(whole.signal.advantage))[1:])
 
 
-@pytest.mark.parametrize("form", ["sampled", "full"])
+@pytest.mark.parametrize("form", [pytest.param("sampled", marks=pytest.mark.slow), "full"])
 def test_half_of_the_teachers_weight_is_half_of_beta(form, mesh):
     """At weight 0 DASD is GRPO."""
     params = wide_params(mesh)

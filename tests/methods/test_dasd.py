@@ -11,6 +11,7 @@ import pytest
 from dasd_jax.mesh import named, put_rows
 from dasd_jax.methods import grpo
 from dasd_jax.methods.dasd import (
+    GATES,
     METHOD,
     ROUTES,
     SCALES,
@@ -126,7 +127,7 @@ def test_credit_is_the_float64_formula_for_every_map_scale_side_gate_and_clip(ro
     b = ragged()
     verifier = np.linspace(-1.5, 1.5, len(b.mask)).astype(np.float32)
     for side in ("top", "bottom"):
-        for gate in (True, False):
+        for gate in GATES[:-1]:
             for clip in (3.0, 0.8, 0.0):
                 hp = DasdParams(route=route, scale=scale, rho_side=side, gate=gate, clip=clip)
                 got, _ = dasd(*read(b), b.mask, verifier, hp)
@@ -359,7 +360,7 @@ def test_at_the_defaults_the_teacher_cannot_turn_a_verdict_up_to_groups_of_fourt
         assert smallest_advantage(group) == pytest.approx(smallest, rel=1e-4)
         assert (dense_bound(DasdParams()) < smallest) == (group < 15)
         assert bool(METHOD.notice(DasdParams(), group, False)) == (group == 15)
-    assert dense_bound(DasdParams(gate=False)) == pytest.approx(0.3)
+    assert dense_bound(DasdParams(gate="none")) == pytest.approx(0.3)
     assert dense_bound(DasdParams(clip=0.0)) == math.inf
     assert dense_bound(DasdParams(clip=0.0, beta=0.0)) == 0
 

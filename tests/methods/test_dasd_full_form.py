@@ -60,7 +60,7 @@ def sampled_credit(views, hp):
         ({}, 0.0, 2),  # does not divide the response
         ({}, 0.7, 3),  # the verifier's part has expectation 0
         ({"clip": 0.0}, 0.0, 3),
-        ({"gate": False, "clip": 0.5}, 0.0, 3),
+        ({"gate": "none", "clip": 0.5}, 0.0, 3),
     ],
     ids=str,
 )
@@ -93,7 +93,7 @@ def test_value_of_the_full_form_is_the_expected_value_of_the_sampled_credit():
 
 
 def test_without_gate_clip_and_scale_the_full_form_descends_the_routed_kl():
-    views, hp = two_views(), full(gate=False, clip=0.0, scale="none")
+    views, hp = two_views(), full(gate="none", clip=0.0, scale="none")
     ones = np.ones(ROWS, np.float32)
 
     def routed_kl(hidden, unembed):
@@ -108,7 +108,7 @@ def test_without_gate_clip_and_scale_the_full_form_descends_the_routed_kl():
     assert full_form(*views, hp, scale=ones) == pytest.approx(routed_kl(*views[:2]), abs=1e-6)
 
 
-@pytest.mark.parametrize("hp", [full(), full(gate=False, clip=0.0)], ids=["gated", "raw"])
+@pytest.mark.parametrize("hp", [full(), full(gate="none", clip=0.0)], ids=["gated", "raw"])
 def test_the_teacher_receives_exactly_no_gradient(hp):
     views = two_views()
     student, student_unembed, teacher, teacher_unembed = jax.grad(
@@ -165,7 +165,7 @@ def test_repelling_is_bounded_where_the_raw_divergence_is_not():
     far[..., 0] = 200.0  # a teacher that finds every other word absurd
     bounded, raw = (
         abs(float(full_form(hidden, unembed, far, unembed, hp, scale=np.ones(ROWS, np.float32))))
-        for hp in (full(), full(gate=False, clip=0.0))
+        for hp in (full(), full(gate="none", clip=0.0))
     )
     reach = 3 / (1 + np.exp(-2.0))
     assert bounded <= np.abs(ROUTE).sum() * reach

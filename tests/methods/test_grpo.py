@@ -40,7 +40,7 @@ def test_grpo_gives_every_token_its_responses_advantage_over_the_minibatch_token
     np.testing.assert_array_equal(got.logged["credit"], got.advantage)
     assert got.metrics["credit/verifier_abs_mean"] == pytest.approx(np.abs(advantage[MASK.any(1)]).mean(), rel=1e-5)
     assert got.kl is None and got.nll is None and got.given is None
-    assert not grpo.METHOD.views(None) and grpo.METHOD.divergence(None) is None and not grpo.METHOD.scored
+    assert not grpo.METHOD.views(None) and grpo.METHOD.divergence(None) is None and not grpo.METHOD.scored(None)
 
 
 @pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf])

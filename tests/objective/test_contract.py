@@ -31,5 +31,5 @@ def test_what_a_method_and_its_divergence_read_are_views_that_it_declares(name):
     method = METHODS[name]
     hp = method.fields()
     views, divergence = method.views(hp), method.divergence(hp)
-    assert set(method.scored) <= set(views)
+    assert set(method.scored(hp)) <= set(views)
     assert divergence is None or all(views[view].count == 1 for view in divergence.views)

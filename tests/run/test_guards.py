@@ -10,7 +10,9 @@ from dasd_jax.run.guards import TEACHER_WEIGHT, judge
 HEALTHY = {
     "entropy/mean": 0.4,
     "rollout/length_mean": 100.0,
+    "rollout/length_p95": 200.0,
     "rollout/repeated_frac": 0.1,
+    "teacher/blank_frac": 0.2,
     "gap/repel_kl": 0.2,
     "gap/mean_abs": 0.2,
     "gap/noise_mean_abs": 0.01,
@@ -23,6 +25,8 @@ HEALTHY = {
 COLLAPSES = [
     ("entropy", "entropy/mean", 0.03, 0.001),
     ("length", "rollout/length_mean", 20.0, 2.0),
+    ("tail", "rollout/length_p95", 550.0, 2000.0),
+    ("blank", "teacher/blank_frac", 0.8, 1.0),
     ("repetition", "rollout/repeated_frac", 0.7, 0.95),
     ("repel_kl", "gap/repel_kl", 6.0, 30.0),
     ("arm", "router/attract_mass", 0.006, 0.0),
@@ -34,6 +38,9 @@ def configured(method="dasd", **fields):
     levels = {
         "window": 2,
         "repel_kl_stop": 20.0,
+        "tail_stop": 5.0,
+        "blank_warn": 0.55,
+        "blank_stop": 0.95,
         "arm_warn": 0.1,
         "arm_stop": 0.01,
         "signal_noise_stop": 1.0,
@@ -86,7 +93,7 @@ def test_beyond_the_stop_level_a_run_stops_or_the_teachers_weight_halves(field, 
 
     # Without a teacher there is nothing to take away, and no guard of what a teacher does.
     without = judge(lines, configured(method="grpo", on_collapse="anneal"))
-    assert bool(without.stop) == (field in ("entropy", "length", "repetition"))
+    assert bool(without.stop) == (field in ("entropy", "length", "tail", "repetition"))
     off = {f"{field}_warn": 0.0, f"{field}_stop": 0.0}
     found = judge(lines, configured(**off))
     assert (found.warnings, found.stop) == ([], "")

@@ -79,6 +79,7 @@ def test_every_row_of_the_table_gets_its_verdict(verifier):
     assert [(row, word) for row, word in zip(ROWS, said, strict=True) if word != row.expected] == []
 
 
+@pytest.mark.slow
 def test_the_marked_rows_of_the_table_are_all_the_disagreements_with_math_verify():
     judged = [row for row in ROWS if row.expected != "timeout"]  # it has no deadline that holds there
     disagreements = [row for row in judged if math_verify_says(row) != (row.expected == "right")]

@@ -1,0 +1,15 @@
+"""Every method on the same problems, rollouts and budget, over three seeds: the paper's main table and more.
+
+python -m launchers.sweep --sweep=configs/sweeps/methods.py --config=configs/smollm2_math.py --workdir=runs/methods
+
+What a teacher is shown is the method's own default where it is a sibling, and otherwise data.privileged. Supervised
+fine-tuning is left out: it learns from references and not from rollouts.
+"""
+
+from configs.sweeps.common import each, grid, seeds
+from dasd_jax.methods import METHODS
+
+
+def get_sweep():
+    """36 points."""
+    return grid(each("objective.method", [name for name, method in METHODS.items() if method.rollouts]), seeds(3))

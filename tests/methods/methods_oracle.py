@@ -1,0 +1,211 @@
+"""The second opinion on every method: the loss of each token in NumPy float64, written from the formulas, row by row.
+
+`token_loss(name, hp, batch, hidden)` is f64[rows, R] as a function of the student's hidden states alone: everything
+that a formula takes as a constant is computed from the weights that wrote the rollouts.
+"""
+
+import numpy as np
+import objective_oracle as oracle
+from batch_of_all_cases import KNOBS, REWARD, ROWS, G, M, R
+
+LOW, HIGH = 0.2, 0.2
+
+
+def token_loss(name, hp, batch, hidden, high=HIGH, dual=0.0):
+    """f64[rows, R], whose sum is the loss of both minibatches."""
+    now, old = batch.logp(hidden), batch.logp(batch.old)
+    logp = batch.drawn(now)
+    ratio = np.exp(logp - batch.drawn(old))
+    advantage, weight, kl = SIGNALS[name](hp, batch)
+    total = np.zeros((ROWS, R))
+    for row in range(ROWS):
+        for t in range(R):
+            if weight is not None and weight[row, t]:
+                a = advantage[row, t]
+                gained = a * logp[row, t] if name == "opsd" else surrogate(a, ratio[row, t], high, dual)
+                total[row, t] -= weight[row, t] * gained
+            if kl is not None and kl[row, t]:
+                of_teacher = batch.logp(batch.teacher)[row, t]
+                factor = min(ratio_constant(batch)[row, t], 2.0) if name in ("sdpo", "srpo") else 1.0
+                total[row, t] += kl[row, t] * factor * divergence(name, hp, now[row, t], of_teacher)
+    return total
+
+
+def ratio_constant(batch):
+    """p_now / p_old at the batch's own weights, not differentiated."""
+    return np.exp(batch.drawn(batch.logp(batch.hidden)) - batch.drawn(batch.logp(batch.old)))
+
+
+def surrogate(a, ratio, high, dual):
+    """PPO's, of one token, with dual clip."""
+    kept = min(ratio * a, np.clip(ratio, 1 - LOW, 1 + high) * a)
+    return max(kept, dual * a) if dual and a < 0 else kept
+
+
+def divergence(name, hp, ls, lt):
+    """Of two distributions over all words."""
+    if name == "opsd":
+        soft = [x / hp.softening - np.log(np.sum(np.exp(x / hp.softening))) for x in (ls, lt)]
+        terms = jensen_shannon(hp.b, *map(np.exp, soft))
+        return np.sum(np.minimum(terms, hp.entry_max) if hp.entry_max else terms)
+    top = np.argsort(-ls, kind="stable")[: hp.top_k]
+    rest = [max(1 - np.exp(x[top]).sum(), 1e-300) for x in (ls, lt)]
+    p, q = (np.append(np.exp(x[top]), left) for x, left in zip((ls, lt), rest, strict=True))
+    return np.sum(jensen_shannon(hp.alpha, p, q))
+
+
+def jensen_shannon(b, p_s, p_t):
+    """The terms of b KL(p_t || m) + (1 - b) KL(p_s || m), m = (1 - b) p_s + b p_t; 0 and 1 are the two KLs."""
+    if b == 0:
+        return p_t * np.log(p_t / p_s)
+    if b == 1:
+        return p_s * np.log(p_s / p_t)
+    m = (1 - b) * p_s + b * p_t
+    return b * p_t * np.log(p_t / m) + (1 - b) * p_s * np.log(p_s / m)
+
+
+def minibatch(row):
+    return row // G % M
+
+
+def over(keep, divisor=None):
+    """Each kept token's share: 1 / (tokens in `divisor`, by default the kept ones, of its minibatch)."""
+    divisor, out = keep if divisor is None else divisor, np.zeros((ROWS, R))
+    for row in range(ROWS):
+        count = sum(divisor[other].sum() for other in range(ROWS) if minibatch(other) == minibatch(row))
+        out[row] = keep[row] / count if count else 0
+    return out
+
+
+def verifier(batch, standardised=True):
+    """A_G of every row."""
+    out = oracle.advantage(REWARD, batch.written, G)
+    if standardised:
+        return out
+    for start in range(0, ROWS, G):
+        live = [row for row in range(start, start + G) if batch.written[row].any()]
+        out[live] = REWARD[live] - REWARD[live].mean()
+    return out
+
+
+def gap(batch, view="teacher"):
+    """log p_T - log p_S of the drawn token, 0 where nothing is shown."""
+    return batch.drawn(batch.of(view)[0]) - batch.drawn(batch.logp(batch.old))
+
+
+def entropy(logp):
+    return -(np.exp(logp) * logp).sum(-1)
+
+
+def everywhere(batch, a):
+    return np.where(batch.mask, a[:, None], 0.0)
+
+
+def _grpo(hp, batch):
+    return everywhere(batch, verifier(batch)), over(batch.mask), None
+
+
+def _dr_grpo(hp, batch):
+    return everywhere(batch, verifier(batch, standardised=False)), batch.mask / (ROWS / M * R), None
+
+
+def _hepo(hp, batch):
+    h, kept = entropy(batch.logp(batch.old)), np.zeros((ROWS, R), bool)
+    for m in range(M):
+        places = [(row, t) for row in range(ROWS) for t in range(R) if minibatch(row) == m and batch.mask[row, t]]
+        places.sort(key=lambda place: -h[place])
+        for place in places[: int(np.ceil(round(hp.share * len(places), 9)))]:
+            kept[place] = True
+    return everywhere(batch, verifier(batch)), over(kept, kept if hp.norm == "kept" else batch.mask), None
+
+
+def _dasd(hp, batch):
+    old = batch.logp(batch.old)
+    credit, *_ = oracle.credit(
+        batch.drawn(old), batch.drawn(batch.of("teacher")[0]), entropy(old), batch.mask, verifier(batch), hp
+    )
+    return credit, over(batch.mask), None
+
+
+def _opsd(hp, batch):
+    keep = batch.mask & batch.shown["teacher"][0][:, None]
+    return (np.where(keep, gap(batch), 0.0), over(keep), None) if hp.form == "sampled" else (None, None, over(keep))
+
+
+def _sdpo(hp, batch):
+    return None, None, over(batch.mask & batch.shown["teacher"][0][:, None])
+
+
+def _srpo(hp, batch):
+    taught = batch.mask & (batch.shown["teacher"][0] & (REWARD < 0.5))[:, None]
+    sure = np.where(taught, np.exp(-hp.sharpness * entropy(batch.of("teacher")[0])), 0.0)
+    relative = np.zeros((ROWS, R))
+    for m in range(M):
+        rows = [row for row in range(ROWS) if minibatch(row) == m]
+        if taught[rows].any():
+            relative[rows] = sure[rows] / sure[rows][taught[rows]].mean()
+    each = over(batch.mask)
+    return everywhere(batch, verifier(batch)), np.where(taught, 0.0, each), each * relative
+
+
+def _factor(hp, batch, of_gap):
+    a = verifier(batch)
+    mix = hp.mix * (max(0.0, 1 - (KNOBS["step"] - 1) / hp.decay_steps) if hp.decay_steps else 1.0)
+    out = np.zeros((ROWS, R))
+    for row in range(ROWS):
+        factor = np.clip(np.exp(np.sign(a[row]) * of_gap[row]), 1 - hp.eps, 1 + hp.eps)
+        out[row] = a[row] * ((1 - mix) + mix * factor)
+    return np.where(batch.mask, out, 0.0), over(batch.mask), None
+
+
+def _rlsd(hp, batch):
+    return _factor(hp, batch, gap(batch))
+
+
+def _rlrt(hp, batch):
+    return _factor(hp, batch, np.where((REWARD > 0.5)[:, None], -gap(batch), 0.0))
+
+
+def _antisd(hp, batch):
+    teacher = batch.of("teacher")[0]
+    shown = batch.mask & batch.shown["teacher"][0][:, None]
+    values = np.sort(entropy(teacher)[shown])
+    median, warm = values[int(np.ceil(0.5 * len(values))) - 1], KNOBS["antisd_warm"]
+    gate = 1.0 if median >= warm else 0.0 if median < hp.off_below * warm else KNOBS["antisd_gate"]
+    if KNOBS["step"] <= hp.measured_steps:
+        gate = 0.0
+    phi = (np.log1p(np.exp(gap(batch))) - np.log(2)) / 2
+    return np.where(batch.mask, verifier(batch)[:, None] - gate * hp.strength * phi, 0.0), over(batch.mask), None
+
+
+def _rlcsd(hp, batch):
+    right, wrong = batch.of("teacher")[0], batch.of("wrong")
+    a, credit, selected = verifier(batch), np.zeros((ROWS, R)), np.zeros((ROWS, R), bool)
+    both = batch.shown["teacher"][0] & batch.shown["wrong"].any(0)
+    for row in range(ROWS):
+        for t in np.flatnonzero(batch.mask[row] & both[row]):
+            token = batch.tokens[row, t]
+            hints = [w[row, t, token] for w, has in zip(wrong, batch.shown["wrong"][:, row], strict=True) if has]
+            e = right[row, t, token] - np.log(np.mean(np.exp(hints)))
+            term = np.clip(hp.beta * hp.mix * np.tanh(e / hp.tau), -hp.bound, hp.bound)
+            selected[row, t] = abs(term) > hp.delta
+            moved = a[row] + term if selected[row, t] else a[row]
+            credit[row, t] = max(moved, 0) if a[row] > 0 else min(moved, 0) if a[row] < 0 else 0
+    keep = batch.mask & both[:, None]
+    return credit, over(keep & ~selected) + hp.eta * over(selected), None
+
+
+SIGNALS = {
+    "grpo": _grpo,
+    "dapo": _grpo,
+    "dr_grpo": _dr_grpo,
+    "hepo": _hepo,
+    "dasd": _dasd,
+    "opsd": _opsd,
+    "sdpo": _sdpo,
+    "srpo": _srpo,
+    "rlsd": _rlsd,
+    "rlrt": _rlrt,
+    "antisd": _antisd,
+    "rlcsd": _rlcsd,
+}

@@ -1,0 +1,369 @@
+"""Every method's credit, loss and gradient beside a float64 version written from its formula; and what all promise."""
+
+import functools
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import methods_oracle
+import numpy as np
+import objective_oracle as oracle
+import pytest
+from batch_of_all_cases import KNOBS, SHAPE, Batch, M
+
+from dasd_jax.learner.step import loss_of
+from dasd_jax.mesh import named, put_rows, replicate
+from dasd_jax.methods import METHODS
+from dasd_jax.methods.dasd import SIGNALS
+from dasd_jax.objective.surrogate import ClipRange
+from dasd_jax.objective.token_stats import token_logp, token_logp_and_divergence
+
+CLIP = ClipRange(0.2, 0.2)
+GOLDEN = Path(__file__).with_name("golden.json")
+CASES = [
+    *((name, {}) for name in methods_oracle.SIGNALS),
+    ("hepo", {"share": 0.35, "norm": "all"}),
+    ("opsd", {"b": 0.5, "entry_max": 0.0, "softening": 1.1}),
+    ("opsd", {"b": 1.0, "entry_max": 0.0}),
+    ("opsd", {"form": "sampled"}),
+    ("sdpo", {"top_k": 5}),
+    ("sdpo", {"top_k": 5, "alpha": 0.0}),
+    ("sdpo", {"top_k": 5, "alpha": 1.0}),
+    ("srpo", {"top_k": 7, "sharpness": 0.3}),
+    ("rlsd", {"decay_steps": 0, "eps": 0.05}),
+    ("rlrt", {"mix": 1.0, "eps": 1.0}),
+    ("antisd", {"measured_steps": 2}),
+    ("rlcsd", {"tau": 0.5, "delta": 0.2, "eta": 0.7}),
+    ("dasd", {"route": "flip_low", "gate": "inverse", "beta": 0.5}),
+]
+IDS = [" ".join([name, *(f"{field}={value}" for field, value in fields.items())]) for name, fields in CASES]
+
+
+def made(name, **fields):
+    return METHODS[name], METHODS[name].fields(**fields)
+
+
+def keep_of(signal):
+    weights = [weight for weight in (signal.weight, signal.kl, signal.nll) if weight is not None]
+    return functools.reduce(jnp.logical_or, (weight != 0 for weight in weights))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _value_and_gradients(method, hp, clip, signal, hidden, teacher, unembed, tokens, old):
+    """The loss as the learner makes it, and its gradients by the hidden states of student and teacher."""
+
+    def loss(hidden, teacher):
+        options, divergence = {"temperature": 1.0, "chunk": 4}, method.divergence(hp)
+        student = hidden, unembed
+        if divergence is None:
+            logp, diverged = token_logp(student, tokens, **options), None
+        else:
+            logp, diverged = token_logp_and_divergence(
+                student, [(teacher, unembed)], tokens, divergence, signal.given, **options
+            )
+        return loss_of(method, clip, signal, keep_of(signal), logp, diverged, old)[0]
+
+    return jax.value_and_grad(loss, argnums=(0, 1))(hidden, teacher)
+
+
+def value_and_gradients(method, hp, batch, signal, hidden, clip=CLIP, teacher=None):
+    if method.divergence(hp) is None and method.surrogate is METHODS["grpo"].surrogate:
+        method, hp = made("grpo")  # compiled once for all methods that differ in their signal alone
+    teacher = batch.teacher if teacher is None else teacher
+    old = batch.drawn(batch.logp(batch.old))
+    arrays = (np.asarray(x, np.float32) for x in (hidden, teacher, batch.unembed))
+    signal = signal.replace(logged={}, metrics={})
+    return _value_and_gradients(
+        method, hp, clip, signal, *arrays, np.asarray(batch.tokens, np.int32), np.float32(old)
+    )  # fmt: skip
+
+
+def loss(*args, **options):
+    return float(value_and_gradients(*args, **options)[0])
+
+
+@pytest.mark.parametrize(("name", "fields"), CASES, ids=IDS)
+def test_credit_loss_and_gradient_are_those_of_the_formula(name, fields, mesh):
+    """Within 1e-5 of the largest entry; the loss of a token depends on its own hidden state alone."""
+    batch, (method, hp) = Batch(), made(name, **fields)
+    signal = method.signal(batch.scored(), SHAPE, hp)
+    advantage, weight, kl = methods_oracle.SIGNALS[name](hp, batch)
+    for got, expected in ((signal.advantage, advantage), (signal.weight, weight), (signal.kl, kl)):
+        assert (got is None) == (expected is None)
+        if got is not None and not (got is signal.advantage and weight is None):
+            shown = np.where(weight != 0, got, 0) if got is signal.advantage else np.asarray(got)
+            expected = np.where(weight != 0, expected, 0) if got is signal.advantage else expected
+            np.testing.assert_allclose(shown, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+    value, (gradient, _) = value_and_gradients(method, hp, batch, signal, batch.hidden)
+    of_tokens = methods_oracle.token_loss(name, hp, batch, batch.hidden)
+    assert float(value) == pytest.approx(of_tokens.sum(), rel=1e-5, abs=1e-5)
+    step, expected = 1e-6, np.zeros_like(batch.hidden)
+    for d in range(batch.hidden.shape[-1]):
+        off = np.zeros_like(batch.hidden)
+        off[..., d] = step
+        above, below = (methods_oracle.token_loss(name, hp, batch, batch.hidden + sign * off) for sign in (1, -1))
+        expected[..., d] = (above - below) / (2 * step)
+    assert np.abs(expected).max() > 1e-3
+    np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_stands_outside_of_the_mask_changes_no_signal(name, mesh):
+    batch, (method, hp) = Batch(), made(name)
+    scored = batch.scored()
+    if not method.rollouts:
+        return
+
+    def spoilt(x):
+        return (
+            np.where(batch.mask, x, np.float32(np.nan)) if x is not None and np.shape(x)[-2:] == batch.mask.shape else x
+        )
+
+    views = {k: v.replace(**{f: spoilt(getattr(v, f)) for f in ("logp", "entropy", "forward_kl", "reverse_kl")})
+             for k, v in scored.views.items()}  # fmt: skip
+    junk = scored.replace(logp=spoilt(scored.logp), entropy=spoilt(scored.entropy), views=views)
+    jax.tree.map(np.testing.assert_array_equal, *(method.signal(x, SHAPE, hp) for x in (scored, junk)))
+
+
+def equal_views(batch):
+    """A batch whose teachers say what the student says."""
+    batch.teacher = batch.old
+    batch.wrong = np.stack([batch.old] * len(batch.wrong))
+    return batch
+
+
+@pytest.mark.parametrize("name", ["dasd", "rlsd", "rlrt", "antisd"])
+def test_with_equal_views_the_credit_is_grpos(name, mesh):
+    batch, (method, hp) = equal_views(Batch()), made(name)
+    grpo, _ = made("grpo")
+    got, expected = (m.signal(batch.scored(), SHAPE, p) for m, p in ((method, hp), (grpo, grpo.fields())))
+    np.testing.assert_allclose(got.advantage, expected.advantage, atol=2e-6)
+    np.testing.assert_array_equal(got.weight, expected.weight)
+
+
+@pytest.mark.parametrize("name", ["opsd", "sdpo"])
+def test_with_equal_views_a_divergence_and_its_gradient_are_0(name, mesh):
+    batch, (method, hp) = Batch(), made(name)
+    signal = method.signal(batch.scored(), SHAPE, hp)
+    value, (gradient, _) = value_and_gradients(method, hp, batch, signal, batch.hidden, teacher=batch.hidden)
+    assert float(value) == pytest.approx(0, abs=1e-6) and np.abs(gradient).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "weight"), [("dasd", "beta"), ("rlsd", "mix"), ("rlrt", "mix"), ("antisd", "strength")]
+)
+def test_without_the_teachers_weight_the_credit_is_grpos(name, weight, mesh):
+    batch, (method, hp) = Batch(), made(name, **{weight: 0.0})
+    grpo, _ = made("grpo")
+    expected = grpo.signal(batch.scored(), SHAPE, grpo.fields())
+    off = batch.scored(knobs={k: np.float32(v) for k, v in KNOBS.items()} | {"teacher_weight": np.float32(0)})
+    for got in (method.signal(batch.scored(), SHAPE, hp), METHODS[name].signal(off, SHAPE, METHODS[name].fields())):
+        np.testing.assert_allclose(got.advantage, expected.advantage, atol=1e-6)
+
+
+def test_srpo_with_no_row_shown_is_grpo(mesh):
+    batch = Batch()
+    batch.shown = {name: np.zeros_like(shown) for name, shown in batch.shown.items()}
+    (srpo, hp), (grpo, none) = made("srpo"), made("grpo")
+    got, expected = srpo.signal(batch.scored(), SHAPE, hp), grpo.signal(batch.scored(), SHAPE, none)
+    np.testing.assert_array_equal(got.advantage, expected.advantage)
+    np.testing.assert_array_equal(got.weight, expected.weight)
+    assert not np.any(got.kl)
+
+
+def test_hepo_with_share_1_is_dapo_and_with_less_keeps_the_most_uncertain_tokens(mesh):
+    batch = Batch()
+    (hepo, whole), (dapo, none) = made("hepo", share=1.0), made("dapo")
+    got, expected = (m.signal(batch.scored(), SHAPE, hp) for m, hp in ((hepo, whole), (dapo, none)))
+    np.testing.assert_array_equal(got.advantage, expected.advantage)
+    np.testing.assert_array_equal(got.weight, expected.weight)
+    kept = np.asarray(hepo.signal(batch.scored(), SHAPE, hepo.fields()).weight) > 0
+    for m in range(M):
+        rows = np.arange(16) // 4 % M == m
+        entropy, mask = batch.scored().entropy[rows], batch.mask[rows]
+        assert kept[rows].sum() == np.ceil(round(0.2 * mask.sum(), 9))
+        assert entropy[kept[rows]].min() >= entropy[mask & ~kept[rows]].max()
+
+
+def test_conformity_without_gate_clip_and_scale_is_grpo_and_beta_times_sampled_opsd(mesh):
+    batch = Batch()
+    fields = {"route": "conformity", "gate": "none", "clip": 0.0, "scale": "none", "min_tokens": 1, "min_spread": 1e-9}
+    (dasd, hp), (grpo, none), (opsd, sampled) = made("dasd", **fields), made("grpo"), made("opsd", form="sampled")
+    got, verifier, dense = (
+        m.signal(batch.scored(), SHAPE, p).advantage for m, p in ((dasd, hp), (grpo, none), (opsd, sampled))
+    )
+    routed = batch.mask & (batch.mask.sum(1) > 1)[:, None]  # a single token has no spread
+    np.testing.assert_allclose(got[routed], (verifier + hp.beta * dense)[routed], atol=1e-6)
+
+
+def test_srpo_routes_by_the_verdict_where_the_advantage_is_0(mesh):
+    """In the group of right rollouts alone the advantage is 0, and none of it goes to the teacher."""
+    batch, (method, hp) = Batch(), made("srpo")
+    batch.shown["teacher"][:] = True
+    kl = np.asarray(method.signal(batch.scored(), SHAPE, hp).kl)
+    assert not kl[4:8].any() and kl[8:12].any()
+
+
+def test_antisd_opens_and_closes_its_gate_with_a_memory(mesh):
+    batch, (method, hp) = Batch(), made("antisd", measured_steps=2)
+    knobs = {name: np.float32(value) for name, value in KNOBS.items()}
+
+    def gate(warm, before):
+        scored = batch.scored(knobs=knobs | {"antisd_warm": np.float32(warm), "antisd_gate": np.float32(before)})
+        metrics = method.signal(scored, SHAPE, hp).metrics
+        return float(metrics["antisd/gate"]), float(metrics["antisd/teacher_entropy_median"])
+
+    _, median = gate(1.0, 1.0)
+    assert gate(median, 0.0)[0] == 1 and gate(median / 0.92, 1.0)[0] == 0
+    assert [gate(median / 0.96, before)[0] for before in (0.0, 1.0)] == [0, 1]
+    lines = [{"step": 0}, *({"step": s, "antisd/teacher_entropy_median": h, "antisd/gate": g} for s, h, g in
+             ((1, 0.4, 0.0), (2, 0.6, 0.0), (3, 0.9, 0.0)))]  # fmt: skip
+    assert method.memory(lines, hp) == {"antisd_warm": pytest.approx(0.5), "antisd_gate": 0.0}
+    assert method.memory(lines[:3], hp)["antisd_gate"] == 1.0 and method.memory([], hp)["antisd_warm"] == 0.0
+
+
+def test_rlcsd_drops_rows_without_both_siblings_and_keeps_the_sign_of_the_advantage(mesh):
+    batch, (method, hp) = Batch(), made("rlcsd")
+    signal = method.signal(batch.scored(), SHAPE, hp)
+    both = batch.shown["teacher"][0] & batch.shown["wrong"].any(0)
+    assert not np.asarray(signal.weight)[~both].any() and 0 < both.sum() < len(both)
+    dropped = np.mean(~both[batch.written.any(1)])
+    assert float(signal.metrics["rlcsd/dropped_frac"]) == pytest.approx(dropped)
+    verifier = np.asarray(made("grpo")[0].signal(batch.scored(), SHAPE, None).advantage)
+    assert np.all(np.asarray(signal.advantage) * verifier >= 0)
+
+
+def test_dual_clip_bounds_what_a_bad_token_loses(mesh):
+    batch, (method, hp) = Batch(), made("grpo")
+    batch.hidden = batch.old + 1.5 * (batch.hidden - batch.old) / 0.2  # ratios far beyond the clip
+    signal = method.signal(batch.scored(), SHAPE, hp)
+    for dual in (0.0, 1.5):
+        value = loss(method, hp, batch, signal, batch.hidden, ClipRange(0.2, 0.2, dual))
+        expected = methods_oracle.token_loss("grpo", hp, batch, batch.hidden, dual=dual).sum()
+        assert float(value) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", methods_oracle.SIGNALS)
+def test_the_loss_of_parts_adds_up_to_that_of_the_whole(name, mesh):
+    """Whatever the microbatches: every divisor is in the signal."""
+    batch, (method, hp) = Batch(), made(name)
+    signal = method.signal(batch.scored(), SHAPE, hp).replace(logged={}, metrics={})
+
+    def of_rows(rows):
+        part = Batch()
+        for attribute in ("tokens", "old", "teacher", "hidden"):
+            setattr(part, attribute, getattr(batch, attribute)[rows])
+        value, (gradient, _) = value_and_gradients(
+            method, hp, part, jax.tree.map(lambda x: x[rows], signal), part.hidden
+        )  # fmt: skip
+        return float(value), gradient
+
+    whole, gradient = of_rows(slice(None))
+    pieces = [of_rows(slice(start, start + 4)) for start in range(0, 16, 4)]
+    assert sum(value for value, _ in pieces) == pytest.approx(whole, abs=1e-6)
+    np.testing.assert_allclose(np.concatenate([g for _, g in pieces]), gradient, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["opsd", "sdpo", "srpo"])
+def test_a_divergences_teacher_receives_no_gradient(name, mesh):
+    batch, (method, hp) = Batch(), made(name)
+    signal = method.signal(batch.scored(), SHAPE, hp)
+    _, (of_student, of_teacher) = value_and_gradients(method, hp, batch, signal, batch.hidden)
+    assert np.abs(of_student).max() > 1e-3 and not np.any(of_teacher)
+
+
+@pytest.mark.parametrize("name", methods_oracle.SIGNALS)
+def test_another_step_gate_or_teachers_weight_compiles_nothing(name, mesh):
+    batch, (method, hp) = Batch(), made(name)
+    signal = jax.jit(method.signal, static_argnums=(1, 2))
+    for change in ({}, {"step": 40.0}, {"teacher_weight": 0.5}, {"antisd_gate": 0.0, "antisd_warm": 2.0}):
+        signal(batch.scored(knobs={k: np.float32(v) for k, v in (KNOBS | change).items()}), SHAPE, hp)
+    assert signal._cache_size() == 1
+
+
+def golden():
+    """Method → its loss on the fixed batch, at the defaults."""
+    losses, batch = {}, Batch()
+    for name in METHODS:
+        method, hp = made(name)
+        signal = method.signal(batch.scored(), SHAPE, hp)
+        losses[name] = loss(method, hp, batch, signal, batch.hidden)
+    return losses
+
+
+def test_losses_are_those_of_the_golden_file(mesh):
+    """A change of more than 1e-6 is to be seen in a diff: DASD_GOLDEN=write writes the file anew."""
+    if os.environ.get("DASD_GOLDEN") == "write":
+        GOLDEN.write_text(json.dumps(golden(), indent=1) + "\n")
+    expected = json.loads(GOLDEN.read_text())
+    assert expected.keys() == METHODS.keys()
+    assert golden() == {name: pytest.approx(value, abs=1e-6) for name, value in expected.items()}
+
+
+def placed(mesh, scored):
+    """As the score pass lays it out: rows over the devices."""
+    rows = {name: put_rows(mesh, getattr(scored, name)) for name in ("mask", "live", "tokens", "logp", "entropy")}
+    rows |= {name: put_rows(mesh, getattr(scored, name)) for name in ("reward", "correct")}
+    by_view = jax.tree.map(
+        lambda x: jax.device_put(x, named(mesh, None, "rows", *(None,) * (x.ndim - 2))), scored.views
+    )  # fmt: skip
+    return scored.replace(**rows, views=by_view, knobs=replicate(mesh, scored.knobs))
+
+
+@pytest.mark.parametrize("route_by", SIGNALS[:-1])
+def test_dasd_routes_by_every_signal_of_the_papers_panel(route_by, mesh):
+    batch, (method, hp) = Batch(), made("dasd", route_by=route_by, beta=0.5)
+    old, teacher = batch.logp(batch.old), batch.of("teacher")[0]
+    s, t = batch.drawn(old), batch.drawn(teacher)
+    tokens = batch.tokens[batch.mask]
+    signal = {
+        "entropy": methods_oracle.entropy(old),
+        "teacher_entropy": methods_oracle.entropy(teacher),
+        "position": np.broadcast_to(np.arange(1.0, 7.0), s.shape),
+        "improbability": 1 - np.exp(s),
+        "gap": np.abs(t - s),
+        "frequency": -np.log([[max((tokens == token).sum(), 1) for token in row] for row in batch.tokens]),
+    }[route_by]
+    expected, *_ = oracle.credit(s, t, signal, batch.mask, methods_oracle.verifier(batch), hp)
+    got = method.signal(placed(mesh, batch.scored()), SHAPE, hp).advantage
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_random_route_is_another_in_every_step_and_the_same_in_a_repeated_one(mesh):
+    batch, (method, hp) = Batch(), made("dasd", route_by="random")
+    knobs = {name: np.float32(value) for name, value in KNOBS.items()}
+    routes = [
+        np.asarray(method.signal(placed(mesh, batch.scored(knobs=knobs | {"step": s})), SHAPE, hp).logged["route"])
+        for s in np.float32([1, 2, 1])
+    ]
+    np.testing.assert_array_equal(routes[0], routes[2])
+    assert np.any(routes[0] != routes[1]) and not routes[0][~batch.mask].any()
+
+
+def test_the_gate_of_confidence_is_the_teachers_certainty(mesh):
+    batch, (method, hp) = Batch(), made("dasd", gate="confidence", beta=0.5)
+    open_gate = made("dasd", gate="none", beta=0.5)[1]
+    got, plain = (np.asarray(method.signal(batch.scored(), SHAPE, p).logged["dense"]) for p in (hp, open_gate))
+    trust = np.exp(-methods_oracle.entropy(batch.of("teacher")[0]))
+    np.testing.assert_allclose(got, plain * trust, atol=1e-6)
+
+
+EIGHT = [*CASES, *(("dasd", {"route_by": signal}) for signal in SIGNALS)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "fields"), EIGHT, ids=lambda x: x if isinstance(x, str) else str(x))
+def test_eight_devices_make_the_signal_of_one(name, fields, mesh, mesh8):
+    method, hp = made(name, **fields)
+    scored = Batch().scored()
+    # So many problems that each device has whole ones of every minibatch.
+    whole = jax.tree.map(lambda x: np.concatenate([x] * 4) if np.ndim(x) else x, scored.replace(views={}))
+    whole = whole.replace(views=jax.tree.map(lambda x: np.concatenate([x] * 4, axis=1), scored.views))
+    found = []
+    for where in (mesh, mesh8):
+        with jax.set_mesh(where):
+            found.append(jax.device_get(jax.jit(method.signal, static_argnums=(1, 2))(placed(where, whole), SHAPE, hp)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
