@@ -171,3 +171,10 @@ def test_repeated_frac_counts_as_a_plain_loop_does():
     assert repeated > 10
     assert repeated_frac(response, np.arange(40) < lengths[:, None]) == repeated / total
     assert repeated_frac(response[:, :3], np.ones((5, 3), bool)) == 0.0
+
+
+def test_a_teacher_that_the_student_has_left_behind_is_warned_of():
+    lines = history(*[{"gap/reverse_kl": value} for value in (0.1, 3.0, 3.0)])
+    (warning,) = judge(lines, configured(method="rlsd")).warnings
+    assert warning.startswith("warning: steps 2-3: gap/reverse_kl is 3, beyond guards.teacher_kl_warn = 2.0: ")
+    assert not judge(lines, configured(method="grpo")).warnings
