@@ -33,7 +33,7 @@ SIZES = {
 }
 # Overrides per slice that make every program fit; docs/tpu.md has the output of `python -m dasd_jax.compile` for each.
 SLICES = {
-    ("1p7b", "v5e-16"): {"mesh.tensor": 4, "optim.microbatches": 8},
+    ("1p7b", "v5e-16"): {"mesh.tensor": 2, "optim.microbatches": 4},
     ("1p7b", "v6e-8"): {"optim.microbatches": 4},
     ("4b", "v5p-16"): {},
     ("4b", "v6e-16"): {},

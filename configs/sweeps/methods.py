@@ -2,6 +2,7 @@
 
 python -m launchers.sweep --sweep=configs/sweeps/methods.py --config=configs/smollm2_math.py --workdir=runs/methods
 
+The config needs groups of at least 5, for the four wrong siblings that `rlcsd` shows its teacher.
 What a teacher is shown is the method's own default where it is a sibling, and otherwise data.privileged. Supervised
 fine-tuning is left out: it learns from references and not from rollouts.
 """

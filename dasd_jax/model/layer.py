@@ -86,12 +86,19 @@ def _gated(gate_up: Array, dtype: jnp.dtype) -> Array:
 
 
 def _project(x: Array, weight: Array) -> Array:
-    """A product with output width D, summed over the devices of the tensor axis."""
-    return _product("rsf,fd->rsd", x, weight, out_sharding=spec("rows", None, None))
+    """A product with output width D, summed over the devices of the tensor axis.
+
+    Each of several devices sends its part of the sum in the dtype of the weight: half the bytes of float32.
+    """
+    alone = jax.sharding.get_abstract_mesh().shape[TRAIN["heads"]] == 1
+    return _product("rsf,fd->rsd", x, weight, spec("rows", None, None), jnp.float32 if alone else weight.dtype)
 
 
-def _product(equation: str, x: Array, weight: Array, out_sharding=None) -> Array:
-    """einsum of x, rounded to the dtype of the weight, and the weight: summed in float32 and not rounded after it.
+def _product(equation: str, x: Array, weight: Array, out_sharding=None, result: jnp.dtype = jnp.float32) -> Array:
+    """einsum of x, rounded to the dtype of the weight, and the weight: f32, summed in float32 on each device.
+
+    Args:
+        result: dtype to which a device rounds its sum.
 
     The backward pass is that of an einsum in the dtype of the weight: by JAX's own rule for a float32 result its
     products would have one float32 argument, which a TPU multiplies at a fraction of its speed.
@@ -102,7 +109,7 @@ def _product(equation: str, x: Array, weight: Array, out_sharding=None) -> Array
 
     def forward(x: Array, weight: Array):
         x = x.astype(weight.dtype)
-        return narrow(x, weight, preferred_element_type=jnp.float32), (x, weight)
+        return narrow(x, weight, preferred_element_type=result).astype(jnp.float32), (x, weight)
 
     def backward(arguments, gradient: Array):
         by_x, by_weight = jax.vjp(narrow, *arguments)[1](gradient.astype(weight.dtype))

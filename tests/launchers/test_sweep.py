@@ -57,7 +57,8 @@ def test_parts_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("[!c]*.py")), ids=lambda path: path.stem)
 def test_every_sweep_of_ours_holds_valid_runs(path):
-    found = sweep.expand(cli.call_file("--sweep", str(path), "get_sweep"), TINY, (), Path("runs/s"))
+    smollm2 = "configs/smollm2_math.py"
+    found = sweep.expand(cli.call_file("--sweep", str(path), "get_sweep"), smollm2, (), Path("runs/s"))
     assert len({point.workdir for point in found}) == len(found) > 3
 
 
@@ -67,7 +68,7 @@ def test_every_sweep_of_ours_holds_valid_runs(path):
 def test_the_command_of_a_point_gives_its_config_and_its_workdir():
     overrides = {
         "objective.route": "hard",
-        "objective.gate": False,
+        "objective.dense_on_zero_adv": False,
         "objective.beta": 0.05,
         "run.seed": 3,
         "data.sources": ("gym:chain_sum?min_terms=2&size=200", "jsonl:it's.jsonl"),

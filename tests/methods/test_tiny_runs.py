@@ -31,7 +31,7 @@ def numbers(workdir):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_method_trains_on_the_tiny_set_up_and_resumes_bit_equal(name, monkeypatch, mesh, tmp_path):
+def test_a_method_trains_on_the_tiny_set_up_and_resumes_bit_equal(name, monkeypatch, mesh, capsys, tmp_path):
     call, method = command(monkeypatch), METHODS[name]
     fields = [
         f"--config.{field}" for field in (*SMALLER, *(["objective.measured_steps=1"] if name == "antisd" else []))
@@ -42,6 +42,8 @@ def test_a_method_trains_on_the_tiny_set_up_and_resumes_bit_equal(name, monkeypa
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run(whole) == 0
+    refreshed_too_late = any(view.every > 2 for view in method.views(method.fields()).values())
+    assert ("they stay those of the start" in capsys.readouterr().out) == refreshed_too_late
     with monkeypatch.context() as patched:
         learn = train.learn
 

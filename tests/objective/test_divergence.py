@@ -11,11 +11,12 @@ import pytest
 
 from dasd_jax.mesh import named, put_rows, reshard
 from dasd_jax.methods.dasd import DasdParams, divergence
-from dasd_jax.objective.divergence import gjsd, top_k_tail
+from dasd_jax.objective.divergence import gjsd, softened, top_k_tail
 from dasd_jax.objective.token_stats import token_logp_and_divergence
 
 SHARES = (0.0, 0.3, 0.5, 1.0)
 V, K = 23, 5
+SOFT = 1.7  # what the logits are divided by once more
 ENTRY_MAX = 0.02  # nats; some words' terms are above it, most below
 HP = DasdParams(form="full", clip=2.0)
 
@@ -46,6 +47,11 @@ def lumped(p_s, p_t, k):
     return (jnp.concatenate([p[..., :k], p[..., k:].sum(-1, keepdims=True)], axis=-1) for p in (p_s, p_t))
 
 
+def soft(p):
+    """The distribution whose logits are divided by SOFT."""
+    return p ** (1 / SOFT) / (p ** (1 / SOFT)).sum(-1, keepdims=True)
+
+
 def pressures(p_s, p_t, scale):
     """-gate(d) d at every word, a constant of the student."""
     gap = np.log(p_t) - np.log(p_s)
@@ -58,6 +64,7 @@ def formula(name, b, k):
         "dasd": lambda p_s, p_t, c: (p_s * c).sum(-1),
         "gjsd": lambda p_s, p_t, c: js_terms(p_s, p_t, b).sum(-1),
         "clamped": lambda p_s, p_t, c: jnp.minimum(js_terms(p_s, p_t, b), ENTRY_MAX).sum(-1),
+        "softened": lambda p_s, p_t, c: jnp.minimum(js_terms(soft(p_s), soft(p_t), b), ENTRY_MAX).sum(-1),
         "top_k_tail": lambda p_s, p_t, c: js_terms(*lumped(p_s, p_t, k), b).sum(-1),
     }[name]
 
@@ -67,11 +74,17 @@ def implemented(name, b, k):
         "dasd": lambda: divergence(HP),
         "gjsd": lambda: gjsd("teacher", b),
         "clamped": lambda: gjsd("teacher", b, ENTRY_MAX),
+        "softened": lambda: softened(gjsd("teacher", b, ENTRY_MAX), SOFT),
         "top_k_tail": lambda: top_k_tail("teacher", k, b),
     }[name]()
 
 
-ALL = [("dasd", None), *((name, b) for name in ("gjsd", "clamped", "top_k_tail") for b in SHARES)]
+ALL = [
+    ("dasd", None),
+    ("softened", 0.0),
+    ("softened", 0.3),
+    *((name, b) for name in ("gjsd", "clamped", "top_k_tail") for b in SHARES),
+]
 
 
 # --- values and slopes -----------------------------------------------------------------------------------------------
