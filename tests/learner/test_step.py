@@ -370,9 +370,9 @@ def test_widths_are_quarters_of_the_longest_in_whole_tiles():
 
 
 @pytest.mark.parametrize(
-    ("form", "devices"), [("sampled", "mesh"), pytest.param("full", "mesh8", marks=pytest.mark.slow)]
+    ("method", "devices"), [("grpo", "mesh"), pytest.param("dasd", "mesh8", marks=pytest.mark.slow)]
 )
-def test_narrow_parts_change_no_result_and_compute_less(form, devices, request):
+def test_narrow_parts_change_no_result_and_compute_less(method, devices, request):
     """Parts by length at their own widths beside whole minibatches at R: statistics, credit, updated parameters."""
     where = request.getfixturevalue(devices)
     shards = where.shape["data"] * where.shape["fsdp"]
@@ -382,7 +382,9 @@ def test_narrow_parts_change_no_result_and_compute_less(form, devices, request):
     with jax.set_mesh(where):
         params = wide_params(where)
         for microbatches, tile in ((1, 128), (2, 2)):
-            steps = config(form=form, minibatches=2, microbatches=microbatches, row_shards=shards, width_tile=tile)
+            own = {"form": "full"} if method == "dasd" else {}
+            split = {"minibatches": 2, "microbatches": microbatches, "row_shards": shards, "width_tile": tile}
+            steps = config(method, **split, **own)
             experience, logged, scored = score(where, steps, parts, params)
             state, learned = train_step(steps, SMALL_SGD, fresh(params, SMALL_SGD), experience)
             results.append(jax.device_get((state.params, logged, experience.signal.advantage, scored, learned)))
