@@ -82,10 +82,11 @@ _OF_LORA = {
 def get_config(arg=""):
     """The recipe of a method ("rlsd"), or the tiny set-up ("tiny,method=rlsd")."""
     name, _, more = arg.partition(",")
-    method = more.removeprefix("method=") if name == "tiny" else name
-    if method not in METHODS or (more and name != "tiny"):
+    key, _, value = more.partition("=")
+    method = value if name == "tiny" and key == "method" else name
+    if method not in METHODS or ("," in arg and name != "tiny"):
         raise UserError(
-            f"--config: configs/methods.py:{arg}: expected the name of a method or tiny,method=NAME, "
+            f"--config: configs/methods.py: {arg or 'no argument'}: expected the name of a method or tiny,method=NAME, "
             f"with NAME one of {', '.join(METHODS)}"
         )
     if name == "tiny":

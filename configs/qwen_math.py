@@ -22,6 +22,7 @@ minute and learns nothing.
 
 from configs.common import base
 from dasd_jax.config import require_method
+from dasd_jax.errors import UserError
 
 BENCHMARKS = ("math500", "aime24", "aime25", "hmmt25", "minerva", "olympiadbench")  # prepared as in docs/data.md
 # Argument → preset, microbatches per minibatch.
@@ -51,9 +52,11 @@ def get_config(arg=""):
         return _tiny(method)
     size, _, on = (arg or "1p7b").partition(",")
     if size not in SIZES:
-        raise ValueError(f"unknown argument {arg!r}: expected one of {', '.join(SIZES)}, tiny, and ,method=NAME")
+        expected = f"{', '.join(SIZES)}, tiny, and ,method=NAME"
+        raise UserError(f"--config: configs/qwen_math.py: unknown argument {arg!r}: expected one of {expected}")
     if on and (size, on) not in SLICES:
-        raise ValueError(f"unknown slice {on!r}: expected one of {', '.join(','.join(pair) for pair in SLICES)}")
+        expected = ", ".join(",".join(pair) for pair in SLICES)
+        raise UserError(f"--config: configs/qwen_math.py: unknown slice {on!r}: expected one of {expected}")
     config = base(method)
     if "context" in config.objective:
         config.objective.context = ""  # what data.privileged says, for every method

@@ -193,7 +193,9 @@ class RunGroup(Fields):
     eval_samples: int = field(16, span(1, _MAX_SAMPLES), "responses to each of them (K of Avg@K and Pass@k)")
     eval_temperature: float = field(1.0, at_least(0), "0: the most likely token")
     eval_top_k: int = field(0, at_least(0), "most likely tokens that are sampled from; 0: all")
-    eval_top_p: float = field(0.9, Range(lambda value: 0 < value <= 1, "in (0, 1]"), "probability that is sampled from")
+    eval_top_p: float = field(
+        0.9, Range(lambda value: 0 < value <= 1, "a number in (0, 1]"), "probability that is sampled from"
+    )
     logged_rollouts: int = field(4, at_least(0), "rollouts a step written to samples.jsonl, token by token")
     profile_step: int = field(0, at_least(0, off=True), "the step whose jax.profiler trace is written to profile/")
 

@@ -49,7 +49,7 @@ def span(low: float, high: float, unit: str = "") -> Range:
 
 def one_of(*choices: str) -> Range:
     """One of some names."""
-    return Range(lambda value: value in choices, "one of " + ", ".join(choices))
+    return Range(lambda value: value in choices, "one of " + ", ".join(choice or "'' (empty)" for choice in choices))
 
 
 def exactly(value: float, where: str) -> Range:

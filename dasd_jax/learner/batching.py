@@ -115,7 +115,7 @@ def _at_width(widths: tuple[int, ...], index: Array, function: Callable, part):
 def _padding_frac(widths: tuple[int, ...], narrowest: Array, mask: Array) -> Array:
     """Share of the positions computed that are not in the mask, given the width of each of equal parts: f32[]."""
     width = jnp.mean(jnp.array(widths, jnp.float32)[narrowest])
-    return 1 - jnp.mean(mask, dtype=jnp.float32) * mask.shape[-1] / width
+    return jnp.maximum(1 - jnp.mean(mask, dtype=jnp.float32) * mask.shape[-1] / width, 0.0)  # rounding, where it is 0
 
 
 def _cut(parts: int, x: Array) -> Array:

@@ -201,13 +201,15 @@ def routed_by(scored: Scored, hp: DasdParams) -> Array:
         "improbability": lambda: 1 - jnp.exp(scored.logp),
         "gap": lambda: jnp.abs(view.logp[0] - scored.logp),
         "frequency": lambda: -jnp.log(pooled_count(scored.tokens, mask).astype(jnp.float32)),
-        "random": lambda: _uniform(mask, scored.knobs["step"]),
+        "random": lambda: _uniform(mask, scored.knobs["seed"], scored.knobs["step"]),
     }[hp.route_by]()
 
 
-def _uniform(mask: Array, step: Array) -> Array:
-    """Numbers in [0, 1) that differ from step to step: f32[rows, R]."""
-    key = jax.random.fold_in(jax.random.key(0), step.astype(jnp.int32))
+def _uniform(mask: Array, seed: Array, step: Array) -> Array:
+    """Numbers in [0, 1) that differ from step to step and from run to run: f32[rows, R]."""
+    key = jax.random.key(0)
+    for number in (seed, step):
+        key = jax.random.fold_in(key, number.astype(jnp.int32))
     return reshard(jax.random.uniform(key, mask.shape), "rows", None)
 
 

@@ -21,7 +21,9 @@ class HepoParams(Fields):
     """Constants of HEPO."""
 
     share: float = field(
-        0.2, Range(lambda value: 0 < value <= 1, "in (0, 1]"), "of a minibatch's tokens, by entropy, that are kept"
+        0.2,
+        Range(lambda value: 0 < value <= 1, "a number in (0, 1]"),
+        "of a minibatch's tokens, by entropy, that are kept",
     )
     norm: str = field("kept", one_of("kept", "all"), "tokens that the loss is divided by")
 

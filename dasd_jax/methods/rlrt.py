@@ -15,6 +15,7 @@ from dasd_jax.fields import Fields, Range, at_least, field, one_of, span
 from dasd_jax.methods.rlsd import CONTEXTS, of_factor, share
 from dasd_jax.objective.advantage import group_advantage
 from dasd_jax.objective.contract import TEACHER_GUARDS, Method, Scored, Shape, Signal, View
+from dasd_jax.objective.masked import masked_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class RlrtParams(Fields):
 
     mix: float = field(0.5, span(0, 1), "λ at the first step, the teacher's share of the advantage")
     decay_steps: int = field(30, at_least(0, "steps", off=True), "steps in which λ falls to 0")
-    eps: float = field(0.5, Range(lambda value: 0 < value <= 1, "in (0, 1]"), "bound of the factor, 1 ± eps")
+    eps: float = field(0.5, Range(lambda value: 0 < value <= 1, "a number in (0, 1]"), "bound of the factor, 1 ± eps")
     context: str = field("sibling", one_of(*CONTEXTS), "shown; empty: data.privileged")
 
 
@@ -32,7 +33,8 @@ def signal(scored: Scored, shape: Shape, hp: RlrtParams) -> Signal:
     reversed_gap = scored.logp - scored.views["teacher"].logp[0]
     gap = jnp.where(scored.mask & (scored.correct > 0.5)[:, None], reversed_gap, 0.0)
     verifier = group_advantage(scored.reward, scored.live, shape.rollouts)
-    return of_factor(scored, shape, verifier, gap, share(scored.knobs, hp.mix, hp.decay_steps), hp.eps)
+    made = of_factor(scored, shape, verifier, gap, share(scored.knobs, hp.mix, hp.decay_steps), hp.eps)
+    return made.replace(metrics=made.metrics | {"gap/mean_abs": masked_mean(jnp.abs(reversed_gap), scored.mask)})
 
 
 METHOD = Method(

@@ -89,7 +89,8 @@ class Scored:
     reward: Array  # f32[rows]
     correct: Array  # f32[rows], 0 or 1: the verifier's verdict alone
     views: dict[str, ViewStats]
-    # f32[] each, traced: "step", "teacher_weight", "noise" (nats of a gap that are rounding), and Method.memory's.
+    # f32[] each, traced: "step", "seed" of the run, "teacher_weight", "noise" (nats of a gap that are rounding), and
+    # Method.memory's.
     knobs: dict[str, Array]
 
 

@@ -106,7 +106,7 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
     flops = forward_flops(model, batch)
     teacher_flops = forward_flops(model, dataclasses.replace(batch, prompt=group.teacher_prompt_length))
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=named(mesh))
-    knobs = dict.fromkeys(["step", "teacher_weight", "noise", *method.memory([], config.hp)], scalar)
+    knobs = dict.fromkeys(["step", "seed", "teacher_weight", "noise", *method.memory([], config.hp)], scalar)
     arguments = (state.teachers, prompts, shown, rollouts, outcomes, knobs)
     if method.rollouts:
         read = sum(steps.views[name].count for name in steps.scored)

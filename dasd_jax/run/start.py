@@ -74,7 +74,8 @@ class Run:
         config = self.config
         remembered = config.method.memory(self.log.lines, config.hp)
         noise = self.log.lines[-1].get(NOISE, 0.0) if self.log.lines else 0.0
-        return {"step": float(step), "teacher_weight": self.teacher_weight, "noise": noise, **remembered}
+        given = {"step": float(step), "seed": float(config.run.seed), "noise": noise}
+        return {**given, "teacher_weight": self.teacher_weight, **remembered}
 
     def on_devices(self, knobs: dict[str, float]) -> dict[str, Array]:
         """The same as arrays: they may change from step to step without another compilation."""
@@ -160,12 +161,11 @@ def _introduce(run: Run, counts: dict[str, int], rows: int) -> None:
     if config.method.rollouts:
         derived = not config.rollout.slots and setup.device_memory() is not None
         say(f"slots: {run.slots} of {rows} rows a device" + (", derived from the free memory" if derived else ""))
-    for name, view in run.steps.views.items():
-        if view.every > config.run.steps:
-            say(
-                f"warning: the weights of the {name} are copied every {view.every} steps, and run.steps is "
-                f"{config.run.steps}: they stay those of the start"
-            )
+    if (every := max((view.every for view in run.steps.views.values()), default=0)) > config.run.steps:
+        say(
+            f"warning: the teacher's weights are copied every {every} steps, and run.steps is {config.run.steps}: "
+            "they stay those of the start"
+        )
     graded = bool(config.objective.overlong_tokens)
     if notice := config.method.notice(config.hp, config.rollout.rollouts, graded):
         say(notice)

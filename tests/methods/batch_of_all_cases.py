@@ -17,6 +17,7 @@ REWARD = np.array([1, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 0, 0, 0], np.float64)
 OUT_OF_LOSS = 9
 KNOBS = {
     "step": 8.0,
+    "seed": 0.0,
     "teacher_weight": 1.0,
     "noise": 0.0,
     "antisd_warm": 0.5,
