@@ -5,6 +5,8 @@ whose log-probabilities are the old policy of both, and the update. Rewards are 
 The update's rate is held against that of matrix products in the same run.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,9 +33,12 @@ PRODUCT, REPEATS = 2048, 20  # rows and columns of the matrices that say what th
 class Step:
     """One step of a method, in parts that are timed alone."""
 
-    def __init__(self, method: str, mesh):
-        """Loads the model and draws the rewards."""
+    def __init__(self, method: str, mesh, layers: int = 0):
+        """Loads the model, or only its first layers, and draws the rewards."""
         model, params, self.tokenizer = default_model(mesh)
+        if layers:
+            model = dataclasses.replace(model, num_layers=layers)
+            params = params | {"layers": jax.tree.map(lambda x: jnp.copy(x[:layers]), params["layers"])}
         config = default_config()
         self.config = StepConfig(
             model=model, method=METHODS[method], hp=METHODS[method].fields(), shape=Shape(GROUP, 1, RESPONSE),

@@ -25,8 +25,8 @@ tries, leaked = mmap.mmap(-1, 1), []
 
 def score(answer, _):
     tries[0] += 1
-    if answer == "leak":  # a third of the cap stays behind
-        leaked.append(bytearray(170 << 20))
+    if answer == "leak":  # a third of the cap stays behind; untouched, since clearing it costs CPU time
+        leaked.append(mmap.mmap(-1, 170 << 20))
     elif answer == "hungry":
         bytearray(600 << 20)
     elif answer == "die":
