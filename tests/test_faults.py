@@ -242,6 +242,7 @@ def test_a_signal_before_the_first_step_ends_the_run_that_has_nothing_to_lose(tm
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_while_nothing_changes_saves_the_step_before_and_gives_this_one_up(run, tmp_path):
     """No checkpoint is due before the last step."""
     code, said, seconds = in_the_middle("score", tmp_path / "w", "run.checkpoint_every=3", "run.grace_s=600")

@@ -369,9 +369,8 @@ def test_widths_are_quarters_of_the_longest_in_whole_tiles():
     assert steps.widths(511) == (511,)
 
 
-@pytest.mark.parametrize(
-    ("method", "devices"), [("grpo", "mesh"), pytest.param("dasd", "mesh8", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "devices"), [("grpo", "mesh"), ("dasd", "mesh8")])
 def test_narrow_parts_change_no_result_and_compute_less(method, devices, request):
     """Parts by length at their own widths beside whole minibatches at R: statistics, credit, updated parameters."""
     where = request.getfixturevalue(devices)

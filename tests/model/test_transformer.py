@@ -321,7 +321,7 @@ def test_layers_are_stored_in_bfloat16_for_the_backward_pass(mesh):
     assert error("full") < 1.5 * error("none")
 
 
-@pytest.mark.parametrize("family", ["qwen3", "olmo3"])
+@pytest.mark.parametrize("family", ["qwen3", pytest.param("olmo3", marks=pytest.mark.slow)])
 def test_eight_devices_equal_one(family, mesh, mesh8):
     """Parameters and rows split over (2, 2, 2), hidden states and gradients as on a single device."""
     config = FAMILIES[family]
