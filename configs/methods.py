@@ -16,7 +16,6 @@ its text, so that groups are mixed and both kinds of siblings exist; it takes a 
 from pathlib import Path
 
 from configs import qwen_math
-from configs.common import base
 from dasd_jax.errors import UserError
 from dasd_jax.methods import METHODS
 
@@ -103,26 +102,18 @@ def get_config(arg=""):
 
 def tiny(method):
     """The random-weight model and the problems beside this file."""
-    config = base(method)
-    config.model.update(
-        {"weights": "random", "preset": "qwen3_tiny", "tokenizer": "byte", "compute_dtype": "float32", "remat": "none"}
-    )
-    config.data.update(
-        {"sources": (f"jsonl:{_TINY}?scorer=checksum",), "heldout": 8, "instruction": "answer_line",
-         "privileged": "solution"}
-    )  # fmt: skip
+    config = qwen_math.get_config(f"tiny,method={method}")
+    config.data.update({"sources": (f"jsonl:{_TINY}?scorer=checksum",), "privileged": "solution"})
     config.rollout.update(
         {
             "problems": 4,
             "rollouts": 8,
             "prompt_length": 128,
-            "teacher_prompt_length": 320,
             "max_new_tokens": 24 if METHODS[method].rollouts else 96,  # the reference responses are longer
-            "verifier_workers": 1,
         }
     )
     # Hardly any response of random weights ends by itself.
     config.objective.truncated = "score"
-    config.optim.update({"learning_rate": 1e-3, "schedule": "constant", "minibatches": 2, "microbatches": 2})
-    config.run.update({"steps": 6, "checkpoint_every": 2, "keep_checkpoints": 2, "eval_problems": 8, "eval_samples": 2})
+    config.optim.schedule = "constant"
+    config.run.eval_samples = 2
     return config
