@@ -17,7 +17,7 @@ from dasd_jax.learner.step import train_step
 from dasd_jax.mesh import MeshConfig, make_mesh, put_rows
 from dasd_jax.methods import METHODS
 
-RUNS, LAYERS = 3, 4
+RUNS, PROBLEMS, RESPONSE, LAYERS = 3, 1, 64, 4
 LIMIT = 1.2  # memory of a divergence of two views beside that of DASD's full form
 # Name in the table → method and its fields.
 ROWS = {name: (name, {}) for name, method in METHODS.items() if method.rollouts} | {
@@ -31,7 +31,7 @@ class Step(step_ratio.Step):
 
     def __init__(self, method: str, fields: dict, mesh):
         """Loads the model; teachers of siblings have a prompt for each rollout."""
-        super().__init__(method, mesh, LAYERS)
+        super().__init__(method, mesh, problems=PROBLEMS, response=RESPONSE, layers=LAYERS)
         hp = METHODS[method].fields(**fields)
         self.config = dataclasses.replace(self.config, hp=hp)
         each = self.shown and next(iter(self.shown.values()))
@@ -55,9 +55,8 @@ def _per_rollout(mesh, x: jax.Array, count: int) -> jax.Array:
 
 def main() -> None:
     """Runs and prints."""
-    step_ratio.RESPONSE, step_ratio.PROBLEMS = 64, 1
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    print(f"{hardware()}; {step_ratio.PROBLEMS} problem x {step_ratio.GROUP} rollouts x {step_ratio.RESPONSE} tokens\n")
+    print(f"{hardware()}; {PROBLEMS} problem x {step_ratio.GROUP} rollouts x {RESPONSE} tokens\n")
     print("| method | passes: score, update | score, s | update, s | update's temporaries, MiB | / DASD full |")
     print("|---|---|---|---|---|---|", flush=True)
     written, full, met = None, 0, True

@@ -33,34 +33,35 @@ PRODUCT, REPEATS = 2048, 20  # rows and columns of the matrices that say what th
 class Step:
     """One step of a method, in parts that are timed alone."""
 
-    def __init__(self, method: str, mesh, layers: int = 0):
+    def __init__(self, method: str, mesh, *, problems: int = PROBLEMS, response: int = RESPONSE, layers: int = 0):
         """Loads the model, or only its first layers, and draws the rewards."""
+        self.response = response
         model, params, self.tokenizer = default_model(mesh)
         if layers:
             model = dataclasses.replace(model, num_layers=layers)
             params = params | {"layers": jax.tree.map(lambda x: jnp.copy(x[:layers]), params["layers"])}
         config = default_config()
         self.config = StepConfig(
-            model=model, method=METHODS[method], hp=METHODS[method].fields(), shape=Shape(GROUP, 1, RESPONSE),
+            model=model, method=METHODS[method], hp=METHODS[method].fields(), shape=Shape(GROUP, 1, response),
             clip=ClipRange(config.objective.clip_low, config.objective.clip_high), temperature=1.0, microbatches=1,
             token_chunk=config.objective.token_chunk, row_shards=1,
         )  # fmt: skip
         self.optimizer = make_optimizer(config.optim, 100)
         self.state = jax.jit(lambda p: new_state(p, self.optimizer, self.config.views), donate_argnums=0)(params)
-        self.prompts = prompts(mesh, self.tokenizer, PROBLEMS, PROMPT)
-        wide = prompts(mesh, self.tokenizer, PROBLEMS, TEACHER_PROMPT)
-        shown = put_rows(mesh, np.ones(PROBLEMS, bool))
-        weight = put_rows(mesh, np.ones(PROBLEMS, np.float32))
+        self.prompts = prompts(mesh, self.tokenizer, problems, PROMPT)
+        wide = prompts(mesh, self.tokenizer, problems, TEACHER_PROMPT)
+        shown = put_rows(mesh, np.ones(problems, bool))
+        weight = put_rows(mesh, np.ones(problems, np.float32))
         teacher = TeacherBatch(wide.student_prompt, wide.student_prompt_mask, shown, weight)
         self.shown = dict.fromkeys(self.config.views, teacher)
-        rewards = np.tile(np.arange(GROUP) % 2, PROBLEMS).astype(np.float32)
+        rewards = np.tile(np.arange(GROUP) % 2, problems).astype(np.float32)
         self.outcomes = put_rows(mesh, Outcomes(correct=rewards, reward=rewards, in_loss=rewards >= 0))
         self.seed, self.number, one = replicate(mesh, (np.int32(0), np.int32(0), np.float32(1)))
         self.knobs = {"step": one, "teacher_weight": one, "noise": one - one}
 
     def sample(self):
         """Rollouts that never stop."""
-        sampling = Sampling(GROUP, RESPONSE, stop_ids=(-1,), pad_id=self.tokenizer.pad_id)
+        sampling = Sampling(GROUP, self.response, stop_ids=(-1,), pad_id=self.tokenizer.pad_id)
         params = relayout(self.config.model, self.state.params)
         self.written, _ = rollout(self.config.model, sampling, params, self.prompts, self.seed, "train", self.number)
         return self.written

@@ -21,53 +21,51 @@ from dasd_jax.methods import METHODS
 
 _TINY = Path(__file__).with_name("tiny.jsonl")
 _GROUPS = {"rollout.problems": 32, "rollout.rollouts": 8, "optim.minibatches": 1}
+_SLOW = {"optim.learning_rate": 1e-6, "optim.schedule": "constant"}
+# arXiv 2503.14476: 512 × 16, 16 updates, 20,480 tokens whose last 4,096 are penalised, 20 batches of warm-up.
+_DAPO = _SLOW | {
+    "optim.warmup_steps": 320, "optim.weight_decay": 0.1, "rollout.problems": 512, "rollout.rollouts": 16,
+    "optim.minibatches": 16, "rollout.max_new_tokens": 20_480, "objective.overlong_tokens": 4096,
+    "objective.clip_dual": 10.0,
+}  # fmt: skip
 # Method → what its paper or official code states, "group.field" → value.
 RECIPES = {
     # arXiv 2605.22263: the defaults.
     "dasd": {},
     # arXiv 2402.03300 as a baseline of verl: no KL, token mean.
-    "grpo": {"optim.learning_rate": 1e-6, "optim.schedule": "constant"},
-    # arXiv 2503.14476: 512 × 16, 16 updates, 20,480 tokens whose last 4,096 are penalised, 20 batches of warm-up.
-    "dapo": {
-        "optim.learning_rate": 1e-6, "optim.schedule": "constant", "optim.warmup_steps": 320, "optim.weight_decay": 0.1,
-        "rollout.problems": 512, "rollout.rollouts": 16, "optim.minibatches": 16, "rollout.max_new_tokens": 20_480,
-        "objective.overlong_tokens": 4096, "objective.clip_dual": 10.0,
-    },
+    "grpo": _SLOW,
+    "dapo": _DAPO,
     # arXiv 2503.20783: 128 × 8, one epoch, 3,000 tokens.
-    "dr_grpo": {
-        "optim.learning_rate": 1e-6, "optim.schedule": "constant", "rollout.problems": 128, "rollout.rollouts": 8,
+    "dr_grpo": _SLOW | {
+        "rollout.problems": 128, "rollout.rollouts": 8,
         "optim.minibatches": 1, "rollout.max_new_tokens": 3072,
     },
-    # arXiv 2506.01939 and its scripts: DAPO's, minibatches of 32 problems.
-    "hepo": {
-        "optim.learning_rate": 1e-6, "optim.schedule": "constant", "optim.warmup_steps": 10, "optim.weight_decay": 0.1,
-        "rollout.problems": 512, "rollout.rollouts": 16, "optim.minibatches": 16, "rollout.max_new_tokens": 20_480,
-        "objective.overlong_tokens": 4096, "objective.clip_dual": 10.0,
-    },
+    # arXiv 2506.01939 and its scripts: DAPO's, with a shorter warm-up.
+    "hepo": _DAPO | {"optim.warmup_steps": 10},
     # arXiv 2601.20802 and config/sdpo.yaml.
     "sdpo": _GROUPS | {"optim.learning_rate": 1e-5, "optim.schedule": "constant", "optim.warmup_steps": 10},
     # arXiv 2604.03128 and its launch script: 256 × 8, 4,096 tokens, clip .2/.28 and dual clip 3.
-    "rlsd": {
-        "optim.learning_rate": 1e-6, "optim.schedule": "constant", "rollout.problems": 256, "optim.minibatches": 1,
+    "rlsd": _SLOW | {
+        "rollout.problems": 256, "optim.minibatches": 1,
         "rollout.max_new_tokens": 4096, "objective.clip_high": 0.28, "objective.clip_dual": 3.0,
         "objective.context": "answer",
     },
     # arXiv 2604.02288.
     "srpo": _GROUPS | {"optim.learning_rate": 5e-6, "optim.schedule": "constant"},
     # arXiv 2605.10781, table 5.
-    "rlrt": {
-        "optim.learning_rate": 1e-6, "optim.schedule": "constant", "optim.warmup_steps": 10, "optim.weight_decay": 0.01,
+    "rlrt": _SLOW | {
+        "optim.warmup_steps": 10, "optim.weight_decay": 0.01,
         "rollout.problems": 256, "optim.minibatches": 2, "rollout.prompt_length": 2048,
         "rollout.teacher_prompt_length": 24_576, "rollout.max_new_tokens": 16_384, "objective.clip_high": 0.28,
     },
     # arXiv 2605.11609.
-    "antisd": _GROUPS | {
-        "optim.learning_rate": 1e-6, "optim.schedule": "constant", "rollout.max_new_tokens": 32_768,
+    "antisd": _GROUPS | _SLOW | {
+        "rollout.max_new_tokens": 32_768,
         "rollout.teacher_prompt_length": 8192,
     },
     # arXiv 2606.11709, configs/math_deepmath.
-    "rlcsd": {
-        "optim.learning_rate": 1e-6, "optim.schedule": "constant", "optim.warmup_steps": 50, "optim.weight_decay": 0.01,
+    "rlcsd": _SLOW | {
+        "optim.warmup_steps": 50, "optim.weight_decay": 0.01,
         "rollout.problems": 64, "rollout.rollouts": 8, "optim.minibatches": 4, "rollout.max_new_tokens": 16_384,
         "rollout.teacher_prompt_length": 20_480,
     },

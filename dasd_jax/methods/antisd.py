@@ -16,7 +16,7 @@ import numpy as np
 
 from dasd_jax.fields import Fields, at_least, field, inside, one_of
 from dasd_jax.objective.advantage import group_advantage
-from dasd_jax.objective.contract import TEACHER_GUARDS, Method, Scored, Shape, Signal, View
+from dasd_jax.objective.contract import OFFERED, TEACHER_GUARDS, Method, Scored, Shape, Signal, View
 from dasd_jax.objective.masked import masked_mean, pooled_quantile
 from dasd_jax.objective.normalise import token_mean
 
@@ -32,7 +32,7 @@ class AntisdParams(Fields):
     off_below: float = field(0.93, inside(0, 1), "share of the measured entropy below which the gate goes off")
     context: str = field(
         "sibling_or_solution",
-        one_of("", "answer", "solution", "hint", "sibling", "sibling_or_solution"),
+        one_of(*OFFERED, "sibling_or_solution"),
         "shown; empty: data.privileged",
     )
 

@@ -168,8 +168,8 @@ def gated_gap(gap: Array, scale: Array, hp: DasdParams) -> Array:
 
     The gate sigmoid(|d| - 1) is 0.269 at 0, one half at a typical gap and 0.881 at three; "hard" is 1 above a typical
     gap and 0 below, "inverse" sigmoid(1 - |d|). The gate "confidence", exp(-teacher's entropy), is the same for all
-    words and stands in the weight of the token. Both forms of the loss use
-    this one function: the sampled form at the token that was drawn, the full form at every word of the vocabulary.
+    words and stands in the weight of the token. Both forms of the loss use this one function: the sampled form at the
+    token that was drawn, the full form at every word of the vocabulary.
     """
     scaled = gap / scale
     if hp.clip:

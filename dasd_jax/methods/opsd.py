@@ -18,7 +18,7 @@ import math
 import jax.numpy as jnp
 
 from dasd_jax.fields import Fields, above, at_least, field, one_of, span
-from dasd_jax.objective.contract import BLANK, Method, Scored, Shape, Signal, View
+from dasd_jax.objective.contract import BLANK, OFFERED, Method, Scored, Shape, Signal, View
 from dasd_jax.objective.divergence import Divergence, gjsd, softened
 from dasd_jax.objective.masked import masked_mean
 from dasd_jax.objective.normalise import token_mean
@@ -33,7 +33,7 @@ class OpsdParams(Fields):
     b: float = field(0.0, span(0, 1), "teacher's share of the mixture; 0: KL(teacher || student), 1: the reverse")
     entry_max: float = field(0.05, at_least(0, "nats", off=True), "bound of each word's term")
     softening: float = field(1.0, above(0), "divides the logits of both views, after rollout.temperature")
-    context: str = field("", one_of("", "answer", "solution", "hint", "sibling"), "shown; empty: data.privileged")
+    context: str = field("", one_of(*OFFERED), "shown; empty: data.privileged")
     teacher: str = field("frozen", one_of("frozen", "live"), "whose weights read it")
 
 

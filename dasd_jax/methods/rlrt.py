@@ -12,9 +12,9 @@ import dataclasses
 import jax.numpy as jnp
 
 from dasd_jax.fields import Fields, Range, at_least, field, one_of, span
-from dasd_jax.methods.rlsd import CONTEXTS, of_factor, share
+from dasd_jax.methods.rlsd import of_factor, share
 from dasd_jax.objective.advantage import group_advantage
-from dasd_jax.objective.contract import TEACHER_GUARDS, Method, Scored, Shape, Signal, View
+from dasd_jax.objective.contract import OFFERED, TEACHER_GUARDS, Method, Scored, Shape, Signal, View
 from dasd_jax.objective.masked import masked_mean
 
 
@@ -25,7 +25,7 @@ class RlrtParams(Fields):
     mix: float = field(0.5, span(0, 1), "λ at the first step, the teacher's share of the advantage")
     decay_steps: int = field(30, at_least(0, "steps", off=True), "steps in which λ falls to 0")
     eps: float = field(0.5, Range(lambda value: 0 < value <= 1, "a number in (0, 1]"), "bound of the factor, 1 ± eps")
-    context: str = field("sibling", one_of(*CONTEXTS), "shown; empty: data.privileged")
+    context: str = field("sibling", one_of(*OFFERED), "shown; empty: data.privileged")
 
 
 def signal(scored: Scored, shape: Shape, hp: RlrtParams) -> Signal:

@@ -14,11 +14,9 @@ import jax.numpy as jnp
 from dasd_jax.batch import Array
 from dasd_jax.fields import Fields, at_least, field, inside, one_of, span
 from dasd_jax.objective.advantage import group_advantage
-from dasd_jax.objective.contract import TEACHER_GUARDS, Method, Scored, Shape, Signal, View
+from dasd_jax.objective.contract import OFFERED, TEACHER_GUARDS, Method, Scored, Shape, Signal, View
 from dasd_jax.objective.masked import masked_mean
 from dasd_jax.objective.normalise import token_mean
-
-CONTEXTS = ("", "answer", "solution", "hint", "sibling")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +27,7 @@ class RlsdParams(Fields):
     decay_steps: int = field(60, at_least(0, "steps", off=True), "steps in which λ falls to 0")
     eps: float = field(0.2, inside(0, 1), "bound of the factor, 1 ± eps")
     refresh: int = field(20, at_least(0, "steps"), "steps between two copies for the teacher; 0: it stays the first")
-    context: str = field("", one_of(*CONTEXTS), "shown; empty: data.privileged")
+    context: str = field("", one_of(*OFFERED), "shown; empty: data.privileged")
 
 
 def views(hp: RlsdParams) -> dict[str, View]:
@@ -42,9 +40,10 @@ def signal(scored: Scored, shape: Shape, hp: RlsdParams) -> Signal:
     gap = jnp.where(scored.mask, scored.views["teacher"].logp[0] - scored.logp, 0.0)
     verifier = group_advantage(scored.reward, scored.live, shape.rollouts)
     made = of_factor(scored, shape, verifier, gap, share(scored.knobs, hp.mix, hp.decay_steps), hp.eps)
-    if not hp.refresh:
-        return made
-    return made.replace(metrics=made.metrics | {"teacher/age": (scored.knobs["step"] - 1) % hp.refresh})
+    more = {"gap/mean_abs": masked_mean(jnp.abs(gap), scored.mask)}
+    if hp.refresh:
+        more["teacher/age"] = (scored.knobs["step"] - 1) % hp.refresh
+    return made.replace(metrics=made.metrics | more)
 
 
 def share(knobs: Mapping[str, Array], mix: float, decay_steps: int) -> Array:
@@ -62,7 +61,6 @@ def of_factor(scored: Scored, shape: Shape, verifier: Array, gap: Array, mix: Ar
         weight=token_mean(scored.mask, shape),
         logged={"credit": credit, "dense": jnp.where(scored.mask, credit - verifier[:, None], 0.0)},
         metrics={
-            "gap/mean_abs": masked_mean(jnp.abs(gap), scored.mask),
             "credit/mix": mix,
             "credit/dense_abs_mean": masked_mean(jnp.abs(credit - verifier[:, None]), scored.mask),
             "credit/held_frac": masked_mean(jnp.abs(factor - 1) >= eps * (1 - 1e-6), scored.mask),

@@ -13,7 +13,7 @@ out.
 import dataclasses
 
 from dasd_jax.fields import Fields, at_least, field, inside, one_of, span
-from dasd_jax.objective.contract import BLANK, Method, Scored, Shape, Signal, View
+from dasd_jax.objective.contract import BLANK, OFFERED, Method, Scored, Shape, Signal, View
 from dasd_jax.objective.divergence import Divergence, top_k_tail
 from dasd_jax.objective.normalise import token_mean
 
@@ -27,9 +27,7 @@ class SdpoParams(Fields):
     alpha: float = field(0.5, span(0, 1), "teacher's share of the mixture; 0: KL(teacher || student), 1: the reverse")
     top_k: int = field(100, at_least(1), "likeliest words of the student that are told apart")
     rate: float = field(0.05, inside(0, 1), "student's share in each update of the teacher's weights")
-    context: str = field(
-        "sibling", one_of("", "answer", "solution", "hint", "sibling"), "shown; empty: data.privileged"
-    )
+    context: str = field("sibling", one_of(*OFFERED), "shown; empty: data.privileged")
 
 
 def views(hp: SdpoParams) -> dict[str, View]:

@@ -97,11 +97,11 @@ def _project(x: Array, weight: Array) -> Array:
 def _product(equation: str, x: Array, weight: Array, out_sharding=None, result: jnp.dtype = jnp.float32) -> Array:
     """einsum of x, rounded to the dtype of the weight, and the weight: f32, summed in float32 on each device.
 
-    Args:
-        result: dtype to which a device rounds its sum.
-
     The backward pass is that of an einsum in the dtype of the weight: by JAX's own rule for a float32 result its
     products would have one float32 argument, which a TPU multiplies at a fraction of its speed.
+
+    Args:
+        result: dtype to which a device rounds its sum.
     """
     narrow = partial(jnp.einsum, equation, precision=EXACT, out_sharding=out_sharding)
     if weight.dtype == jnp.float32:

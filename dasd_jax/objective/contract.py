@@ -17,6 +17,8 @@ from dasd_jax.objective.divergence import Divergence
 from dasd_jax.objective.surrogate import clipped
 
 WEIGHTS = ("live", "frozen", "ema", "snapshot")
+# What the field `context` of a method may offer; "" takes data.privileged.
+OFFERED = ("", "answer", "solution", "hint", "sibling")
 
 
 @dataclasses.dataclass(frozen=True)
