@@ -5,15 +5,16 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 
-from dasd_jax import formats, hosts
+from dasd_jax import hosts
 from dasd_jax.errors import UserError
+from dasd_jax.run.records import whole_lines
 
 
 class RunLog:
@@ -78,28 +79,6 @@ def _append(path: Path, lines: Iterable[dict]) -> None:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def _whole_lines(path: Path, numbers: bool) -> Iterator[tuple[bytes, dict]]:
-    """Each line as it stands and as an object with a step, and only numbers in it; a half-written last one is left out.
-
-    Raises:
-        UserError: another line is something else.
-    """
-    # Lines of bytes: str.splitlines would also cut at U+2028, which model text may hold.
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    for number, text in enumerate(lines, start=1):
-        try:
-            line = formats.parse_object(text, f"line {number}")
-            if type(line.get("step")) is not int:
-                raise ValueError(f"line {number} has no step")
-            if numbers and (odd := [name for name, value in line.items() if type(value) not in (int, float)]):
-                raise ValueError(f"line {number} holds {odd[0]!r:.50}, which is no number")
-        except ValueError as error:
-            if number == len(lines):
-                return
-            raise UserError(f"--workdir: {path}: {error}: expected the file as it was written, or removed") from error
-        yield text, line
-
-
 def _cut_back(path: Path, step: int, numbers: bool) -> Iterable[dict]:
     """Keeps the lines up to `step` and yields them; a half-written last line goes with the rest.
 
@@ -108,7 +87,9 @@ def _cut_back(path: Path, step: int, numbers: bool) -> Iterable[dict]:
     """
     if not path.exists():
         return
-    kept = list(itertools.takewhile(lambda pair: pair[1]["step"] <= step, _whole_lines(path, numbers)))
+    kept = list(
+        itertools.takewhile(lambda pair: pair[1]["step"] <= step, whole_lines(path, "--workdir", numbers=numbers))
+    )
     if numbers and (odd := _first_odd_step([line["step"] for _, line in kept], step)) is not None:
         raise UserError(
             f"--workdir: {path}: step {odd} is missing or stands there twice, and the checkpoint is of step {step}: "
