@@ -1,0 +1,317 @@
+"""Interventions: what becomes of an answer if the informed teacher chooses one token of it, or a revision is forced.
+
+Responses are sampled as for an evaluation and read by student and teacher; places.py chooses where each is changed.
+Both beginnings of a pair are then continued by the student, from its own prompt, up to the budget of a response, with
+the same random numbers: the n-th token after either is drawn with the same one.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from dasd_jax import vocab
+from dasd_jax.batch import Array, Params, PromptBatch, TeacherBatch
+from dasd_jax.config import Config
+from dasd_jax.data import contexts
+from dasd_jax.data.pipeline import PromptSet
+from dasd_jax.data.sources import load_benchmarks
+from dasd_jax.errors import UserError
+from dasd_jax.learner import passes
+from dasd_jax.learner.step_config import StepConfig
+from dasd_jax.mesh import fetch, merge_rows, put_rows, replicate, reshard
+from dasd_jax.model.config import ModelConfig
+from dasd_jax.objective.fused_pass import in_chunks
+from dasd_jax.rollout.sampler import Sampling, relayout, rollout
+from dasd_jax.rollout.slots import bytes_a_device
+from dasd_jax.run import places, setup
+from dasd_jax.run.evaluation import problems_at_a_time, texts_of
+from dasd_jax.run.pairs import Outcome, Result
+from dasd_jax.run.places import ARMS, Pair, Response
+from dasd_jax.text.prompts import left_pad, right_pad
+from dasd_jax.text.tokenizer import Tokenizer
+from dasd_jax.verify.journal import verify
+from dasd_jax.verify.verifier import Verdict, Verifier
+
+_NUM_LIKELIEST = 32  # of the student's tokens in the place of a cue, among which one that begins none is looked for
+_NO_CONTEXT = "none"
+# The step in the keys of random numbers: evaluations draw at step 0, so no continuation repeats a response's numbers.
+_CONTINUING = 1
+
+
+def open_prompts(config: Config, tokenizer: Tokenizer, context: str) -> tuple[PromptSet, dict[str, int]]:
+    """The problems that an evaluation asks, as far as a teacher can be shown something of them, and counts.
+
+    Args:
+        context: a name in `prompts.CONTEXTS`; "" is data.privileged.
+
+    Raises:
+        UserError: no problem fits and has data.privileged, or none has what `context` shows.
+    """
+    data = config.data
+    if data.benchmarks and not data.shots:
+        train, asked = [], load_benchmarks(data.benchmarks)
+    else:
+        train, asked, _ = setup.open_problems(config)
+    prompts = PromptSet(
+        asked,
+        tokenizer,
+        dataclasses.replace(setup.prompt_text(config, train), sources=data.benchmarks or data.sources),
+        student_width=config.rollout.prompt_length,
+        teacher_width=config.rollout.teacher_prompt_length,
+        field="data.benchmarks" if data.benchmarks else "data.sources",
+    )
+    for kind in contexts.kinds(data.benchmarks or data.sources, data.privileged, context) - {_NO_CONTEXT}:
+        if not any(contexts.has(problem, kind) for problem in prompts.problems):
+            raise UserError(
+                f"--context: {context!r}: none of the {len(prompts)} problems to evaluate has a text of kind {kind!r}: "
+                "expected one that some have"
+            )
+    return prompts, {"to evaluate": len(prompts), **prompts.dropped}
+
+
+class Interventions:
+    """Samples responses, chooses pairs of beginnings and continues them; all of it is decided by run.seed."""
+
+    def __init__(
+        self,
+        config: Config,
+        mesh: Mesh,
+        model: ModelConfig,
+        params: Params,
+        tokenizer: Tokenizer,
+        prompts: PromptSet,
+        verifier: Verifier,
+        context: str,
+    ):
+        """Lays the parameters out for decoding.
+
+        Args:
+            context: what the teacher is shown, as for `open_prompts`; "none" makes it the student.
+        """
+        self._config, self._mesh, self._model, self._params = config, mesh, model, params
+        self._tokenizer, self._prompts, self._verifier, self._context = tokenizer, prompts, verifier, context
+        self._steps = setup.step_config(config, model, mesh)
+        self._sampling = setup.eval_sampling(config, tokenizer)
+        self._decoding = relayout(model, params)
+        self._seed, self._first, self._continuing = replicate(
+            mesh, tuple(map(np.int32, (config.run.seed, 0, _CONTINUING)))
+        )
+        # As many rows as a part of a training batch, which the score pass holds at a time with all their tokens.
+        self._rows = (
+            config.rollout.problems * config.rollout.rollouts // (config.optim.minibatches * config.optim.microbatches)
+        )
+
+    def choose(
+        self, example_ids: Sequence[int], each_batch: Callable[[int], None]
+    ) -> tuple[list[Pair], dict[int, list[float]]]:
+        """Samples run.eval_samples responses to each problem and chooses the pairs.
+
+        Args:
+            each_batch: called with the number of problems of every batch that is done.
+
+        Returns:
+            (pairs, the rewards of the responses themselves by example id).
+        """
+        config, sampling = self._config, self._sampling
+        size = problems_at_a_time(self._rows, sampling.rollouts, self._mesh)
+        sampling = self._with_slots(sampling, size, config.rollout.prompt_length)
+        pairs, rewards = [], {}
+        for batch, live in self._prompts.in_order(size, example_ids):
+            on_devices = put_rows(self._mesh, batch)
+            written, _ = rollout(self._model, sampling, self._decoding, on_devices, self._seed, "eval", self._first)
+            response, mask, finished = fetch((written.response, written.response_mask, written.finished))
+            texts = texts_of(self._tokenizer, batch.student_prompt[0], response, mask)
+            ids = np.repeat(batch.example_id, sampling.rollouts)
+            verdicts = self._verify(ids, texts)
+            of_batch = self._read(batch, response, mask, finished, texts, verdicts)
+            for row in np.flatnonzero(np.repeat(live, sampling.rollouts)):
+                rewards.setdefault(int(ids[row]), []).append(verdicts[row].reward)
+                budget = config.rollout.max_new_tokens
+                pairs += places.pairs(self._tokenizer, of_batch[row], config.run.seed, budget)
+            each_batch(int(live.sum()))
+        return pairs, rewards
+
+    def outcomes(self, pairs: Sequence[Pair], each_batch: Callable[[int], None]) -> list[Result]:
+        """Continues and verifies both sides of every pair.
+
+        Args:
+            each_batch: called with the number of sides of every batch that is continued.
+        """
+        sides = [(pair, beginning) for pair in pairs for beginning in (pair.control, pair.treated)]
+        wholes = self._continued(sides, each_batch)
+        width, pad_id = self._config.rollout.max_new_tokens, self._tokenizer.pad_id
+        prompt = self._prompts[sides[0][0].example_id]["student_prompt"]
+        texts = texts_of(self._tokenizer, prompt, *right_pad(wholes, width, pad_id))
+        verdicts = self._verify([pair.example_id for pair, _ in sides], texts)
+        found = [
+            Outcome(text, verdict.reward, verdict.answer, len(whole), self._ended(whole), verdict.error)
+            for text, verdict, whole in zip(texts, verdicts, wholes, strict=True)
+        ]
+        return [Result(*each) for each in zip(pairs, found[::2], found[1::2], strict=True)]
+
+    def _verify(self, example_ids: Sequence[int], texts: Sequence[str]) -> list[Verdict]:
+        return verify(self._verifier, [self._prompts.problems[i] for i in example_ids], texts)
+
+    def _ended(self, tokens: np.ndarray) -> bool:
+        return int(tokens[-1]) in self._tokenizer.stop_ids
+
+    def _with_slots(self, sampling: Sampling, problems: int, prompt_width: int) -> Sampling:
+        config = self._config
+        config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, prompt_length=prompt_width))
+        return setup.with_slots(
+            config,
+            sampling,
+            self._model,
+            self._mesh,
+            problems=problems,
+            resident=bytes_a_device(self._params),
+            memory=setup.device_memory(),
+        )
+
+    def _read(
+        self,
+        batch: PromptBatch,
+        response: np.ndarray,
+        mask: np.ndarray,
+        finished: np.ndarray,
+        texts: Sequence[str],
+        verdicts: Sequence[Verdict],
+    ) -> list[Response]:
+        """The responses of a batch as student and teacher read them: arrays [rows, R], rows problem-major."""
+        group, seed = self._sampling.rollouts, self._config.run.seed
+        correct = np.array([verdict.reward for verdict in verdicts], np.float32)
+        whole = finished | (self._config.objective.truncated == "score")
+        shown = self._prompts.teacher_batch(
+            batch.example_id, self._context, group=group, written=contexts.Written(texts, correct, whole)
+        )
+        informed = shown.shown.reshape(-1) if shown.shown.ndim > 1 else np.repeat(shown.shown, group)
+        rows = [(int(i), sample) for i in batch.example_id for sample in range(group)]
+        kept = [tokens[keep] for tokens, keep in zip(response, mask, strict=True)]
+        cues = [
+            places.find_cue(self._tokenizer, tokens, places.draws(seed, i, sample, "suppress cue"))
+            for (i, sample), tokens in zip(rows, kept, strict=True)
+        ]
+        at = np.array([cue.start if cue else 0 for cue in cues], np.int32)
+        arguments = put_rows(self._mesh, (batch, shown, response, mask, at))
+        entropy, student, teacher, at_cue = fetch(read(self._steps, self._params, *arguments))
+        return [
+            Response(
+                *rows[row],
+                tokens=tokens,
+                entropy=entropy[row][mask[row]],
+                student=student[row][mask[row]],
+                teacher=teacher[row][mask[row]] if informed[row] or self._context == _NO_CONTEXT else None,
+                cue=cues[row],
+                at_cue=at_cue[row],
+            )
+            for row, tokens in enumerate(kept)
+        ]
+
+    def _continued(
+        self, sides: Sequence[tuple[Pair, np.ndarray]], each_batch: Callable[[int], None]
+    ) -> list[np.ndarray]:
+        """Each beginning with what the student writes after it: i32[·] of at most R tokens."""
+        config, budget = self._config, self._config.rollout.max_new_tokens
+        width = config.rollout.prompt_length + budget
+        size = problems_at_a_time(self._rows, 1, self._mesh)
+        sampling = dataclasses.replace(self._sampling, rollouts=1)
+        wholes = [beginning for _, beginning in sides]
+        left = np.array([0 if self._ended(whole) else budget - len(whole) for whole in wholes])
+        # By what is left, so that those of a batch take about equally long; what is drawn depends on the pair alone.
+        order = [int(i) for i in np.argsort(-left, kind="stable") if left[i]]
+        each_batch(len(sides) - len(order))
+        for start in range(0, len(order), size):
+            taken = order[start : start + size]
+            filled = [taken[i % len(taken)] for i in range(size)]
+            prompts = [self._student_prompt(sides[i][0].example_id) for i in filled]
+            tokens, mask = left_pad(
+                [np.concatenate([prompt, wholes[i]]) for prompt, i in zip(prompts, filled, strict=True)],
+                width,
+                self._tokenizer.pad_id,
+            )
+            keys = np.array([self._key(sides[i][0]) for i in filled], np.int32)
+            # One program for each of a few widths, as the score pass has.
+            longest = next(w for w in self._steps.widths(budget) if w >= left[taken[0]])
+            fitted = self._with_slots(dataclasses.replace(sampling, max_new_tokens=longest), size, width)
+            written, _ = rollout(
+                self._model,
+                fitted,
+                self._decoding,
+                put_rows(self._mesh, PromptBatch(tokens, mask, keys)),
+                self._seed,
+                "eval",
+                self._continuing,
+            )
+            response, keep = fetch((written.response, written.response_mask))
+            for row, i in enumerate(taken):
+                wholes[i] = np.concatenate([wholes[i], response[row][keep[row]][: left[i]]])
+            each_batch(len(taken))
+        return wholes
+
+    def _student_prompt(self, example_id: int) -> np.ndarray:
+        item = self._prompts[example_id]
+        return item["student_prompt"][item["student_prompt_mask"]]
+
+    def _key(self, pair: Pair) -> int:
+        """The number of a pair: what its random numbers are derived from, for both sides."""
+        return (pair.example_id * self._sampling.rollouts + pair.sample) * len(ARMS) + ARMS.index(pair.arm)
+
+
+@partial(jax.jit, static_argnums=0)
+def read(
+    config: StepConfig,
+    params: Params,
+    prompts: PromptBatch,
+    shown: TeacherBatch,
+    response: Array,
+    mask: Array,
+    at: Array,
+) -> tuple[Array, Array, Array, Array]:
+    """What student and teacher say of each response token, without an array [rows, R, V].
+
+    Args:
+        shown: one prompt a problem or a row; of several for a row the first.
+        response, mask: i32 and bool [rows, R].
+        at: i32[rows], a place in each response.
+
+    Returns:
+        (the student's entropy f32[rows, R] in nats, the student's likeliest token i32[rows, R], the teacher's, and the
+        student's likeliest tokens in the place `at`, best first, i32[rows, N]).
+    """
+    if shown.teacher_prompt.ndim == 4:
+        shown = shown.replace(
+            teacher_prompt=merge_rows(shown.teacher_prompt[:, :, 0]),
+            teacher_prompt_mask=merge_rows(shown.teacher_prompt_mask[:, :, 0]),
+        )
+    prompts, views = passes.of_one_width(prompts, {"teacher": shown})
+    shown = views["teacher"]
+    student, unembed = passes.outputs(
+        config, params, prompts.student_prompt, prompts.student_prompt_mask, response, mask
+    )
+    teacher, _ = passes.outputs(config, params, shown.teacher_prompt, shown.teacher_prompt_mask, response, mask)
+
+    def of_chunk(student: Array, teacher: Array) -> tuple[Array, Array, Array]:
+        ls, lt = (vocab.log_probs(state, unembed, config.temperature) for state in (student, teacher))
+        return vocab.entropy(ls), first_choice(ls), first_choice(lt)
+
+    entropy, own, informed = in_chunks(of_chunk, config.chunk(response.shape[0]), student, teacher)
+    here = (jnp.arange(response.shape[1]) == at[:, None])[..., None]
+    state = jnp.sum(jnp.where(here, student, 0.0), axis=1, keepdims=True)
+    logp = reshard(vocab.log_probs(state, unembed, config.temperature)[:, 0], "rows", None)
+    _, likeliest = jax.lax.top_k(logp, min(_NUM_LIKELIEST, logp.shape[-1]))
+    return entropy, own, informed, likeliest
+
+
+def first_choice(logp: Array) -> Array:
+    """The likeliest token, of equally likely ones that of the lowest id: f32[..., V] → i32[...].
+
+    By sums over the vocabulary instead of an arg-max: it stays local if the vocabulary is sharded.
+    """
+    ids = jax.lax.broadcasted_iota(jnp.int32, logp.shape, logp.ndim - 1)
+    best = jnp.max(logp, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(logp == best, ids, logp.shape[-1]), axis=-1)

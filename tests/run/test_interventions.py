@@ -1,0 +1,393 @@
+"""Interventions: one token apart, where the arm says, continued alike; at tiny size on random weights."""
+
+import dataclasses
+import functools
+import json
+import re
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dasd_jax import cli, intervene
+from dasd_jax.errors import UserError
+from dasd_jax.mesh import MeshConfig, make_mesh
+from dasd_jax.model import transformer
+from dasd_jax.run import interventions, places, setup
+from dasd_jax.run.interventions import Interventions
+from dasd_jax.run.pairs import Outcome, Result, summary
+from dasd_jax.run.places import ARMS, BY_ENTROPY, Pair, Response
+from dasd_jax.text.tokenizer import ByteTokenizer
+from dasd_jax.verify.verifier import Verifier
+
+TINY = "--config=configs/methods.py:tiny,method=dasd"
+TOKENIZER = ByteTokenizer()
+EIGHT = MeshConfig(data=2, fsdp=2, tensor=2)
+# Random weights write no words: every letter is taken for a cue, and every character for the end of a sentence.
+LOOSE = {"CUES": re.compile("[a-z]", re.IGNORECASE), "_SENTENCE_ENDS": re.compile(".", re.DOTALL)}
+
+
+def config(*overrides):
+    words = [TINY, *(f"--config.{override}" for override in ("run.eval_problems=6", *overrides))]
+    return cli.parse(cli.parser(""), words, quiet=True).config
+
+
+@dataclasses.dataclass
+class Made:
+    """What a set of interventions came to."""
+
+    work: Interventions
+    responses: dict
+    pairs: list[Pair]
+    rewards: dict
+    results: list[Result]
+
+
+@functools.cache
+def made(context="", mesh_config=None, *overrides):
+    """Interventions with loose cues, on one device or on the mesh that is given."""
+    tiny = config(*overrides)
+    mesh = make_mesh(mesh_config or MeshConfig(), None if mesh_config else jax.devices()[:1])
+    responses, choose = {}, places.pairs
+
+    def noted(tokenizer, response, seed, budget):
+        responses[response.example_id, response.sample] = response
+        return choose(tokenizer, response, seed, budget)
+
+    with jax.set_mesh(mesh), Verifier(1, 5.0, 2048) as verifier, mock.patch.multiple(places, pairs=noted, **LOOSE):
+        model, params = setup.open_model(tiny, mesh)
+        prompts, _ = interventions.open_prompts(tiny, TOKENIZER, context)
+        work = Interventions(tiny, mesh, model, params, TOKENIZER, prompts, verifier, context)
+        pairs, rewards = work.choose(setup.evaluated(tiny, prompts), lambda count: None)
+        results = work.outcomes(pairs, lambda count: None)
+    return Made(work, responses, pairs, rewards, results)
+
+
+def of_arms(found, *arms):
+    """Its pairs in these arms with the responses that they were made of; at least one of each arm."""
+    pairs = [(pair, found.responses[pair.example_id, pair.sample]) for pair in found.pairs if pair.arm in arms]
+    assert {pair.arm for pair, _ in pairs} == set(arms)
+    return pairs
+
+
+def test_control_and_treated_differ_in_exactly_the_one_token():
+    for pair, response in of_arms(made(), *BY_ENTROPY):
+        assert len(pair.control) == len(pair.treated) == pair.place + 1
+        np.testing.assert_array_equal(pair.control, response.tokens[: pair.place + 1])
+        np.testing.assert_array_equal(pair.treated[:-1], pair.control[:-1])
+        assert pair.treated[-1] == response.teacher[pair.place] != response.tokens[pair.place]
+
+
+def test_chosen_places_obey_their_arm():
+    """High: among the fifth of the response with the highest entropy. Low: not among them. Random: both occur."""
+    is_high = {arm: set() for arm in BY_ENTROPY}
+    for pair, response in of_arms(made(), *BY_ENTROPY):
+        assert pair.entropy == response.entropy[pair.place]
+        rank = (response.entropy > pair.entropy).sum()
+        is_high[pair.arm].add(bool(rank < 0.2 * (len(response.tokens) - 1)))
+    assert is_high == {"high entropy": {True}, "low entropy": {False}, "random": {True, False}}
+
+
+def test_every_place_that_fits_can_be_chosen_and_no_other():
+    tokens = np.arange(10, dtype=np.int32)
+    response = Response(
+        example_id=0,
+        sample=0,
+        tokens=tokens,
+        entropy=np.array([0.1, 0.9, 0.2, 0.3, 0.8, 0.1, 0.2, 0.3, 0.1, 0.2], np.float32),
+        student=tokens,
+        teacher=np.where(np.isin(tokens, [1, 3, 4, 8]), 99, tokens),
+        cue=None,
+        at_cue=tokens,
+    )
+    chosen = {arm: set() for arm in BY_ENTROPY}
+    for seed in range(60):
+        for pair in places.pairs(TOKENIZER, response, seed, 24):
+            chosen[pair.arm].add(pair.place)
+    assert chosen == {"high entropy": {1, 4}, "low entropy": {3, 8}, "random": {1, 3, 4, 8}}
+    alike = dataclasses.replace(response, teacher=tokens)
+    assert places.pairs(TOKENIZER, alike, 0, 24) == []
+    assert places.pairs(TOKENIZER, dataclasses.replace(response, teacher=None), 0, 24) == []
+
+
+def brute_force(work, ids, tokens):
+    """Log-probabilities f32[T, V] of a response after a prompt, as one sequence and the whole vocabulary at once."""
+    sequence = jnp.asarray([[*ids, *tokens]], jnp.int32)
+    mask = jnp.ones(sequence.shape, bool)
+    hidden, _ = transformer.forward(work._model, work._params, sequence, transformer.prompt_positions(mask), mask)
+    logits = transformer.unembed(work._model, work._params, hidden)[0, len(ids) - 1 : -1]
+    return np.asarray(jax.nn.log_softmax(logits / work._config.rollout.temperature))
+
+
+@pytest.mark.parametrize("context", ["", "hint"])
+def test_first_choices_and_entropies_equal_those_over_the_whole_vocabulary(context):
+    found = made(context)
+    rows = list(found.responses.values())[:3]
+    for response in rows:
+        shown = found.work._prompts.teacher_batch(np.array([response.example_id]), context, group=1)
+        assert shown.shown.all()
+        teacher = shown.teacher_prompt[0][shown.teacher_prompt_mask[0]]
+        student = found.work._student_prompt(response.example_id)
+        assert len(teacher) > len(student)
+        logp = brute_force(found.work, student, response.tokens)
+        np.testing.assert_array_equal(response.student, logp.argmax(axis=1))
+        np.testing.assert_allclose(response.entropy, -(np.exp(logp) * logp).sum(axis=1), atol=1e-4)
+        informed = brute_force(found.work, teacher, response.tokens)
+        np.testing.assert_array_equal(response.teacher, informed.argmax(axis=1))
+        best = np.argsort(-logp[response.cue.start])[: len(response.at_cue)]
+        np.testing.assert_array_equal(response.at_cue, best)
+
+
+def test_a_teacher_that_is_shown_nothing_puts_the_students_own_choice():
+    for pair, response in of_arms(made("none"), *BY_ENTROPY):
+        assert pair.treated[-1] == response.student[pair.place] != response.tokens[pair.place]
+        assert pair.student_agrees
+    assert not all(pair.student_agrees for pair, _ in of_arms(made(), *BY_ENTROPY))
+
+
+def test_a_teacher_may_be_shown_what_the_group_wrote():
+    """A right response of the same problem: those of groups without another are left out, and no others."""
+    found = made("sibling", None, "run.eval_samples=4")
+    right = {i: sum(rewards) for i, rewards in found.rewards.items()}
+    for (i, sample), response in found.responses.items():
+        assert (response.teacher is not None) == (right[i] > found.rewards[i][sample])
+    assert 0 < sum(response.teacher is None for response in found.responses.values()) < len(found.responses)
+
+
+def test_what_is_chosen_and_what_becomes_of_it_depends_on_the_seed_alone():
+    first = made()
+    assert repr(made.__wrapped__().results) == repr(first.results)
+    other = made("", None, "run.seed=1")
+    assert [result.treated.text for result in other.results] != [result.treated.text for result in first.results]
+
+
+def test_eight_devices_intervene_as_one_does():
+    assert repr([pair.treated for pair in made("", EIGHT).pairs]) == repr([pair.treated for pair in made().pairs])
+    texts = [
+        [side.text for result in made("", on).results for side in (result.control, result.treated)]
+        for on in (None, EIGHT)
+    ]
+    assert texts[0] == texts[1]
+
+
+def continued(found, *pairs):
+    """The outcomes of other pairs under the same parameters."""
+    with jax.set_mesh(found.work._mesh), Verifier(1, 5.0, 2048) as verifier:
+        found.work._verifier = verifier
+        return found.work.outcomes(pairs, lambda count: None)
+
+
+def test_both_sides_are_continued_alike_and_within_the_budget():
+    """Equal beginnings come to equal responses; each outcome begins as its side does."""
+    found = made()
+    budget = found.work._config.rollout.max_new_tokens
+    for result in found.results:
+        for side, beginning in ((result.control, result.pair.control), (result.treated, result.pair.treated)):
+            assert len(beginning) <= side.length <= budget
+            assert side.finished or side.length == budget
+    pair = next(pair for pair in found.pairs if pair.arm == "random" and pair.place < budget // 2)
+    [same] = continued(found, dataclasses.replace(pair, treated=pair.control))
+    assert same.treated == same.control
+    assert same.control == next(result.control for result in found.results if result.pair is pair)
+    [other] = continued(found, dataclasses.replace(pair, sample=pair.sample + 1))
+    assert other.control.text != same.control.text
+
+
+def test_what_has_ended_is_not_continued():
+    found = made()
+    [stop], budget = TOKENIZER.stop_ids, found.work._config.rollout.max_new_tokens
+    whole = np.full(budget, ord("a"), np.int32)
+    ended = np.array([ord("b"), stop], np.int32)
+    [result] = continued(found, Pair("random", 0, 0, 1, control=whole, treated=ended))
+    assert (result.control.text, result.control.length, result.control.finished) == ("a" * budget, budget, False)
+    assert (result.treated.text, result.treated.length, result.treated.finished) == ("b", 2, True)
+
+
+def test_every_arm_acts_where_it_says_in_sampled_responses():
+    found = made()
+    for pair, response in of_arms(found, "suppress cue"):
+        assert (pair.place, len(pair.control)) == (response.cue.start, response.cue.end)
+        np.testing.assert_array_equal(pair.control, response.tokens[: response.cue.end])
+        np.testing.assert_array_equal(pair.treated[:-1], response.tokens[: response.cue.start])
+        put = int(pair.treated[-1])
+        before = response.at_cue[: list(response.at_cue).index(put)]
+        assert not LOOSE["CUES"].match(TOKENIZER.decode([put]))
+        assert all(LOOSE["CUES"].match(TOKENIZER.decode([token])) for token in before)
+    for pair, response in of_arms(found, "force cue"):
+        np.testing.assert_array_equal(pair.control, response.tokens[: pair.place])
+        np.testing.assert_array_equal(pair.treated[: pair.place], pair.control)
+        assert TOKENIZER.decode(pair.treated[pair.place :]).strip() == places.FORCED
+
+
+def response_of(text, likeliest=""):
+    """A response of the byte tokenizer, whose teacher agrees with it."""
+    tokens = np.array([*TOKENIZER.encode(text), *TOKENIZER.stop_ids], np.int32)
+    at_cue = np.array(TOKENIZER.encode(likeliest), np.int32)
+    draw = np.random.default_rng(0)
+    cue = places.find_cue(TOKENIZER, tokens, draw)
+    return Response(0, 0, tokens, np.arange(len(tokens), dtype=np.float32), tokens, tokens, cue, at_cue)
+
+
+@pytest.mark.parametrize(
+    ("text", "cue"),
+    [
+        ("So 4. Wait, 5?", "Wait"),
+        ("é😀 so: hmmm 5", "hmmm"),
+        ("That's wrong: 5", "That's wrong"),
+        ("Let me double-check it", "Let me double-check"),
+        ("The waiter awaits", None),
+        ("Let me see", None),
+    ],
+)
+def test_a_cue_is_found_in_tokens(text, cue):
+    found = response_of(text)
+    if cue is None:
+        assert found.cue is None
+    else:
+        assert TOKENIZER.decode(found.tokens[found.cue.start : found.cue.end]) == cue
+        assert found.cue.text == cue.lower()
+
+
+def test_a_suppressed_cue_gives_way_to_the_likeliest_token_that_begins_none():
+    response = response_of("4. Wait, 5?", likeliest="WwTt")
+    [pair] = [pair for pair in places.pairs(TOKENIZER, response, 0, 99) if pair.arm == "suppress cue"]
+    assert TOKENIZER.decode(pair.control) == "4. Wait" and TOKENIZER.decode(pair.treated) == "4. T"
+    only_cues = response_of("4. Wait, 5?", likeliest="Ww")
+    assert not [pair for pair in places.pairs(TOKENIZER, only_cues, 0, 99) if pair.arm == "suppress cue"]
+    for piece, begins in {" Wait": 1, "WAI": 1, "Waiting": 1, " Hmm": 1, "Actually": 1, "We": 0, " ": 0, "": 0}.items():
+        assert places._begins_cue(piece, "wait") == begins, piece
+
+
+def forced(text, budget=99):
+    """The texts of both sides wherever a cue can be forced, over many seeds."""
+    response = response_of(text)
+    found = [pair for seed in range(40) for pair in places.pairs(TOKENIZER, response, seed, budget)]
+    return {
+        (TOKENIZER.decode(pair.control), TOKENIZER.decode(pair.treated)) for pair in found if pair.arm == "force cue"
+    }
+
+
+def test_a_cue_is_forced_at_ends_of_sentences_that_none_follows():
+    assert forced("It is 3.5 so. Then\nno. Wait, 5") == {
+        ("It is 3.5 so.", "It is 3.5 so. Wait,"),
+        ("It is 3.5 so. Then", "It is 3.5 so. Then Wait,"),
+    }
+    assert forced("no end 3.5") == forced("It is 4. Wait, 5") == set()
+
+
+def test_a_cue_is_forced_only_where_there_is_room_to_go_on():
+    text = "One. Two."
+    assert forced(text, budget=len("One. Wait,") + 1) and not forced(text, budget=len("One. Wait,"))
+
+
+def outcome(reward, text="x"):
+    return Outcome(text, reward, None, len(text), True, "")
+
+
+def result(arm, example_id, control, treated, **texts):
+    pair = Pair(arm, example_id, 0, 0, np.array([1]), np.array([2]), student_agrees=bool(example_id))
+    return Result(pair, outcome(control, texts.get("control", "x")), outcome(treated, texts.get("treated", "x")))
+
+
+def test_the_difference_is_paired_and_its_standard_error_by_problem():
+    """Problem 0: two pairs that change by -1 and 0, mean -.5. Problem 1: one that changes by +1. Mean .25.
+
+    The standard error of (-.5, 1): sqrt(1.125) / sqrt(2) = .75.
+    """
+    found = [result("random", 0, 1, 0), result("random", 0, 1, 1), result("random", 1, 0, 1)]
+    found.append(result("force cue", 1, 1, 1))
+    rewards = {0: [1.0, 0.0], 1: [0.0, 0.0]}
+    got = summary(found, rewards, lambda texts, lengths: {})
+    assert (got["problems"], got["responses"], got["accuracy"], got["standard_error"]) == (2, 4, 0.25, 0.25)
+    arm = got["arms"]["random"]
+    assert (arm["pairs"], arm["problems"], arm["left_out"]) == (3, 2, 1)
+    assert arm["student_agrees_frac"] == pytest.approx(1 / 3)
+    accuracy = arm["figures"]["accuracy"]
+    assert accuracy == pytest.approx(
+        {"control": 0.5, "treated": 0.75, "difference": 0.25, "standard_error": 0.75, "pairs": 3, "problems": 2}
+    )
+    assert "standard_error" not in got["arms"]["force cue"]["figures"]["accuracy"]  # of one problem it is unknown
+    assert got["arms"]["high entropy"] == {"pairs": 0, "problems": 0, "left_out": 4, "figures": {}}
+
+
+def test_a_figure_is_compared_over_the_pairs_of_which_both_sides_have_it():
+    def figures(texts, lengths):
+        return {"first": float(texts[0][0])} if texts[0][0].isdigit() else {}
+
+    found = [
+        result("random", 0, 1, 1, control="3", treated="5"),
+        result("random", 0, 1, 1, control="x", treated="9"),
+        result("random", 1, 1, 1, control="x", treated="x"),
+    ]
+    compared = summary(found, {0: [1.0], 1: [1.0]}, figures)["arms"]["random"]["figures"]
+    assert compared["first"] == {"control": 3.0, "treated": 5.0, "difference": 2.0, "pairs": 1, "problems": 1}
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path):
+    """call(*argv) → the folder of results after the command on one device, in a run's folder with a config.json."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps(config().to_dict()))
+    monkeypatch.setattr(intervene, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+    monkeypatch.setattr(places, "CUES", LOOSE["CUES"])
+
+    def command(*argv):
+        intervene.main([str(run), "--checkpoint=start", *argv])
+        return run / "intervene"
+
+    return command
+
+
+def test_the_command_writes_figures_and_pairs_and_a_table_of_80_columns(call, capsys):
+    folder = call("--config.run.eval_problems=4")
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 80 or str(folder) in said.splitlines()[-1]
+    figures = json.loads((folder / "start.json").read_text())
+    lines = [json.loads(line) for line in (folder / "start.jsonl").read_text().splitlines()]
+    assert sorted(path.name for path in folder.iterdir()) == ["start.json", "start.jsonl"]
+    assert figures["settings"]["run.eval_problems"] == 4 and figures["responses"] == 8
+    for arm in ARMS:
+        of_arm = [line for line in lines if line["arm"] == arm]
+        assert len(of_arm) == figures["arms"][arm]["pairs"] == 8 - figures["arms"][arm]["left_out"]
+        assert arm in said
+    assert all(line["control"]["tokens"] != line["treated"]["tokens"] for line in lines)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match=r"start.json was written with run.eval_problems = 4, not 3"):
+        call("--config.run.eval_problems=3")
+    call("--config.run.eval_problems=4")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    (folder / "start.json").unlink()
+    with pytest.raises(UserError, match=r"start.jsonl is there without start.json"):
+        call("--config.run.eval_problems=4")
+
+
+def test_an_interrupted_command_leaves_nothing(call, monkeypatch, tmp_path):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Interventions, "outcomes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
+def test_a_greedy_student_without_a_teacher_leaves_nothing_to_change(call, monkeypatch):
+    """Its first choice is what it has written, everywhere; and it writes no cue."""
+    monkeypatch.setattr(places, "CUES", re.compile("wait"))
+    with pytest.raises(
+        UserError, match="run.eval_problems: none of the responses to 6 problem.s. has a place to interv"
+    ):
+        call("--context=none", "--config.run.eval_temperature=0")
+
+
+def test_problems_without_what_the_teacher_is_to_be_shown_are_one_line(call):
+    gym = "--config.data.sources=('gym:chain_sum?size=40',)"
+    with pytest.raises(UserError, match="data.privileged: 'solution': all 8 problems were dropped: 8 with no solution"):
+        call(gym, "--config=configs/methods.py:tiny,method=dasd", "--workdir=/nonexistent")
+    with pytest.raises(
+        UserError, match="--context: 'hint': none of the 8 problems to evaluate has a text of kind 'hint'"
+    ):
+        call(gym, "--config.data.privileged=answer", "--context=hint", "--config.data.heldout=8")
