@@ -147,9 +147,9 @@ def _settings(
         "context": context,
         # Logits differ in their last digits between device kinds and between numbers of rows per device.
         "devices": [jax.devices()[0].device_kind, *mesh.devices.shape],
+        **{f"{group}.{field}": value for group, fields in deciding.items() for field, value in fields.items()},
         "problems": hashlib.sha256(texts.encode()).hexdigest(),
         "prompts": prompts.digest(),
-        **{f"{group}.{field}": value for group, fields in deciding.items() for field, value in fields.items()},
     }
 
 

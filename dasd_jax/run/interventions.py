@@ -7,25 +7,19 @@ the same random numbers: the n-th token after either is drawn with the same one.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dasd_jax import vocab
-from dasd_jax.batch import Array, Params, PromptBatch, TeacherBatch
+from dasd_jax.batch import Params, PromptBatch
 from dasd_jax.config import Config
 from dasd_jax.data import contexts
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.sources import load_benchmarks
 from dasd_jax.errors import UserError
-from dasd_jax.learner import passes
-from dasd_jax.learner.step_config import StepConfig
-from dasd_jax.mesh import fetch, merge_rows, put_rows, replicate, reshard
+from dasd_jax.learner.choices import choices
+from dasd_jax.mesh import fetch, put_rows, replicate
 from dasd_jax.model.config import ModelConfig
-from dasd_jax.objective.fused_pass import in_chunks
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
 from dasd_jax.rollout.slots import bytes_a_device
 from dasd_jax.run import places, setup
@@ -37,7 +31,6 @@ from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify.journal import verify
 from dasd_jax.verify.verifier import Verdict, Verifier
 
-_NUM_LIKELIEST = 32  # of the student's tokens in the place of a cue, among which one that begins none is looked for
 _NO_CONTEXT = "none"
 # The step in the keys of random numbers: evaluations draw at step 0, so no continuation repeats a response's numbers.
 _CONTINUING = 1
@@ -198,7 +191,7 @@ class Interventions:
         ]
         at = np.array([cue.start if cue else 0 for cue in cues], np.int32)
         arguments = put_rows(self._mesh, (batch, shown, response, mask, at))
-        entropy, student, teacher, at_cue = fetch(read(self._steps, self._params, *arguments))
+        entropy, student, teacher, at_cue = fetch(choices(self._steps, self._params, *arguments))
         return [
             Response(
                 *rows[row],
@@ -260,58 +253,3 @@ class Interventions:
     def _key(self, pair: Pair) -> int:
         """The number of a pair: what its random numbers are derived from, for both sides."""
         return (pair.example_id * self._sampling.rollouts + pair.sample) * len(ARMS) + ARMS.index(pair.arm)
-
-
-@partial(jax.jit, static_argnums=0)
-def read(
-    config: StepConfig,
-    params: Params,
-    prompts: PromptBatch,
-    shown: TeacherBatch,
-    response: Array,
-    mask: Array,
-    at: Array,
-) -> tuple[Array, Array, Array, Array]:
-    """What student and teacher say of each response token, without an array [rows, R, V].
-
-    Args:
-        shown: one prompt a problem or a row; of several for a row the first.
-        response, mask: i32 and bool [rows, R].
-        at: i32[rows], a place in each response.
-
-    Returns:
-        (the student's entropy f32[rows, R] in nats, the student's likeliest token i32[rows, R], the teacher's, and the
-        student's likeliest tokens in the place `at`, best first, i32[rows, N]).
-    """
-    if shown.teacher_prompt.ndim == 4:
-        shown = shown.replace(
-            teacher_prompt=merge_rows(shown.teacher_prompt[:, :, 0]),
-            teacher_prompt_mask=merge_rows(shown.teacher_prompt_mask[:, :, 0]),
-        )
-    prompts, views = passes.of_one_width(prompts, {"teacher": shown})
-    shown = views["teacher"]
-    student, unembed = passes.outputs(
-        config, params, prompts.student_prompt, prompts.student_prompt_mask, response, mask
-    )
-    teacher, _ = passes.outputs(config, params, shown.teacher_prompt, shown.teacher_prompt_mask, response, mask)
-
-    def of_chunk(student: Array, teacher: Array) -> tuple[Array, Array, Array]:
-        ls, lt = (vocab.log_probs(state, unembed, config.temperature) for state in (student, teacher))
-        return vocab.entropy(ls), first_choice(ls), first_choice(lt)
-
-    entropy, own, informed = in_chunks(of_chunk, config.chunk(response.shape[0]), student, teacher)
-    here = (jnp.arange(response.shape[1]) == at[:, None])[..., None]
-    state = jnp.sum(jnp.where(here, student, 0.0), axis=1, keepdims=True)
-    logp = reshard(vocab.log_probs(state, unembed, config.temperature)[:, 0], "rows", None)
-    _, likeliest = jax.lax.top_k(logp, min(_NUM_LIKELIEST, logp.shape[-1]))
-    return entropy, own, informed, likeliest
-
-
-def first_choice(logp: Array) -> Array:
-    """The likeliest token, of equally likely ones that of the lowest id: f32[..., V] → i32[...].
-
-    By sums over the vocabulary instead of an arg-max: it stays local if the vocabulary is sharded.
-    """
-    ids = jax.lax.broadcasted_iota(jnp.int32, logp.shape, logp.ndim - 1)
-    best = jnp.max(logp, axis=-1, keepdims=True)
-    return jnp.min(jnp.where(logp == best, ids, logp.shape[-1]), axis=-1)

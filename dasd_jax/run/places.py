@@ -31,7 +31,7 @@ FORCED = "Wait,"
 
 CUES = re.compile(
     r"\b(?:wait|hmm+|hold on|actually|alternatively|let me (?:double-check|check|verify|recheck|recompute|reexamine"
-    r"|reconsider)|double-check|recheck|mistake|that(?:'s| is) (?:not right|wrong|incorrect)|on second thought)\b",
+    r"|reconsider)|double-check|recheck|mistake|that(?:['’]s| is) (?:not right|wrong|incorrect)|on second thought)\b",
     re.IGNORECASE,
 )
 _SENTENCE_ENDS = re.compile(r"[.!?](?=\s)|\S(?=\n)")
