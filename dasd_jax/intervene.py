@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -207,17 +208,24 @@ def table(result: dict) -> rich.table.Table:
         shown.add_column(head, justify="right", no_wrap=True)
     for arm, found in result["arms"].items():
         figures = found["figures"]
-        accuracy = figures.get("accuracy", {})
-        sides = (f"{accuracy[side]:.3f}" if accuracy else "–" for side in ("control", "treated"))
-        shown.add_row(arm, str(found["pairs"]), *sides, *(_change(figures.get(name)) for name in _COLUMNS))
+        sides = (_number(figures.get("accuracy", {}).get(side)) for side in ("control", "treated"))
+        changes = (_change(figures.get(name, {})) for name in _COLUMNS)
+        shown.add_row(arm, str(found["pairs"]), *sides, *changes)
     return shown
 
 
-def _change(figure: dict[str, float] | None) -> str:
-    if figure is None:
+def _change(figure: dict[str, float]) -> str:
+    if not figure:
         return "–"
-    error = f"{figure['standard_error']:.3f}" if "standard_error" in figure else "–"
-    return f"{figure['difference']:+.3f} ± {error}"
+    return f"{_number(figure['difference'], sign='+')} ± {_number(figure.get('standard_error'))}"
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    """Three digits, as .412, 1.53 or 24.6."""
+    if value is None:
+        return "–"
+    decimals = 3 if abs(value) < 1 else 2 if abs(value) < 10 else 1
+    return re.sub(r"^([+-]?)0\.", r"\1.", f"{value:{sign}.{decimals}f}")
 
 
 if __name__ == "__main__":
