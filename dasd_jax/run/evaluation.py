@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +25,8 @@ class Answers:
     """What became of the K samples of one problem; each list has K entries."""
 
     example_id: int
+    text: list[str]
+    extracted: list[str | None]  # the answer that was found in the text
     reward: list[float]
     length: list[int]  # tokens, the stop token among them
     finished: list[bool]
@@ -107,6 +110,8 @@ def evaluate(
         texts = texts_of(tokenizer, batch.student_prompt[0], response[keep], mask[keep])
         verdicts = verify(verifier, [prompts.problems[i] for i in ids for _ in range(sampling.rollouts)], texts)
         columns = {
+            "text": texts,
+            "extracted": [verdict.answer for verdict in verdicts],
             "reward": [verdict.reward for verdict in verdicts],
             "length": mask[keep].sum(axis=1).tolist(),
             "finished": finished[keep].tolist(),
@@ -120,6 +125,39 @@ def evaluate(
         answers += of_batch
         each_batch(of_batch)
     return summary(prompts.problems, answers)
+
+
+def as_line(problems: Sequence[Problem], answers: Answers) -> dict:
+    """The object that is kept of a problem's answers, as `dasd_jax.run.records` describes it."""
+    problem = problems[answers.example_id]
+    asked = {"source": problem.source, "question": problem.question, "answer": problem.answer}
+    return {"example_id": answers.example_id, **asked, **{name: getattr(answers, name) for name in _COLUMNS}}
+
+
+def of_line(line: Mapping[str, Any]) -> Answers:
+    """The inverse of `as_line`.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not what was written.
+    """
+    columns = {name: line[name] for name in _COLUMNS}
+    for name, kinds in _COLUMNS.items():
+        column = columns[name]
+        if (
+            not isinstance(column, list)
+            or len(column) != len(columns["reward"])
+            or not all(type(x) in kinds for x in column)
+        ):
+            raise ValueError(f"{name} is {column!r:.50}")
+    if type(line["example_id"]) is not int:
+        raise ValueError(f"example_id is {line['example_id']!r:.50}")
+    return Answers(line["example_id"], **columns)
+
+
+_COLUMNS = {
+    "text": (str,), "extracted": (str, type(None)), "reward": (int, float), "length": (int,), "finished": (bool,),
+    "error": (str,),
+}  # fmt: skip
 
 
 def summary(problems: Sequence[Problem], answers: Sequence[Answers]) -> dict:

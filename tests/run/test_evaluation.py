@@ -42,7 +42,9 @@ def problem(source):
 
 def answers(example_id, *reward, length=10, finished=True):
     count = len(reward)
-    return Answers(example_id, list(reward), [length] * count, [finished] * count, ["parse"] + [""] * (count - 1))
+    texts, extracted = ["So 1"] * count, [None] + ["1"] * (count - 1)
+    errors = ["parse"] + [""] * (count - 1)
+    return Answers(example_id, texts, extracted, list(reward), [length] * count, [finished] * count, errors)
 
 
 def test_each_benchmark_counts_once_in_the_macro_average():
