@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 _MOST_DIGITS = 30  # of a number as it is written
+_MOST_DECIMALS = 10  # that a result is held to: calculators write 54.00000000000001
 _MOST_BITS = 1024  # of a numerator or denominator on the way
 
 
@@ -68,7 +69,7 @@ def evaluate(side: str) -> Side | None:
     operator = _OPERATOR.search(side) is not None
     if single is None or not (single[1] or single[2]):
         return Side(value, operator, 0, False)
-    digits = len(single[1] or "") + (2 if single[2] else 0)
+    digits = min(len(single[1] or ""), _MOST_DECIMALS) + (2 if single[2] else 0)
     return Side(value, operator, Fraction(1, 2 * 10**digits), bool(single[2]))
 
 

@@ -39,18 +39,19 @@ def held(text: str) -> list[bool]:
 # The calculator marks of GSM8K's solutions, with the equals sign of the text around them.
 _MARK = re.compile(r"(?:=[ $]{0,3})?<<([^<>\n]{0,200})>>(?: ?=)?")
 _CONTINUED = re.compile(r"(?:\\\\[ \t]*\n?|\n)[ \t&$]*=(?!=)")  # a line that goes on with "= ..."
+_UNFINISHED = re.compile(r"(?<![-+/])([-+/×÷·]|\\times|\\cdot|\\div)[ \t&$]*\n")  # a line that ends in an operator
 # Relations other than equality, arrows, and arrows of code. They end an expression.
 _RELATION = re.compile(r"[<>!:=]=+|=>|-+>|<-+")
 _FRACTION = re.compile(r"\\[dtc]?frac\s?\{([^{}]{0,200})\}\s?\{([^{}]{0,200})\}")
 _NESTED = 3  # fractions in fractions
-_GROUPED = re.compile(r"(?<=\d)(?:\{,\}|\\,)(?=\d{3}(?!\d))")
+_GROUPED = re.compile(r"(?<=\d)(?:\{,\}|\\,|,\\!)(?=\d{3}(?!\d))")
 _TEXT = re.compile(r"\\(?:text|mathrm|textrm|textbf|mathbf)\s?\{([^{}]{0,60})\}")
 _COMMAND = re.compile(r"\\([A-Za-z]+|.)")
 _COMMANDS = {
     **dict.fromkeys(("times", "cdot", "ast"), "*"),
     "div": "/",
-    **dict.fromkeys(("left", "right", "big", "Big", "bigl", "bigr", "boxed", "displaystyle"), ""),
-    **dict.fromkeys((",", ";", ":", "!", " ", "(", ")", "[", "]", "$"), " "),
+    **dict.fromkeys(("left", "right", "big", "Big", "bigl", "bigr", "boxed", "displaystyle", "!"), ""),
+    **dict.fromkeys((",", ";", ":", " ", "(", ")", "[", "]", "$"), " "),
     **dict.fromkeys(("\\", "quad", "qquad", "implies", "Rightarrow", "to", "therefore", "approx", "neq", "ne"), " ; "),
     "%": "%",
     "dots": "…",
@@ -59,12 +60,12 @@ _COMMANDS = {
 _SIGNS = str.maketrans(
     {
         **dict.fromkeys("×·⋅∗", "*"), **dict.fromkeys("÷∕⁄", "/"), **dict.fromkeys("−–", "-"),
-        **dict.fromkeys("{[", "("), **dict.fromkeys("}]", ")"), **dict.fromkeys("$€£&", " "),
+        **dict.fromkeys("{[", "("), **dict.fromkeys("}]", ")"), **dict.fromkeys("$€£&\t\r\v\f\u00a0\u2009\u202f", " "),
         "°": "", "²": "^2", "³": "^3",
     }
 )  # fmt: skip
 _DEGREES = re.compile(r"\^\s?(?:\{\\circ\}|\\circ)")
-_SPACE = re.compile(r"[^\S\n]+")
+_SPACES = re.compile(" {2,}")
 _BULLET = re.compile(r"^ ?[-*+•] ", re.MULTILINE)
 _POWER = re.compile(r"(?<=[\d)])\*\*(?=[\d(])")
 _BOLD = re.compile(r"\*\*+")
@@ -83,17 +84,17 @@ _UNIT = re.compile(
 
 def _plain(text: str) -> str:
     """The lines with an equals sign: LaTeX and other notation as plain arithmetic, units after numbers dropped."""
-    text = _RELATION.sub(";", _CONTINUED.sub(" =", text))
+    text = _RELATION.sub(";", _UNFINISHED.sub(r"\1 ", _CONTINUED.sub(" =", text)))
     text = "\n".join(line for line in text.split("\n") if "=" in line)
     text = _GROUPED.sub(",", text)
     if "\\" in text:
         text = _TEXT.sub(r" \1 ", _DEGREES.sub("", text))
         for _ in range(_NESTED):
-            text, changed = _FRACTION.subn(r"((\1)/(\2))", text)
+            text, changed = _FRACTION.subn(r" ((\1)/(\2))", text)  # the space: 1\frac{1}{2} is no product
             if not changed:
                 break
         text = _COMMAND.sub(lambda command: _COMMANDS.get(command[1], command[0]), text)
-    text = _SPACE.sub(" ", text.translate(_SIGNS).replace("...", "…"))
+    text = _SPACES.sub(" ", text.translate(_SIGNS).replace("...", "…"))
     text = _BOLD.sub("", _POWER.sub("^", _BULLET.sub("", text)))
     return _UNIT.sub("", _PERCENT.sub("%", _CROSS.sub("*", text)))
 
@@ -102,6 +103,7 @@ def _plain(text: str) -> str:
 
 _SIDE = "0123456789.,+-*/^()% "  # characters of an expression
 _PUNCTUATION = re.compile(r"[.,](?!\d)")
+_BINARY = re.compile(r"[\d)%] ?[-+*/^]")
 _PAREN = re.compile(r"[()]")
 _MAY_STAND_BEFORE = set(":;?!\"“”'’`|#•→⇒—<>≤≥≈≠~✓")
 _MAY_STAND_BEHIND = _MAY_STAND_BEFORE - {"!"}  # a factorial
@@ -116,6 +118,7 @@ _OPERATOR_BEHIND = re.compile(
         |million|billion|choose|to\ the|and\ (?:a|one))\b""",
     re.VERBOSE | re.IGNORECASE,
 )
+_ROUNDED = re.compile(r"[ ,(]*(?:to the nearest|rounded)\b")
 _ATTACHED_UNIT = re.compile(rf"(?:{_SHORT_UNITS})\b")
 
 
@@ -137,16 +140,20 @@ def _left(part: str) -> Side | None:
     *cut, side = _PUNCTUATION.split(side)
     place = _unmatched(side)[-1:]
     if place:
-        if side[place[0]] == ")" and side[place[0] + 1 : place[0] + 2] != " ":
-            return None  # the end of something like f(x)
+        if side[place[0]] == ")" and not re.match(r" \s*[^- ]", side[place[0] + 1 :]):
+            return None  # the end of something like f(x), which may also be the first operand
         side = side[place[0] + 1 :]
     elif rest and not cut:
         if _OPERATOR_BEFORE.search(rest[-30:]):
             return None
+        if rest[-1] in "!:" and rest[-2:-1].isdigit():
+            return None  # a factorial or a ratio
         if rest[-1] not in _MAY_STAND_BEFORE and not (rest[-1].isalpha() and side.startswith(" ")):
             return None
         if side.lstrip().startswith("-") and rest[-1] not in ":;":
             return None  # "area - 3 * 2 = ..." is a difference, no negative number
+        if rest[-1].isalpha() and not _BINARY.search(side):
+            return None  # the number belongs to a label: "the eggs of week 2 = 5 * 3"
     return evaluate(side.strip())
 
 
@@ -156,13 +163,15 @@ def _right(part: str) -> Side | None:
     side = part[: len(part) - len(rest)]
     if len(side) > _MOST_CHARS:
         return None
-    side, *cut = _PUNCTUATION.split(side, maxsplit=1)
-    if rest and not cut:
+    whole, (side, *cut) = side, _PUNCTUATION.split(side, maxsplit=1)
+    if (cut and ".." in whole) or _ROUNDED.match(part, len(side)):
+        return None
+    if rest and (not cut or (cut == [""] and rest[0] == "\\")):  # "7.\overline{3}" has not ended at its period
         attached = not side.endswith((" ", "("))
         if rest[0].isalpha():
             if _ATTACHED_UNIT.match(rest) is None if attached else _OPERATOR_BEHIND.match(rest):
                 return None
-        elif rest[0] not in _MAY_STAND_BEHIND:
+        elif rest[0] not in _MAY_STAND_BEHIND or (rest[0] == ":" and rest[1:2].isdigit()):
             return None
     place = _unmatched(side)[:1]
     if place:

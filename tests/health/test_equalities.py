@@ -52,6 +52,8 @@ def test_a_chain_may_go_on_in_the_next_line(text):
         r"\[3 \cdot 4 = 12\]",
         r"12 \div 4 = \boxed{3}",
         r"2^{10} = 1{,}024",
+        r"2 \cdot 512 = 1,\!024",
+        "1 +\n2 = 3",
         r"\left(2 + 3\right) \cdot 4 = 20",
         r"5 \text{ km} + 3 \text{ km} = 8\text{ km}.",
         r"180^\circ - 30^\circ = 150^\circ",
@@ -96,6 +98,7 @@ def test_units_and_currency_signs_are_dropped(text, held):
         ("10/3 = 3", [False]),  # only decimals are rounded
         ("3.33 * 3 = 10", [False]),  # 9.99; a rounded number calculates as it is written
         ("0.667 = 2/3", [True]),
+        ("9/14 * 84 = 54.00000000000001, 0.1 * 7 = 0.7000000001", [True, False]),  # ten decimals are held
         ("1/3 = 33%, 1/3 = 33.3%, 1/3 = 34%", [True, True, False]),
         ("20% * 50 = 10", [True]),
         ("10/50 = 20%, 10/50 * 100 = 20%, 10/50 = 2%", [True, True, False]),
@@ -149,6 +152,16 @@ def test_a_calculator_mark_counts_once_with_the_text_around_it(text, held):
         "17 / 5 = 3 remainder 2",
         "3 * 2 = 6 thousand",
         "1 1/2 = 1.5",
+        r"1\frac{1}{2} = 1.5",
+        "the eggs of week 2 = 5 * 3",
+        "5:3 * 2 = 10:6",
+        "3 * 5 = 7:2",
+        r"10/3 = 3.\overline{3}",
+        "10/3 = 3 (rounded down)",
+        "10/3 = 3, to the nearest dollar",
+        r"\frac{3}{x} - \frac{3}{5} = \frac{1}{5}",
+        "7!(1 + 2) = 5040(1 + 2)",
+        "---\n+ 4 = 7",
         "2/3 = 0.666...",
         "101_2 + 1 = 110_2",
         "3 != 2 + 2",
