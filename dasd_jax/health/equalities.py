@@ -38,10 +38,10 @@ def held(text: str) -> list[bool]:
 
 # The calculator marks of GSM8K's solutions, with the equals sign of the text around them.
 _MARK = re.compile(r"(?:=[ $]{0,3})?<<([^<>\n]{0,200})>>(?: ?=)?")
-_CONTINUED = re.compile(r"(?:\\\\[ \t]*\n?|\n)[ \t&$]*=(?!=)")  # a line that goes on with "= ..."
-_UNFINISHED = re.compile(r"(?<![-+/])([-+/×÷·]|\\times|\\cdot|\\div)[ \t&$]*\n")  # a line that ends in an operator
+_CONTINUED = re.compile(r"(?:\\\\[ \t]*+\n?|\n)[ \t&$]*+=(?!=)")  # a line that goes on with "= ..."
+_UNFINISHED = re.compile(r"(?<![-+/])([-+/×÷·]|\\times|\\cdot|\\div)[ \t&$]*+\n")  # a line that ends in an operator
 # Relations other than equality, arrows, and arrows of code. They end an expression.
-_RELATION = re.compile(r"[<>!:=]=+|=>|-+>|<-+")
+_RELATION = re.compile(r"[<>!:=]=+|=>|(?<!-)-+>|<-+")
 _FRACTION = re.compile(r"\\[dtc]?frac\s?\{([^{}]{0,200})\}\s?\{([^{}]{0,200})\}")
 _NESTED = 3  # fractions in fractions
 _GROUPED = re.compile(r"(?<=\d)(?:\{,\}|\\,|,\\!)(?=\d{3}(?!\d))")
@@ -101,9 +101,8 @@ def _plain(text: str) -> str:
 
 # ------------------------------------------------------------------------------------------- the sides of an equality
 
-_SIDE = "0123456789.,+-*/^()% "  # characters of an expression
+_CHARS = "0123456789.,+-*/^()% "  # characters of an expression
 _PUNCTUATION = re.compile(r"[.,](?!\d)")
-_BINARY = re.compile(r"[\d)%] ?[-+*/^]")
 _PAREN = re.compile(r"[()]")
 _MAY_STAND_BEFORE = set(":;?!\"“”'’`|#•→⇒—<>≤≥≈≠~✓")
 _MAY_STAND_BEHIND = _MAY_STAND_BEFORE - {"!"}  # a factorial
@@ -133,16 +132,15 @@ def _sides(text: str) -> Iterator[tuple[Side | None, Side | None]]:
 
 def _left(part: str) -> Side | None:
     """The expression at the end of the text before an equals sign."""
-    rest = part.rstrip(_SIDE)
+    rest = part.rstrip(_CHARS)
     side = part[len(rest) :]
     if len(side) > _MOST_CHARS:
         return None
     *cut, side = _PUNCTUATION.split(side)
-    place = _unmatched(side)[-1:]
-    if place:
-        if side[place[0]] == ")" and not re.match(r" \s*[^- ]", side[place[0] + 1 :]):
+    if alone := _unmatched(side):
+        paren, side = side[alone[-1]], side[alone[-1] + 1 :]
+        if paren == ")" and not re.match(" +[^- ]", side):
             return None  # the end of something like f(x), which may also be the first operand
-        side = side[place[0] + 1 :]
     elif rest and not cut:
         if _OPERATOR_BEFORE.search(rest[-30:]):
             return None
@@ -152,14 +150,15 @@ def _left(part: str) -> Side | None:
             return None
         if side.lstrip().startswith("-") and rest[-1] not in ":;":
             return None  # "area - 3 * 2 = ..." is a difference, no negative number
-        if rest[-1].isalpha() and not _BINARY.search(side):
-            return None  # the number belongs to a label: "the eggs of week 2 = 5 * 3"
+        if rest[-1].isalpha():
+            found = evaluate(side.strip())
+            return found if found and found.operator else None  # "the eggs of week 2 = 5 * 3": the 2 is of the label
     return evaluate(side.strip())
 
 
 def _right(part: str) -> Side | None:
     """The expression at the beginning of the text behind an equals sign."""
-    rest = part.lstrip(_SIDE)
+    rest = part.lstrip(_CHARS)
     side = part[: len(part) - len(rest)]
     if len(side) > _MOST_CHARS:
         return None
@@ -173,11 +172,10 @@ def _right(part: str) -> Side | None:
                 return None
         elif rest[0] not in _MAY_STAND_BEHIND or (rest[0] == ":" and rest[1:2].isdigit()):
             return None
-    place = _unmatched(side)[:1]
-    if place:
-        if side[place[0]] == "(" and side[place[0] - 1 : place[0]] != " ":
+    if alone := _unmatched(side):
+        paren, side = side[alone[0]], side[: alone[0]]
+        if paren == "(" and not side.endswith(" "):
             return None  # the beginning of something like 2(x + 1)
-        side = side[: place[0]]
     return evaluate(side.strip())
 
 

@@ -18,10 +18,9 @@ _CUE = re.compile(
     re.VERBOSE,
 )
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
-# What is looked ahead at is not consumed: an equals sign before a box states the box's result, and so does the box.
 _STATED = re.compile(
     r"""(?:=|\\boxed|\banswer(?:\ is|:))
-        (?=((?:\d+(?:[.,]\d+)*|[-+*/^×÷·(){}\[\]$%~:\ \t]|\\[a-z]+|\\[,;!\ ()\[\]$%]){1,200}+))""",
+        ((?:\d+(?:[.,]\d+)*|[-+*/^×÷·(){}\[\]$%~:\ \t]|\\(?!boxed)[a-z]+|\\[,;!\ ()\[\]$%])*+)""",
     re.VERBOSE,
 )
 

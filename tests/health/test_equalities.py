@@ -191,9 +191,9 @@ def test_what_is_no_equality_of_numbers_is_not_checked(text):
     ],
 )
 def test_large_numbers_and_deep_nesting_are_not_checked_and_cost_nothing(text):
-    began = time.monotonic()
+    began = time.process_time()
     assert equalities.held(text) == []
-    assert time.monotonic() - began < 0.5
+    assert time.process_time() - began < 0.5
 
 
 def test_digits_and_depth_within_the_bounds_are_checked():

@@ -101,7 +101,7 @@ def test_the_order_of_samples_and_problems_does_not_matter():
 
 def test_a_megabyte_a_sample_takes_seconds():
     """Self-BLEU reads the beginning alone; Dist-3 reads all of it."""
-    began = time.monotonic()
+    began = time.process_time()
     figures = of_groups([["a b " * (1 << 18), "c" * (1 << 20)]], [["1", "1"]])
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
     assert all(math.isfinite(value) for value in figures.values())

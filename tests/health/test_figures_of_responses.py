@@ -147,6 +147,10 @@ HOSTILE = {
     "line ends": "\n" * _CHARS + "=1",
     "continued lines": "\n=" * (_CHARS // 2),
     "spaces": "= " + " " * _CHARS + "1",
+    "a LaTeX line end before spaces": "=1\\\\" + " " * _CHARS,
+    "LaTeX line ends": "\\\\ " * (_CHARS // 3) + "=1",
+    "operators before spaces": ("=1+" + " " * 50) * (_CHARS // 53),
+    "an operator before spaces": "=1+" + " " * _CHARS,
     "dollars": "=" + "$" * _CHARS + "=1",
     "one long hmm": "h" + "m" * _CHARS,
     "cues": "1=2 " + "wait " * (_CHARS // 5),
@@ -157,7 +161,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_hostile_text_takes_less_than_a_second(text):
-    began = time.monotonic()
+    began = time.process_time()
     figures = of_responses([text], [len(text)])
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
     assert all(math.isfinite(value) for value in figures.values())
