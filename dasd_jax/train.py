@@ -268,6 +268,7 @@ def evaluate_heldout(run: Run) -> dict[str, float]:
     )
     named = (f"avg@{k}", f"pass@{k}", "standard_error", "length_mean", "truncated_frac", "parse_failure_frac")
     metrics = {f"eval/{name}": result[name] for name in named}
+    metrics |= {f"eval/health/{name}": value for name, value in result["health"].items()}
     if config.data.benchmarks:
         parts = {**result["benchmarks"], "macro": result["macro"]}
         averages = {name: figures[f"avg@{k}"] for name, figures in parts.items()}

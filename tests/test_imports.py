@@ -43,7 +43,7 @@ ARROWS = {
     "field_help": {"config", "field_names", "methods"},
     "recorded": {"config", "files"},
     "learner": {"files", "vocab", "model", "objective", "config", "learner"},
-    "run": {"files", "model", "cost", "text", "data", "rollout", "verify", "objective"}
+    "run": {"files", "model", "cost", "text", "data", "rollout", "verify", "objective", "health"}
     | {"config", "recorded", "learner", "run"},
     "cli": {"config", "credentials", "field_help", "field_names", "methods", "resolve"},
 }

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from dasd_jax.batch import Params
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.sources import Problem, labels
+from dasd_jax.health import figures
 from dasd_jax.mesh import fetch, put_rows, replicate, row_shards
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
@@ -160,8 +161,8 @@ _COLUMNS = {
 }  # fmt: skip
 
 
-def summary(problems: Sequence[Problem], answers: Sequence[Answers]) -> dict:
-    """The figures of an evaluation, as a dictionary for JSON.
+def summary(problems: Sequence[Problem] | Mapping[int, Problem], answers: Sequence[Answers]) -> dict:
+    """The figures of an evaluation, as a dictionary for JSON; those of docs/health.md are under "health".
 
     Args:
         problems: by example id.
@@ -198,14 +199,30 @@ def _figures(answers: Sequence[Answers]) -> dict:
         "length_mean": float(np.mean([answer.length for answer in answers])),
         "truncated_frac": 1.0 - float(np.mean([answer.finished for answer in answers])),
         **{f"{name}_frac": float(np.mean(errors == error)) for name, error in COUNTED.items()},
+        "health": {
+            **figures.of_responses(
+                [text for answer in answers for text in answer.text],
+                [length for answer in answers for length in answer.length],
+            ),
+            **figures.of_groups([answer.text for answer in answers], [answer.extracted for answer in answers]),
+        },
     }
 
 
 def _macro(benchmarks: Sequence[dict]) -> dict:
     """Means over benchmarks, whose problems are independent of one another; "problems" is their sum."""
-    mean = {name: float(np.mean([figures[name] for figures in benchmarks])) for name in benchmarks[0]}
-    error = math.sqrt(sum(figures["standard_error"] ** 2 for figures in benchmarks)) / len(benchmarks)
-    return mean | {"problems": sum(figures["problems"] for figures in benchmarks), "standard_error": error}
+    error = math.sqrt(sum(benchmark["standard_error"] ** 2 for benchmark in benchmarks)) / len(benchmarks)
+    return {
+        **_means([{name: x for name, x in benchmark.items() if name != "health"} for benchmark in benchmarks]),
+        "problems": sum(benchmark["problems"] for benchmark in benchmarks),
+        "standard_error": error,
+        "health": _means([benchmark["health"] for benchmark in benchmarks]),
+    }
+
+
+def _means(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of each figure that all parts have."""
+    return {name: float(np.mean([part[name] for part in parts])) for name in parts[0] if all(name in p for p in parts)}
 
 
 def rise(before: dict, after: dict) -> tuple[float, float]:
