@@ -15,18 +15,14 @@ import dataclasses
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import rich.box
-import rich.console
-import rich.table
 from jax.sharding import Mesh
 
-from dasd_jax import cli, files, formats, hosts, recorded
+from dasd_jax import cli, files, formats, hosts, recorded, terminal
 from dasd_jax.config import Config
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.sources import Problem
@@ -79,11 +75,11 @@ def main(argv: list[str]) -> None:
             partial = Partial(path.with_suffix(".partial.jsonl"), settings)
         known = hosts.from_main(lambda: [dataclasses.asdict(answers) for answers in partial.known])
         done = len(known)
-        # A log file has no width, and rich's default of 80 columns would wrap the table.
-        console = rich.console.Console(width=None if sys.stdout.isatty() else 200, quiet=not hosts.is_main())
-        console.print("problems: " + ", ".join(f"{count} {what}" for what, count in counts.items()), highlight=False)
+        console = terminal.console()
+        console.quiet = not hosts.is_main()
+        terminal.say(console, "problems: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
         if done:
-            console.print(f"{done} of {len(asked)} problems are already answered", highlight=False)
+            terminal.say(console, f"{done} of {len(asked)} problems are already answered")
         rows = config.rollout.problems * config.rollout.rollouts
         sampling = setup.eval_sampling(config, tokenizer)
         sampling = setup.with_slots(
@@ -121,8 +117,8 @@ def main(argv: list[str]) -> None:
     if partial:
         files.write_json(path, {**result, "settings": settings})
         partial.path.unlink()
-    console.print(_table(result))
-    console.print(f"written to {path}", highlight=False)
+    terminal.show(console, f"\n{table(result, terminal.width_of(console))}\n")
+    terminal.say(console, f"written to {path}")
 
 
 class Partial:
@@ -226,16 +222,17 @@ def _settings(
     }
 
 
-def _table(result: dict) -> rich.table.Table:
+def table(result: dict, width: int | None) -> str:
+    """The figures of each benchmark and their means, in blocks of columns that fit the width."""
     k = result["samples"]
     passed = [name for name in result if name.startswith("pass@") and name != "pass@1"]  # pass@1 is avg@k
     columns = {name: name for name in passed}
     columns |= {"length": "length_mean", "truncated": "truncated_frac", "no answer": "parse_failure_frac"}
-    table = rich.table.Table("benchmark", "problems", f"avg@{k}", *columns, box=rich.box.SIMPLE)
+    rows = []
     for label, figures in [*result["benchmarks"].items(), ("macro", result["macro"])]:
         average = f"{figures[f'avg@{k}']:.3f} ± {figures['standard_error']:.3f}"
-        table.add_row(label, str(figures["problems"]), average, *(f"{figures[name]:.3f}" for name in columns.values()))
-    return table
+        rows.append([label, str(figures["problems"]), average, *(f"{figures[name]:.3f}" for name in columns.values())])
+    return terminal.table(("benchmark", "problems", f"avg@{k}", *columns), rows, width)
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ def train(config: Config, folder: Path) -> None:
     ):
         run = start(config, folder, mesh, verifier, stop)
         try:
-            stop.save = lambda: save_between_steps(run)
+            stop.save = lambda: save_at_the_end(run)
             loop(run)
         finally:
             run.display.close()
@@ -213,12 +213,21 @@ def save_between_steps(run: Run) -> str:
     return f"after step {run.step}; the same command goes on from here"
 
 
+def save_at_the_end(run: Run) -> str:
+    """The same for a process that a signal ends at once: it takes the live line away too."""
+    try:
+        return save_between_steps(run)
+    finally:
+        run.display.close()
+
+
 def evaluate_heldout(run: Run) -> dict[str, float]:
     """Scores the held-out problems, writes heldout/<step>.json and returns the main figures for the log."""
     run.display.phase("evaluate")
     started, config, step = time.monotonic(), run.config, run.step
     rows = config.rollout.problems * config.rollout.rollouts
     at_a_time = problems_at_a_time(rows, config.run.eval_samples, run.mesh)
+    example_ids = setup.evaluated(config, run.heldout)
     result = evaluate(
         model=run.model,
         params=run.state.params,
@@ -227,9 +236,10 @@ def evaluate_heldout(run: Run) -> dict[str, float]:
         prompts=run.heldout,
         verifier=run.verifier,
         sampling=run.with_slots(setup.eval_sampling(config, run.tokenizer), at_a_time),
-        example_ids=setup.evaluated(config, run.heldout),
+        example_ids=example_ids,
         rows=rows,
         seed=config.run.seed,
+        each_batch=run.display.counter(len(example_ids), "problems"),
     )
     if hosts.is_main():
         files.write_json(run.workdir / "heldout" / f"{step}.json", result)
@@ -262,7 +272,7 @@ def finish(run: Run) -> None:
             done = summary.summarise(run.config, run.workdir, run.log.lines, time.monotonic() - run.started)
             text = summary.as_text(done)
         files.write_json(run.workdir / "done.json", done)
-        print(text)
+        run.display.say(text)
     hosts.barrier()  # the others may end when the last checkpoint counts
 
 

@@ -197,7 +197,7 @@ class Collector:
         with clock.phase("verify"):
             problems = [self._prompts.problems[i] for i in np.repeat(batch.example_id, self._sampling.rollouts)]
             texts = texts_of(self._tokenizer, batch.student_prompt[0], written.response, written.response_mask)
-            verdicts = self._journal.verify(batches_drawn, problems, texts)
+            verdicts = self._journal.verify(batches_drawn, problems, texts, clock.progress)
             lengths = written.response_mask.sum(axis=1)
         return Collected(
             prompts=batch,

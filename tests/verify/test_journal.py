@@ -17,7 +17,7 @@ class Moody:
     def __init__(self):
         self.calls = 0
 
-    def verify(self, problems, texts):
+    def verify(self, problems, texts, progress):
         self.calls += 1
         return [Verdict(1.0, 1.0 - self.calls / 1000, text, "") for text in texts[:-1]] + [
             Verdict(0.0, self.calls / 1000, None, "parse")
