@@ -36,7 +36,7 @@ from dasd_jax.run.programs import Program, programs, teacher_bytes
 COMPILER = os.path.join(sys.prefix, "libtpu")
 _GIB = 2**30
 _FOR_SCORING = "optim.microbatches (more), mesh.tensor (larger), objective.token_chunk (smaller)"
-_COLUMNS = (
+COLUMNS = (
     "program", "compile s", "arguments", "temp", "peak", "beside", "needed", "fits", "slots", "model PFLOP",
     "all-gather", "reduce-scatter", "all-reduce", "other", "× FSDP", "unembedding", "bound",
 )  # fmt: skip
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
         print(json.dumps(report, indent=1))
     elif console.is_terminal:
         rows = [cells(row) for row in report["programs"]]
-        terminal.show(console, f"\n{terminal.table(_COLUMNS, rows, terminal.width_of(console))}")
+        terminal.show(console, f"\n{terminal.table(COLUMNS, rows, terminal.width_of(console))}")
     misfits = [misfit(row, chip) for row in report["programs"] if not row["fits"]]
     for each in misfits:
         print(f"error: {each}", file=sys.stderr)
@@ -236,7 +236,7 @@ def about(report: dict[str, Any]) -> str:
 
 def heading(report: dict[str, Any]) -> str:
     """What stands above the rows in a file, as Markdown."""
-    head = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
+    head = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     return "\n".join([f"### {title(report)}", "", about(report), "", *head])
 
 

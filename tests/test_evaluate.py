@@ -1,11 +1,12 @@
-"""The file of an interrupted evaluation: what it keeps, what it forgets, and whose it is."""
+"""The file of an interrupted evaluation: what it keeps, what it forgets, and whose it is; the table of a whole one."""
 
 import pytest
 
 from dasd_jax import files
+from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
-from dasd_jax.evaluate import Partial, check_replaceable
-from dasd_jax.run.evaluation import Answers
+from dasd_jax.evaluate import Partial, check_replaceable, table
+from dasd_jax.run.evaluation import Answers, summary
 
 IDENTITY = {"checkpoint": "4", "run.eval_samples": 2, "data.benchmarks": ("tfds:a",)}
 
@@ -65,3 +66,18 @@ def test_a_result_is_replaced_only_by_one_with_the_same_settings(tmp_path):
         files.write_json(path, content)
         with pytest.raises(UserError):
             check_replaceable(path, IDENTITY)
+
+
+@pytest.mark.parametrize("width", [40, 80, None])
+def test_the_table_of_many_samples_fits_the_terminal(width):
+    """64 samples have seven estimates of Pass@k: too many columns for 80 cells. A file has them beside each other."""
+    names = ("aime25", "aime26", "math500")
+    problems = [Problem(question="?", answer="1", source=f"tfds:{name}", index=0, scorer="math") for name in names]
+    found = [Answers(i, [1.0] + [0.0] * 63, [900] * 64, [True] * 64, [""] * 64) for i in range(3)]
+    text = table(summary(problems, found), width)
+    blocks = [block.split("\n") for block in text.split("\n\n")]
+    assert (len(blocks) > 1) == (width is not None) and max(map(len, text.split("\n"))) <= (width or 200)
+    assert all([line.split()[0] for line in block[2:]] == [*names, "macro"] for block in blocks)
+    heads = " ".join(block[0].removeprefix("benchmark") for block in blocks).split()
+    assert heads[:2] + heads[-4:] == ["problems", "avg@64", "length", "truncated", "no", "answer"]
+    assert heads[2:-4] == [f"pass@{2**i}" for i in range(1, 7)]
