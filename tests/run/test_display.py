@@ -168,6 +168,12 @@ def test_a_narrow_live_line_keeps_what_matters_most(width, terminal_of):
     assert shown.lines()[-1] == expected[width]
 
 
+def test_a_terminal_too_narrow_for_the_step_gets_what_fits_of_it(terminal_of):
+    shown = terminal_of(8)
+    shown.display.phase("rollout")
+    assert shown.lines() == ["step 0/1"]
+
+
 def test_a_wide_live_line_has_all_numbers_and_a_bar(terminal_of):
     shown, lines = terminal_of(200, total=4), log(300, 60)
     shown.display.phase("update")
