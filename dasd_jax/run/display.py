@@ -57,9 +57,17 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.1f} days"
 
 
+def clock_time(seconds: float) -> str:
+    """As minutes:seconds or hours:minutes:seconds, which rarely changes its width while it counts up."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
 def decimal(value: float, digits: int) -> str:
-    """A number with so many digits after the point, without the 0 before it."""
-    return f"{value:.{digits}f}".replace("0.", ".", 1) if abs(value) < 1 and digits else f"{value:.{digits}f}"
+    """A number with so many digits after the point, 1 or more, without the 0 before it and the sign of a zero."""
+    text = f"{round(value, digits) + 0.0:.{digits}f}"
+    return text.replace("0.", ".", 1) if abs(value) < 1 else text
 
 
 class Display:
@@ -150,7 +158,7 @@ class Display:
             *self._head,
             *compiling,
             (_PHASE, self._phase if compiling else f"{self._phase} {self._count}".rstrip()),
-            (_SINCE, f"{duration(time.monotonic() - self._since)} so far"),
+            (_SINCE, clock_time(time.monotonic() - self._since)),
             *self._rest,
             (_BAR, "━" * cells + "─" * (_BAR_CELLS - cells)),
         ]

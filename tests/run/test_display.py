@@ -10,7 +10,7 @@ import pytest
 import rich.console
 
 from dasd_jax import hosts
-from dasd_jax.run.display import Clock, Display, decimal, duration, seconds_left
+from dasd_jax.run.display import Clock, Display, clock_time, decimal, duration, seconds_left
 
 
 def log(*seconds, **evaluations):
@@ -101,8 +101,14 @@ def test_a_duration_has_a_unit_that_leaves_it_few_digits(seconds, said):
     assert duration(seconds) == said
 
 
+@pytest.mark.parametrize(("seconds", "said"), [(0.9, "0:00"), (61, "1:01"), (3599.9, "59:59"), (7265, "2:01:05")])
+def test_the_time_of_a_phase_is_shown_as_a_clock_shows_it(seconds, said):
+    assert clock_time(seconds) == said
+
+
 @pytest.mark.parametrize(
-    ("value", "said"), [(0.4063, ".41"), (-0.4063, "-.41"), (0.999, "1.00"), (10.02, "10.02"), (0.0, ".00")]
+    ("value", "said"),
+    [(0.4063, ".41"), (-0.4063, "-.41"), (0.999, "1.00"), (10.02, "10.02"), (0.0, ".00"), (-0.0004, ".00")],
 )
 def test_a_number_has_no_zero_before_its_point(value, said):
     assert decimal(value, 2) == said
@@ -164,7 +170,7 @@ def test_a_narrow_live_line_keeps_what_matters_most(width, terminal_of):
     shown.display.step(2, lines[-1] | NUMBERS, lines)
     shown.display.phase("verify")
     headline = "step 2/12 · reward .41 · 59 s · 12 min left"
-    expected = {40: "step 2/12 · reward .41 · 12 min left", 80: f"{headline} · verify · 0.0 s so far · loss -.037"}
+    expected = {40: "step 2/12 · reward .41 · 12 min left", 80: f"{headline} · verify · 0:00 · loss -.037"}
     assert shown.lines()[-1] == expected[width]
 
 
