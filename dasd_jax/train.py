@@ -25,7 +25,7 @@ from dasd_jax.objective.contract import NOISE
 from dasd_jax.run import checks, guards, setup, summary, workdir
 from dasd_jax.run.collect import Collected
 from dasd_jax.run.display import Clock
-from dasd_jax.run.evaluation import as_line, evaluate, problems_at_a_time
+from dasd_jax.run.evaluation import Answers, as_line, evaluate, problems_at_a_time
 from dasd_jax.run.runlog import LEFT_OUT
 from dasd_jax.run.samples import choose, samples
 from dasd_jax.run.start import Run, start
@@ -208,7 +208,7 @@ def train(config: Config, folder: Path) -> None:
     ):
         run = start(config, folder, mesh, verifier, stop)
         try:
-            stop.save = lambda: save_between_steps(run)
+            stop.save = lambda: save_at_the_end(run)
             loop(run)
         finally:
             run.display.close()
@@ -238,13 +238,27 @@ def save_between_steps(run: Run) -> str:
     return f"after step {run.step}; the same command goes on from here"
 
 
+def save_at_the_end(run: Run) -> str:
+    """The same for a process that a signal ends at once: it takes the live line away too."""
+    try:
+        return save_between_steps(run)
+    finally:
+        run.display.close()
+
+
 def evaluate_heldout(run: Run) -> dict[str, float]:
     """Scores the held-out problems, writes heldout/<step>.json and .jsonl, returns the main figures for the log."""
     run.display.phase("evaluate")
     started, config, step = time.monotonic(), run.config, run.step
     rows = config.rollout.problems * config.rollout.rollouts
     at_a_time = problems_at_a_time(rows, config.run.eval_samples, run.mesh)
-    kept: list[dict] = []
+    example_ids = setup.evaluated(config, run.heldout)
+    count, kept = run.display.counter(len(example_ids), "problems"), []
+
+    def each_batch(batch: list[Answers]) -> None:
+        count(batch)
+        kept.extend(as_line(run.heldout.problems, answers) for answers in batch)
+
     result = evaluate(
         model=run.model,
         params=run.state.params,
@@ -253,10 +267,10 @@ def evaluate_heldout(run: Run) -> dict[str, float]:
         prompts=run.heldout,
         verifier=run.verifier,
         sampling=run.with_slots(setup.eval_sampling(config, run.tokenizer), at_a_time),
-        example_ids=setup.evaluated(config, run.heldout),
+        example_ids=example_ids,
         rows=rows,
         seed=config.run.seed,
-        each_batch=lambda batch: kept.extend(as_line(run.heldout.problems, answers) for answers in batch),
+        each_batch=each_batch,
     )
     if hosts.is_main():
         files.write_lines(run.workdir / "heldout" / f"{step}.jsonl", kept)
@@ -300,7 +314,7 @@ def finish(run: Run) -> None:
             done = summary.summarise(run.config, run.workdir, run.log.lines, time.monotonic() - run.started)
             text = summary.as_text(done)
         files.write_json(run.workdir / "done.json", done)
-        print(text)
+        run.display.say(text)
     hosts.barrier()  # the others may end when the last checkpoint counts
 
 

@@ -389,4 +389,5 @@ def test_help_explains_and_exits_0():
 def test_the_progress_lines_say_what_is_left(finished):
     lines = [line for line in finished[1].splitlines() if line.startswith("step ")]
     assert len(lines) == 4
-    assert all("reward" in line and "left" in line for line in lines)
+    assert all(line.startswith(f"step {number}/4 · reward ") for number, line in enumerate(lines, start=1))
+    assert ["left" in line for line in lines] == [True, True, True, False]

@@ -1,12 +1,14 @@
-"""The file of an interrupted evaluation: what it keeps, what it forgets, and whose it is."""
+"""The file of an interrupted evaluation: what it keeps, what it forgets, and whose it is; the table of a whole one."""
+
+import json
 
 import pytest
 
 from dasd_jax import files
 from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
-from dasd_jax.evaluate import Partial, check_replaceable
-from dasd_jax.run.evaluation import Answers, as_line
+from dasd_jax.evaluate import Partial, check_replaceable, read_again, table
+from dasd_jax.run.evaluation import Answers, as_line, summary
 
 IDENTITY = {"checkpoint": "4", "run.eval_samples": 2, "data.benchmarks": ("tfds:a",)}
 
@@ -79,3 +81,40 @@ def test_a_result_is_replaced_only_by_one_with_the_same_settings(tmp_path):
         files.write_json(path, content)
         with pytest.raises(UserError):
             check_replaceable(path, IDENTITY)
+
+
+@pytest.mark.parametrize("width", [40, 80, None])
+def test_the_table_of_many_samples_fits_the_terminal(width):
+    """64 samples have seven estimates of Pass@k: too many columns for 80 cells. A file has them beside each other."""
+    names = ("aime25", "aime26", "math500")
+    problems = [Problem(question="?", answer="1", source=f"tfds:{name}", index=0, scorer="math") for name in names]
+    found = [
+        Answers(i, ["so"] * 64, ["1"] * 64, [1.0] + [0.0] * 63, [900] * 64, [True] * 64, [""] * 64) for i in range(3)
+    ]
+    text = table(summary(problems, found), width)
+    blocks = [block.split("\n") for block in text.split("\n\n")]
+    assert (len(blocks) > 1) == (width is not None) and max(map(len, text.split("\n"))) <= (width or 200)
+    assert all([line.split()[0] for line in block[2:]] == [*names, "macro"] for block in blocks)
+    heads = " ".join(block[0].removeprefix("benchmark") for block in blocks).split()
+    assert heads[:2] + heads[-4:] == ["problems", "avg@64", "length", "truncated", "no", "answer"]
+    assert heads[2:-4] == [f"pass@{2**i}" for i in range(1, 7)]
+
+
+def test_the_figures_of_a_past_evaluation_are_made_again_from_its_answers(tmp_path, capsys):
+    """What was written by an older version has no figures of health; everything else stays as it was."""
+    found = summary(PROBLEMS, [answers(7), answers(2)])
+    path = tmp_path / "eval" / "4.json"
+    files.write_json(path, {name: value for name, value in found.items() if name != "health"} | {"settings": IDENTITY})
+    Partial(path.with_suffix(".jsonl"), IDENTITY).append(lines(7, 2))
+    for which in ("", "4"):
+        read_again(tmp_path, which)
+        assert json.loads(path.read_text()) == json.loads(json.dumps(found | {"settings": IDENTITY}))
+        assert "epistemic_per_1k" in capsys.readouterr().out
+    before = path.read_bytes()
+    for which in ("5", "start"):
+        with pytest.raises(UserError, match="--health: .*expected --checkpoint to name an evaluation that kept"):
+            read_again(tmp_path, which)
+    path.with_suffix(".jsonl").write_text('{"example_id": 1}\n{"example_id": 2}\n')
+    with pytest.raises(UserError, match="is damaged"):
+        read_again(tmp_path, "4")
+    assert path.read_bytes() == before

@@ -12,7 +12,7 @@ from dasd_jax.methods import METHODS
 PACKAGE = Path(__file__).parents[1] / "dasd_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAUNCHERS = sorted((PACKAGE.parent / "launchers").rglob("*.py"))
-DOORS = {"cli", "config", "errors", "files", "recorded"}  # what launchers may know of the package
+DOORS = {"cli", "config", "errors", "files", "recorded", "terminal"}  # what launchers may know of the package
 COMMANDS = {"train", "evaluate", "generate", "convert", "fetch", "prepare", "compile", "marker_polarity"}
 
 # What each room may import of the package, beside errors, fields, formats, batch, mesh and hosts, which everyone may.
@@ -26,6 +26,7 @@ ARROWS = {
     "batch": set(),
     "mesh": set(),
     "hosts": set(),
+    "terminal": set(),
     "vocab": set(),
     "model": {"vocab", "model"},
     "cost": {"model", "cost"},
@@ -44,7 +45,7 @@ ARROWS = {
     "recorded": {"config", "files"},
     "learner": {"files", "vocab", "model", "objective", "config", "learner"},
     "run": {"files", "model", "cost", "text", "data", "rollout", "verify", "objective", "health"}
-    | {"config", "recorded", "learner", "run"},
+    | {"config", "recorded", "terminal", "learner", "run"},
     "cli": {"config", "credentials", "field_help", "field_names", "methods", "resolve"},
 }
 
