@@ -1,9 +1,10 @@
 """Evaluates a checkpoint: python -m dasd_jax.evaluate --workdir=DIR [--checkpoint=STEP|PATH|start] [--config=FILE.py]
 
 Answers data.benchmarks, or the held-out problems of data.sources, run.eval_samples times each. Prints Avg@K with its
-standard error over problems, Pass@k, length, truncation and how it is written (docs/health.md), for each benchmark and
-their mean; writes eval/<step>.json, and eval/<step>.jsonl with every answer. After an interruption, the same command resumes after the
-problems already answered. On several hosts run the same command on each, with a shared workdir.
+standard error over problems, Pass@k, length, truncation and how the answers are written (docs/health.md), for each
+benchmark and their mean; writes eval/<step>.json, and eval/<step>.jsonl with every answer. After an interruption, the
+same command resumes after the problems already answered. On several hosts run the same command on each, with a shared
+workdir. --health makes the figures of a past evaluation again from the answers that it kept.
 
 Settings come from config.json in DIR, where the run left it; --config.GROUP.FIELD=VALUE changes them, for example
 run.eval_samples or data.benchmarks. With --config they come from that file, which has to agree with config.json about
