@@ -26,8 +26,8 @@ _READ_AT_A_TIME = 50  # lines or rollouts between two looks at the screen
 # As many as there is room for; the first one leads to all.
 _KEYS = ("? keys", "q quit", "←→↑↓ token", "n p rollout", "N P step", "f fork", "c likeliest", "/ search")
 _HELP = f"""\
-← →  home end     the token before, after; the first, the last
-↑ ↓  page up/down a row, a page
+← →  home  end    the token before, after; the first, the last
+↑ ↓  pageup/down  a row, a page
 n  p              next, previous rollout
 N  P              next, previous step
 r  w  t  a        right, wrong, truncated rollouts alone; all
@@ -37,7 +37,8 @@ c                 next token with both views' likeliest tokens
 /                 search the responses from here on
 s  T              prompt of the student, of the teacher
 ?                 this page
-q                 quit
+escape            leaves a page or the search
+q  ctrl+c         quit
 
 blue              the teacher attracts to the token; bold: strongly
 on orange         the teacher repels the token; bold: most strongly
@@ -116,7 +117,7 @@ class Viewer(App[UserError | None]):
         """Starts with the first rollout of a selection that has some, in the order asked for."""
         colours = "NO_COLOR" not in os.environ
         super().__init__(ansi_color=None if colours else True)  # of ANSI's colours textual can leave out all
-        self._selection, self._by_gap = selection, by_gap
+        self._selection, self._by_gap = selection, by_gap  # the second as asked for at the start
         self._ranked: list[Place] | None = None  # by gap; None in the order of steps
         self._rollout: Rollout | None = None
         self._palette = Palette(colours)
@@ -377,5 +378,5 @@ class Viewer(App[UserError | None]):
 def _begin(pattern: re.Pattern[str], pieces: list[str], first: int = 0) -> int | None:
     """The first token, not before `first`, in which a match begins."""
     ends = list(accumulate(map(len, pieces)))
-    found = pattern.search("".join(pieces), ends[first - 1] if first else 0)
+    found = pattern.search("".join(pieces), sum(map(len, pieces[:first])))
     return bisect_right(ends, found.start()) if found else None

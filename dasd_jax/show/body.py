@@ -108,7 +108,7 @@ class Body(ScrollView, can_focus=False):
         if not layout.row_of:
             return here
         row = layout.row_of[here]
-        column = _begins(layout.rows[row])[here]
+        column = _begins(layout.rows[row]).get(here, 0)  # 0: it has no text
         step, passed = (1 if rows > 0 else -1), 0
         while passed < abs(rows) and 0 <= (row := row + step) < len(layout.rows):
             passed += 1

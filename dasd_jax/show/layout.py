@@ -30,11 +30,11 @@ class Layout:
 def lay_out(pieces: Sequence[str], width: int) -> Layout:
     """Wraps tokens between words, which may span tokens; words that are wider than a row are cut.
 
-    The last column is left to blanks and line ends, so that none of them begins a row.
+    Words leave the last column to the blank or line end after them, so that it does not begin the next row.
 
     Args:
         pieces: the text of each token, in characters that a terminal does not act on.
-        width: of a row in terminal cells, at least 3.
+        width: of a row in terminal cells, at least 6.
     """
     text = "".join(pieces)
     ends = list(accumulate(map(len, pieces)))  # of each token in `text`
@@ -63,16 +63,14 @@ def lay_out(pieces: Sequence[str], width: int) -> Layout:
 
     for found in _UNIT.finditer(text):
         unit = found[0]
-        if unit == "\n":
-            put(unit, 1)
-            new_row()
-            continue
         blank = unit.isspace()
         unit_width = cell_len(_DRAWN.get(unit, unit))
         if column and column + unit_width > width - (not blank):
             new_row()
         if unit_width < width:
             put(unit, unit_width)
+            if unit == "\n":
+                new_row()
             continue
         for number, part in enumerate(chop_cells(unit, width - 1)):
             if number:
