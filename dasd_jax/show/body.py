@@ -103,20 +103,22 @@ class Body(ScrollView, can_focus=False):
         self.scroll_to_region(Region(0, self._top + row - above, 1, above + 1), animate=False, force=True)
 
     def beside(self, rows: int) -> int:
-        """The token below (rows > 0) or above the cursor, that many rows or, at the end, fewer."""
-        layout, here = self._response, self.cursor
+        """The token that many rows below (rows > 0) or above the cursor: fewer at the end, more where none begins."""
+        layout = self._response
         if not layout.row_of:
-            return here
-        row = layout.row_of[here]
-        column = _begins(layout.rows[row]).get(here, 0)  # 0: it has no text
+            return self.cursor
+        row, found = layout.row_of[self.cursor], self.cursor
+        column = _begins(layout.rows[row]).get(self.cursor, 0)  # 0: it has no text
         step, passed = (1 if rows > 0 else -1), 0
-        while passed < abs(rows) and 0 <= (row := row + step) < len(layout.rows):
+        while 0 <= (row := row + step) < len(layout.rows):
             passed += 1
-            # Tokens that go on from the row above have been passed there.
+            # Tokens that go on from the row above begin there.
             begins = {token: at for token, at in _begins(layout.rows[row]).items() if layout.row_of[token] == row}
             if begins:
-                here = min(begins, key=lambda token: abs(begins[token] - column))
-        return here
+                found = min(begins, key=lambda token: abs(begins[token] - column))
+            if passed >= abs(rows) and found != self.cursor:
+                break
+        return found
 
     @property
     def page(self) -> int:

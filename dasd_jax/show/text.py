@@ -81,7 +81,7 @@ class Rollout:
         ]
         self._alternatives = {
             entry["token"]: {
-                view: [(quoted(piece), float(probability)) for piece, _, probability in words]
+                one_line(view): [(quoted(piece), float(probability)) for piece, _, probability in words]
                 for view, words in entry.items()
                 if view != "token"
             }
