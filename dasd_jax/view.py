@@ -1,7 +1,7 @@
 """Shows the logged rollouts of a run, token by token: python -m dasd_jax.view RUN [--step=N] [--problem=TEXT] …
 
-In a terminal it is a program with keys (? lists them); anywhere else it prints the rollouts as plain text. Blue tokens
-are those that the teacher attracts to, tokens on orange those that it repels; forks are underlined.
+In a terminal it is a program with keys (? lists them); anywhere else it prints the rollouts as plain text. At blue
+tokens the method pulls toward the teacher, at tokens on orange it pushes away; forks are underlined.
 """
 
 import argparse

@@ -40,8 +40,9 @@ s  T              prompt of the student, of the teacher
 escape            leaves a page or the search
 q  ctrl+c         quit
 
-blue              the teacher attracts to the token; bold: strongly
-on orange         the teacher repels the token; bold: most strongly
+blue              the method pulls toward the teacher
+on orange         the method pushes away from the teacher
+bold              the stronger half of both
 underlined        a fork, in the top fifth of the response by entropy
 strength          in {LEVELS} parts of the response's 95th percentile"""
 
@@ -85,32 +86,37 @@ class Viewer(App[UserError | None]):
     .-narrow #details { height: 10; max-height: 60%; }
     .-tiny #details { height: 13; max-height: 60%; }
     """
+    # With priority a key acts before the next one is looked at, so that keys typed ahead reach what it opens.
     BINDINGS = [
-        Binding("q,ctrl+c", "quit"),
-        Binding("right", "token(1)"),
-        Binding("left", "token(-1)"),
-        Binding("home", "first"),
-        Binding("end", "last"),
-        Binding("down", "row(1)"),
-        Binding("up", "row(-1)"),
-        Binding("pagedown", "page(1)"),
-        Binding("pageup", "page(-1)"),
-        Binding("n", "rollout(1)"),
-        Binding("p", "rollout(-1)"),
-        Binding("N", "step(1)"),
-        Binding("P", "step(-1)"),
-        Binding("r", "only('right')"),
-        Binding("w", "only('wrong')"),
-        Binding("t", "only('truncated')"),
-        Binding("a", "only('')"),
-        Binding("g", "order"),
-        Binding("f", "fork"),
-        Binding("c", "choice"),
-        Binding("s", "student"),
-        Binding("T", "teacher"),
-        Binding("slash", "ask"),
-        Binding("escape", "leave_search"),
-        Binding("question_mark", "help"),
+        Binding(keys, action, priority=True)
+        for keys, action in {
+            "right": "token(1)",
+            "left": "token(-1)",
+            "home": "first",
+            "end": "last",
+            "down": "row(1)",
+            "up": "row(-1)",
+            "pagedown": "page(1)",
+            "pageup": "page(-1)",
+            "n": "rollout(1)",
+            "p": "rollout(-1)",
+            "N": "step(1)",
+            "P": "step(-1)",
+            "r": "only('right')",
+            "w": "only('wrong')",
+            "t": "only('truncated')",
+            "a": "only('')",
+            "g": "order",
+            "f": "fork",
+            "c": "choice",
+            "slash": "ask",
+            "escape": "leave_search",
+            "s": "student",
+            "T": "teacher",
+            "question_mark": "help",
+            "q": "leave",
+            "ctrl+c": "quit",
+        }.items()
     ]
 
     def __init__(self, selection: Selection, by_gap: bool = False):
@@ -143,6 +149,12 @@ class Viewer(App[UserError | None]):
     def on_resize(self, _: Resize) -> None:
         """Breaks the lines again, once the parts have their new sizes."""
         self.call_after_refresh(self._draw)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool:
+        """Leaves all keys but those that quit to an open page, and to the line of a search."""
+        if isinstance(self.screen, Reader) or self._rollout is None:
+            return action == "quit"
+        return action == "quit" or (action == "leave_search") == (self.focused is not None)
 
     # ------------------------------------------------------------------------------------------ what is shown
 
@@ -330,11 +342,15 @@ class Viewer(App[UserError | None]):
 
     # ------------------------------------------------------------------------------------------ keys: the rest
 
+    def action_leave(self) -> None:
+        """Ends the program."""
+        self.exit()
+
     def action_ask(self) -> None:
         """Opens the line for what to search."""
         line = self.query_one("#search", Input)
         line.display = True
-        line.focus()
+        self.set_focus(line)  # at once: `focus` would let the next key pass
 
     def action_leave_search(self) -> None:
         """Closes it."""

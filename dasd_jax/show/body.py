@@ -16,13 +16,13 @@ _MARGIN = 2  # columns to the left, where a mark shows the cursor's row
 _NARROWEST = 10
 
 # Blue and orange are told apart by nearly everyone. The second sign is the background: the terminal paints it with any
-# font, where italics are often missing.
-_ATTRACTED = ("#a9c3d6", "#84bbe6", "#5cb0f2", "bold #38a3ff")
-_REPELLED = ("#f2dfba on #3d2b08", "#ffe2ad on #6e4a00", "#000000 on #c98300", "bold #000000 on #ffa51f")
-_IGNORED, _CURSOR, _QUESTION, _MARK = "#b8b8b8", "bold #000000 on #ffffff", "#9a9a9a", "bold #ffffff"
-# Without colours: the stronger half is bold, what is repelled stands reversed.
-_ATTRACTED_MONO = ("none", "none", "bold", "bold")
-_REPELLED_MONO = ("reverse", "reverse", "bold reverse", "bold reverse")
+# font, where italics are often missing. All are colours that a terminal with 256 has, with a contrast of 4.5 or more.
+_TOWARD = ("#afd7ff", "#5fafff", "bold #00afff", "bold #0087ff")
+_AWAY = ("#ffffff on #875f00", "#ffffff on #af5f00", "bold #000000 on #d78700", "bold #000000 on #ffaf00")
+_IGNORED, _CURSOR, _QUESTION, _MARK = "#bcbcbc", "bold #000000 on #ffffff", "#9e9e9e", "bold #ffffff"
+# Without colours: the stronger half is bold, what is pushed away from the teacher stands reversed.
+_TOWARD_MONO = ("none", "none", "bold", "bold")
+_AWAY_MONO = ("reverse", "reverse", "bold reverse", "bold reverse")
 _IGNORED_MONO, _CURSOR_MONO, _QUESTION_MONO, _MARK_MONO = "dim", "bold reverse underline", "none", "bold"
 
 
@@ -31,9 +31,9 @@ class Palette:
 
     def __init__(self, colours: bool):
         """With or without colours."""
-        attracted = _ATTRACTED if colours else _ATTRACTED_MONO
-        repelled = _REPELLED if colours else _REPELLED_MONO
-        self._pushed = {1: tuple(map(Style.parse, attracted)), -1: tuple(map(Style.parse, repelled))}
+        toward = _TOWARD if colours else _TOWARD_MONO
+        away = _AWAY if colours else _AWAY_MONO
+        self._pushed = {1: tuple(map(Style.parse, toward)), -1: tuple(map(Style.parse, away))}
         self._ignored = Style.parse(_IGNORED if colours else _IGNORED_MONO)
         self.cursor = Style.parse(_CURSOR if colours else _CURSOR_MONO)
         self.question = Style.parse(_QUESTION if colours else _QUESTION_MONO)

@@ -17,17 +17,17 @@ _ORDER = ("entropy", "gap", "route", "gate", "dense", "advantage", "credit")  # 
 _NATS = ("entropy", "gap")
 
 LEGEND = f"""\
-A token is followed by ‹+2› to ‹+{LEVELS}› where the teacher attracts to it, by ‹-2› to ‹-{LEVELS}› where it repels.
+Behind a token, ‹+2› to ‹+{LEVELS}›: the method pulls toward the teacher; ‹-2› to ‹-{LEVELS}›: it pushes away from it.
 The number is the strength in quarters of the response's 95th percentile; the first quarter has no mark.
 ^ is a fork: the token is among the fifth of the response with the highest entropy."""
 
 
 @dataclass(frozen=True)
 class Sign:
-    """What the teacher does to a token.
+    """What the teacher's term does at a token.
 
     Attributes:
-        direction: 1 attracts, -1 repels, 0 nothing.
+        direction: 1 pulls toward the teacher, -1 pushes away from it, 0 neither.
         level: 1 to LEVELS, in that many parts of the response's 95th percentile of strength; 0 without a direction.
         fork: the token is among the response's most uncertain.
     """
@@ -39,9 +39,9 @@ class Sign:
     @property
     def words(self) -> str:
         """The sign as words."""
-        verb = {1: "attracted", -1: "repelled", 0: "not pushed"}[self.direction]
+        push = {1: "toward the teacher", -1: "away from the teacher", 0: "no push"}[self.direction]
         strength = f", strength {self.level} of {LEVELS}" if self.level else ""
-        return f"{verb}{strength}{', fork' if self.fork else ''}"
+        return f"{push}{strength}{', fork' if self.fork else ''}"
 
 
 class Rollout:

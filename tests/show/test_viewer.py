@@ -249,6 +249,17 @@ def test_search_goes_on_in_this_response_and_in_later_ones(run):
     assert seen == [((0, 0), maybes[0]), ((5, 1), 79), ((6, 0), 0)]
 
 
+def test_keys_typed_ahead_reach_what_the_key_before_them_opens(run):
+    """As they arrive over a slow line: all at once."""
+    seen, note = collect(lambda app: (app.place, cursor(app), isinstance(app.screen, Reader)))
+
+    def burst(*keys):
+        return lambda app: [app.simulate_key(key) for key in keys]
+
+    drive(run, [burst("n", "slash", *"qnaT?", "escape", "right"), "left", note, burst("T", "q"), "left", "right", note])
+    assert seen == [((0, 1), 0, False), ((0, 1), 1, False)]
+
+
 def test_search_for_what_is_nowhere_says_so_and_stays(run):
     seen, note = collect(lambda app: (app.place, cursor(app), screen(app)[-1]))
     drive(run, ["n", "right", "slash", *"[/]x(", "enter", note, "slash", "q", "escape", "right", note])
