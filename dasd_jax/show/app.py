@@ -9,63 +9,21 @@ from itertools import accumulate
 
 from textual.app import App, ComposeResult
 from textual.binding import Binding
-from textual.containers import Container, VerticalScroll
-from textual.content import Content
+from textual.containers import Container
 from textual.events import Resize
-from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
 from dasd_jax.errors import UserError
 from dasd_jax.show.body import Body, Palette
 from dasd_jax.show.layout import flow, side_by_side
 from dasd_jax.show.logged import Place, Selection
-from dasd_jax.show.text import LEVELS, Rollout, one_line, pieces_at, quoted
+from dasd_jax.show.reader import HELP, Reader
+from dasd_jax.show.text import Rollout, one_line, pieces_at, quoted
 
 _WIDE = 100  # columns from which the details stand beside the response
 _READ_AT_A_TIME = 50  # lines or rollouts between two looks at the screen
 # As many as there is room for; the first one leads to all.
 _KEYS = ("? keys", "q quit", "←→↑↓ token", "n p rollout", "N P step", "f fork", "c likeliest", "/ search")
-_HELP = f"""\
-← →  home  end    the token before, after; the first, the last
-↑ ↓  pageup/down  a row, a page
-n  p              next, previous rollout
-N  P              next, previous step
-r  w  t  a        right, wrong, truncated rollouts alone; all
-g                 order by largest gap, or by step again
-f                 next fork
-c                 next token with both views' likeliest tokens
-/                 search the responses from here on
-s  T              prompt of the student, of the teacher
-?                 this page
-escape            leaves a page or the search
-q  ctrl+c         quit
-
-blue              the method pulls toward the teacher
-on orange         the method pushes away from the teacher
-bold              the stronger half of both
-underlined        a fork, in the top fifth of the response by entropy
-strength          in {LEVELS} parts of the response's 95th percentile"""
-
-
-class Reader(ModalScreen[None]):
-    """A text to scroll through; most keys close it."""
-
-    AUTO_FOCUS = "#page"
-    BINDINGS = [Binding("escape,q,s,T,question_mark,enter", "dismiss")]
-    CSS = """
-    #page { height: 1fr; border: round $primary; padding: 0 1; }
-    """
-
-    def __init__(self, title: str, text: str):
-        """A page with a title; the text is shown as it stands."""
-        super().__init__()
-        self._title, self._text = title, text
-
-    def compose(self) -> ComposeResult:
-        """The page."""
-        page = VerticalScroll(Static(Content(self._text)), id="page")
-        page.border_title = f"{self._title} (escape closes)"
-        yield page
 
 
 class Viewer(App[UserError | None]):
@@ -126,8 +84,7 @@ class Viewer(App[UserError | None]):
         self._selection, self._by_gap = selection, by_gap  # the second as asked for at the start
         self._ranked: list[Place] | None = None  # by gap; None in the order of steps
         self._rollout: Rollout | None = None
-        self._palette = Palette(colours)
-        self._body = Body(self._palette)
+        self._body = Body(Palette(colours))
         self._said = ""  # in the place of the keys, until the next one
 
     def compose(self) -> ComposeResult:
@@ -217,7 +174,7 @@ class Viewer(App[UserError | None]):
     def _draw(self) -> None:
         """Everything beside the response, by the widths of now."""
         head, details, keys = (self.query_one(name, Static) for name in ("#head", "#details", "#keys"))
-        keys.update(Content(flow([self._said] if self._said else _KEYS, self.size.width, "  ")[0]))
+        keys.update(flow([self._said] if self._said else _KEYS, self.size.width, "  ")[0])
         if self._rollout is None:
             return
         where, outcome = self._rollout.where, self._rollout.outcome
@@ -226,14 +183,14 @@ class Viewer(App[UserError | None]):
         chosen += [f"only {self._selection.only}"] if self._selection.only else []
         chosen += ["by gap"] if self._ranked else []
         rows = flow([*where, *chosen], self.size.width) + flow(outcome, self.size.width)
-        head.update(Content("\n".join(rows)))
+        head.update("\n".join(rows))
         details.update(self._details(max(details.content_size.width, 20)))
 
-    def _details(self, width: int) -> Content:
+    def _details(self, width: int) -> str:
         """What is logged of the token under the cursor, in lines of that width."""
         rollout, token = self._rollout, self._body.cursor
         if not rollout.pieces:
-            return Content("the response has no tokens")
+            return "the response has no tokens"
         place = f"token {token + 1} of {len(rollout.pieces)}"
         lines = flow([place, quoted(rollout.pieces[token]), rollout.signs[token].words], width, "  ")
         numbers = [f"{name} {value}" for name, value in rollout.numbers(token)]
@@ -246,7 +203,7 @@ class Viewer(App[UserError | None]):
                 for view, words in views.items()
             ]
             lines += side_by_side(table, column)
-        return Content("\n".join(lines))
+        return "\n".join(lines)
 
     # ------------------------------------------------------------------------------------------ keys: the cursor
 
@@ -388,7 +345,7 @@ class Viewer(App[UserError | None]):
 
     def action_help(self) -> None:
         """The keys as a page."""
-        self.push_screen(Reader("keys", _HELP))
+        self.push_screen(Reader("keys", HELP))
 
 
 def _begin(pattern: re.Pattern[str], pieces: list[str], first: int = 0) -> int | None:

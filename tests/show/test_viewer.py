@@ -10,8 +10,9 @@ from rich.cells import cell_len
 
 from dasd_jax.errors import UserError
 from dasd_jax.run import records
-from dasd_jax.show.app import Reader, Viewer
+from dasd_jax.show.app import Viewer
 from dasd_jax.show.logged import Samples, Selection
+from dasd_jax.show.reader import Reader
 from dasd_jax.show.text import LEVELS, quoted
 
 HOSTILE = "[bold red]x[/]\x1b[2J\u202e[@click=quit]y[/]"
@@ -256,8 +257,9 @@ def test_keys_typed_ahead_reach_what_the_key_before_them_opens(run):
     def burst(*keys):
         return lambda app: [app.simulate_key(key) for key in keys]
 
-    drive(run, [burst("n", "slash", *"qnaT?", "escape", "right"), "left", note, burst("T", "q"), "left", "right", note])
-    assert seen == [((0, 1), 0, False), ((0, 1), 1, False)]
+    drive(run, [burst("n", "slash", *"wait", "enter"), "escape", note, burst("T", "q"), "escape", "home", note])
+    pieces = next(records.samples(run))["rollouts"][1]["tokens"]
+    assert seen == [((0, 1), pieces.index(" wait", 1), False), ((0, 1), 0, False)]
 
 
 def test_search_for_what_is_nowhere_says_so_and_stays(run):
