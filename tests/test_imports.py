@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "dasd_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAUNCHERS = sorted((PACKAGE.parent / "launchers").rglob("*.py"))
 DOORS = {"cli", "config", "errors", "files", "recorded", "terminal"}  # what launchers may know of the package
-COMMANDS = {"train", "evaluate", "generate", "convert", "fetch", "prepare", "compile", "marker_polarity"}
+COMMANDS = {"train", "evaluate", "generate", "convert", "fetch", "prepare", "compile", "marker_polarity", "view"}
 
 # What each room may import of the package, beside errors, fields, formats, batch, mesh and hosts, which everyone may.
 ARROWS = {
@@ -46,6 +46,7 @@ ARROWS = {
     "learner": {"files", "vocab", "model", "objective", "config", "learner"},
     "run": {"files", "model", "cost", "text", "data", "rollout", "verify", "objective", "health"}
     | {"config", "recorded", "terminal", "learner", "run"},
+    "show": {"files", "run", "text", "show"},  # of run its records alone: it starts without JAX
     "cli": {"config", "credentials", "field_help", "field_names", "methods", "resolve"},
 }
 

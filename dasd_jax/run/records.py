@@ -55,10 +55,10 @@ def metrics(run: Path) -> list[dict]:
 def samples(run: Path) -> Iterator[dict]:
     """The problems of samples.jsonl in order, each with its rollouts; of an older run one rollout each."""
     for _, line in whole_lines(run / "samples.jsonl", "RUN"):
-        yield line if "rollouts" in line else _of_older(line)
+        yield line if "rollouts" in line else of_older(line)
 
 
-def _of_older(line: dict) -> dict:
+def of_older(line: dict) -> dict:
     """A line of the time when each rollout had one, without prompts, offsets and alternatives."""
     problem = {name: line[name] for name in ("step", "source", "question", "answer") if name in line}
     rollout = {name: value for name, value in line.items() if name not in problem}
