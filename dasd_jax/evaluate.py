@@ -2,8 +2,8 @@
 
 Answers data.benchmarks, or the held-out problems of data.sources, run.eval_samples times each. Prints Avg@K with its
 standard error over problems, Pass@k, length and truncation, one row per benchmark and their mean; writes
-eval/<step>.json. After an interruption, the same command resumes after the problems already answered. On several hosts
-run the same command on each, with a shared workdir.
+eval/<step>.json, and eval/<step>.jsonl with every answer. After an interruption, the same command resumes after the
+problems already answered. On several hosts run the same command on each, with a shared workdir.
 
 Settings come from config.json in DIR, where the run left it; --config.GROUP.FIELD=VALUE changes them, for example
 run.eval_samples or data.benchmarks. With --config they come from that file, which has to agree with config.json about
@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import make_mesh
 from dasd_jax.rollout.slots import bytes_a_device
 from dasd_jax.run import setup
-from dasd_jax.run.evaluation import Answers, evaluate, problems_at_a_time
+from dasd_jax.run.evaluation import Answers, as_line, evaluate, of_line, problems_at_a_time
 from dasd_jax.verify.verifier import Verifier
 
 
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> None:
             def each_batch(answers: list[Answers]) -> None:
                 nonlocal done
                 if partial:
-                    partial.append(answers)
+                    partial.append(as_line(prompts.problems, answer) for answer in answers)
                 done += len(answers)
                 status.update(f"problems {done}/{len(asked)}")
 
@@ -115,8 +115,8 @@ def main(argv: list[str]) -> None:
                 each_batch=each_batch,
             )
     if partial:
+        partial.path.rename(path.with_suffix(".jsonl"))
         files.write_json(path, {**result, "settings": settings})
-        partial.path.unlink()
     terminal.show(console, f"\n{table(result, terminal.width_of(console))}\n")
     terminal.say(console, f"written to {path}")
 
@@ -146,32 +146,35 @@ class Partial:
         if lines:
             with files.reading(path, "--workdir"):
                 theirs = formats.parse_object(first, "its first line")
-                self.known = [_answers(formats.parse_object(line, "a line")) for line in lines]
+                self.known = [of_line(formats.parse_object(line, "a line")) for line in lines]
             _check_same(theirs, settings, path, "removed to start over")
             os.truncate(path, len(whole) + 1)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(settings) + "\n")
 
-    def append(self, answers: Sequence[Answers]) -> None:
-        """Appends the answers of a batch and syncs the file to disk."""
+    def append(self, lines: Iterable[dict]) -> None:
+        """Appends what `run.evaluation.as_line` makes of the answers of a batch, and syncs the file to disk."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(dataclasses.asdict(answer)) + "\n" for answer in answers)
+            file.writelines(map(files.json_line, lines))
             file.flush()
             os.fsync(file.fileno())
 
 
 def check_replaceable(path: Path, settings: dict[str, Any]) -> None:
-    """Refuses to overwrite the result of an evaluation with other settings.
+    """Refuses to overwrite the result of an evaluation with other settings, or its answers.
 
     Raises:
         UserError: naming the first setting that differs.
     """
-    if not path.exists():
-        return
-    with files.reading(path, "--workdir"):
-        theirs = formats.read_object(path).get("settings", {})
-        _check_same(theirs, settings, path, "renamed to keep both")
+    kept = path.with_suffix(".jsonl")
+    if path.exists():
+        with files.reading(path, "--workdir"):
+            _check_same(formats.read_object(path).get("settings", {}), settings, path, "renamed to keep both")
+    if kept.exists():
+        with files.reading(kept, "--workdir"), kept.open("rb") as file:
+            theirs = formats.parse_object(file.readline(), "its first line")
+            _check_same(theirs, settings, kept, "renamed to keep both")
 
 
 def _check_same(theirs: dict[str, Any], settings: dict[str, Any], path: Path, otherwise: str) -> None:
@@ -181,22 +184,6 @@ def _check_same(theirs: dict[str, Any], settings: dict[str, Any], path: Path, ot
                 f"--workdir: {path} was written with {name} = {theirs.get(name)!r}, not {value!r}: "
                 f"expected the same settings, or the file {otherwise}"
             )
-
-
-def _answers(line: dict[str, Any]) -> Answers:
-    answers = Answers(**line)
-    columns = {"reward": (int, float), "length": (int,), "finished": (bool,), "error": (str,)}
-    for name, kinds in columns.items():
-        column = getattr(answers, name)
-        if (
-            not isinstance(column, list)
-            or len(column) != len(answers.reward)
-            or not all(type(x) in kinds for x in column)
-        ):
-            raise ValueError(f"{name} is {column!r:.50}")
-    if type(answers.example_id) is not int:
-        raise ValueError(f"example_id is {answers.example_id!r:.50}")
-    return answers
 
 
 def _settings(

@@ -16,7 +16,7 @@ from dasd_jax.cost.chips import Chip
 ROOT = Path(__file__).parents[1]
 TINY = "--config=configs/qwen_math.py:tiny"
 CHIP = Chip(flops=1e12, hbm=2**30, hbm_rate=1e11, ici_rate=1e10, shapes=("1x1",))
-PROGRAMS = ["re-layout", "rollout", "evaluation", "score", "noise", "update"]
+PROGRAMS = ["re-layout", "rollout", "evaluation", "score", "noise", "samples", "update"]
 NEAR = "--topology: 'v5e:3x4': expected a known slice, nearest are v5e:4x4, v5e:2x4, v5e:8x8"
 
 

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "dasd_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAUNCHERS = sorted((PACKAGE.parent / "launchers").rglob("*.py"))
 DOORS = {"cli", "config", "errors", "files", "recorded", "terminal"}  # what launchers may know of the package
-COMMANDS = {"train", "evaluate", "generate", "convert", "fetch", "prepare", "compile"}
+COMMANDS = {"train", "evaluate", "generate", "convert", "fetch", "prepare", "compile", "marker_polarity"}
 
 # What each room may import of the package, beside errors, fields, formats, batch, mesh and hosts, which everyone may.
 ARROWS = {
@@ -31,6 +31,7 @@ ARROWS = {
     "model": {"vocab", "model"},
     "cost": {"model", "cost"},
     "text": {"text"},
+    "health": {"health"},
     "data": {"text", "data"},
     "rollout": {"vocab", "model", "cost", "rollout"},
     # Its workers draw a task's problem again from its source.
@@ -43,7 +44,7 @@ ARROWS = {
     "field_help": {"config", "field_names", "methods"},
     "recorded": {"config", "files"},
     "learner": {"files", "vocab", "model", "objective", "config", "learner"},
-    "run": {"files", "model", "cost", "text", "data", "rollout", "verify", "objective"}
+    "run": {"files", "model", "cost", "text", "data", "rollout", "verify", "objective", "health"}
     | {"config", "recorded", "terminal", "learner", "run"},
     "cli": {"config", "credentials", "field_help", "field_names", "methods", "resolve"},
 }

@@ -16,6 +16,7 @@ from dasd_jax.config import Config
 from dasd_jax.data import contexts
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.sources import Problem
+from dasd_jax.health import figures
 from dasd_jax.mesh import fetch, put_rows, replicate
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.objective.contract import View
@@ -52,11 +53,14 @@ class Collected:
             return {}
         lengths = self.rollouts.response_mask.sum(axis=1)
         errors = np.array([verdict.error for verdict in self.verdicts])
+        health = figures.of_responses(self.texts, lengths.tolist())
+        del health["length_p95"]  # stands below, beside the mean
         return {
             "reward/mean": float(self.outcomes.reward.mean()),
             "reward/score_mean": float(np.mean([verdict.score for verdict in self.verdicts])),
             "reward/mixed_groups_frac": float(np.mean(mixed(self.outcomes.reward, group))),
             **{f"reward/{name}_frac": float(np.mean(errors == error)) for name, error in COUNTED.items()},
+            **{f"health/{name}": value for name, value in health.items()},
             "rollout/length_mean": float(lengths.mean()),
             "rollout/length_p95": float(np.percentile(lengths, 95)),
             "rollout/repeated_frac": repeated_frac(self.rollouts.response, self.rollouts.response_mask),
