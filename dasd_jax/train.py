@@ -253,11 +253,11 @@ def evaluate_heldout(run: Run) -> dict[str, float]:
     rows = config.rollout.problems * config.rollout.rollouts
     at_a_time = problems_at_a_time(rows, config.run.eval_samples, run.mesh)
     example_ids = setup.evaluated(config, run.heldout)
-    count, kept = run.display.counter(len(example_ids), "problems"), []
+    kept: list[dict] = []
 
     def each_batch(batch: list[Answers]) -> None:
-        count(batch)
         kept.extend(as_line(run.heldout.problems, answers) for answers in batch)
+        run.display.progress(len(kept), len(example_ids), "problems")
 
     result = evaluate(
         model=run.model,

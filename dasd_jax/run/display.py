@@ -8,7 +8,7 @@ import contextlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 
 import jax
 import rich.console
@@ -26,7 +26,8 @@ _LATER = {
     "rollout/length_mean": ("length", 1, 9),
 }
 _BAR_CELLS = 20
-_COMPILED = ("relayout", "rollout", "score", "update", "evaluate")  # phases whose first call in a process compiles
+# Phases whose programs are compiled when a process is in them for the first time.
+_COMPILED = ("relayout", "rollout", "score", "samples", "update", "evaluate")
 
 
 def seconds_left(lines: Sequence[Mapping[str, float]], began: int, total: int, eval_every: int) -> float:
@@ -105,21 +106,9 @@ class Display:
             self._live.refresh()
 
     def progress(self, done: int, total: int, what: str = "") -> None:
-        """Says how much of the phase is done."""
+        """Says how much of the phase is done, whose programs then are compiled."""
         self._count = f"{done}/{total} {what}".rstrip()
-        self._compiling = self._compiling and done == 0
-
-    def counter(self, total: int, what: str) -> Callable[[Sized], None]:
-        """A function that takes what has just been done, batch after batch, and shows how much that is in all."""
-        done = 0
-
-        def add(batch: Sized) -> None:
-            nonlocal done
-            done += len(batch)
-            self.progress(done, total, what)
-
-        self.progress(0, total, what)
-        return add
+        self._compiling = False
 
     def step(self, step: int, metrics: Mapping[str, float], lines: Sequence[Mapping[str, float]]) -> None:
         """Marks a step as finished and shows its main numbers, and the time left by the lines of the log up to it."""
