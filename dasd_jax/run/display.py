@@ -26,7 +26,8 @@ _LATER = {
     "rollout/length_mean": ("length", 1, 9),
 }
 _BAR_CELLS = 20
-_COMPILED = ("relayout", "rollout", "score", "update", "evaluate")  # phases whose first call in a process compiles
+# Phases whose programs are compiled when a process is in them for the first time.
+_COMPILED = ("relayout", "rollout", "score", "samples", "update", "evaluate")
 
 
 def seconds_left(lines: Sequence[Mapping[str, float]], began: int, total: int, eval_every: int) -> float:
