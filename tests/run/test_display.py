@@ -190,7 +190,7 @@ def test_a_wide_live_line_has_all_numbers_and_a_bar(terminal_of):
 
 def test_programs_compile_in_the_first_step_of_a_process(terminal_of):
     shown, lines = terminal_of(80, done=1), log(300, 60)
-    for phase in ("relayout", "rollout", "verify", "score", "update"):
+    for phase in ("relayout", "rollout", "verify", "score", "samples", "update"):
         shown.display.phase(phase)
         live = shown.lines()[-1]
         assert live.startswith("step 1/12 · ") and phase in live
