@@ -112,7 +112,7 @@ def pieces(rollout: dict) -> list[str]:
 
 
 def directions(rollout: dict) -> list[int]:
-    """Of each token 1 where the teacher's term attracts to it, -1 where it repels, 0 where it does not act.
+    """Of each token 1 where the method pulls toward the teacher, -1 where it pushes away, 0 where it does not act.
 
     By the method's route where it has one; otherwise the term attracts where it has the sign of the gap. A method
     without a dense term, whose loss is a divergence from the teacher, attracts wherever there is a gap.
