@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "dasd_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAUNCHERS = sorted((PACKAGE.parent / "launchers").rglob("*.py"))
 DOORS = {"cli", "config", "errors", "files", "recorded"}  # what launchers may know of the package
-COMMANDS = {"train", "evaluate", "generate", "convert", "fetch", "prepare", "compile"}
+COMMANDS = {"train", "evaluate", "generate", "convert", "fetch", "prepare", "compile", "report"}
 
 # What each room may import of the package, beside errors, fields, formats, batch, mesh and hosts, which everyone may.
 ARROWS = {
@@ -44,6 +44,7 @@ ARROWS = {
     "learner": {"files", "vocab", "model", "objective", "config", "learner"},
     "run": {"files", "model", "cost", "text", "data", "rollout", "verify", "objective"}
     | {"config", "recorded", "learner", "run"},
+    "page": {"files", "health", "page", "run", "text"},
     "cli": {"config", "credentials", "field_help", "field_names", "methods", "resolve"},
 }
 
