@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     flags.add_argument(
         "--max_mb", default="15", metavar="MB", help="largest size in 10^6 bytes; beyond it steps lose their rollouts"
     )
-    given = flags.parse_args(argv)
+    given = flags.parse_intermixed_args(argv)
     output, max_mb = Path(given.output).expanduser(), _megabytes(given.max_mb)
     if output.is_dir():
         raise UserError(f"--output: {output} is a folder: expected the name of a file")

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "dasd_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAUNCHERS = sorted((PACKAGE.parent / "launchers").rglob("*.py"))
 DOORS = {"cli", "config", "errors", "files", "recorded"}  # what launchers may know of the package
-COMMANDS = {"train", "evaluate", "generate", "convert", "fetch", "prepare", "compile", "report"}
+COMMANDS = {"train", "evaluate", "generate", "convert", "fetch", "prepare", "compile", "marker_polarity", "report"}
 
 # What each room may import of the package, beside errors, fields, formats, batch, mesh and hosts, which everyone may.
 ARROWS = {
@@ -30,6 +30,7 @@ ARROWS = {
     "model": {"vocab", "model"},
     "cost": {"model", "cost"},
     "text": {"text"},
+    "health": {"health"},
     "data": {"text", "data"},
     "rollout": {"vocab", "model", "cost", "rollout"},
     # Its workers draw a task's problem again from its source.

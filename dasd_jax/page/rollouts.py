@@ -100,10 +100,15 @@ def marks(rollout: dict) -> str:
 
     The level is 0 where the teacher does not act, otherwise 1 to 4: quarters of the rollout's 95th percentile.
     """
-    direction, strength = np.array(records.directions(rollout)), np.array(records.strengths(rollout))
-    level = np.ceil(_LEVELS * relative(strength)).clip(1, _LEVELS) * (direction != 0)
+    direction = np.array(records.directions(rollout))
+    level = np.ceil(_LEVELS * relative(_strengths(rollout))).clip(1, _LEVELS) * (direction != 0)
     digits = level.astype(int) + 5 * (direction % 3) + 15 * np.array(records.forks(rollout), int)
     return "".join(_MARKS[digit] for digit in digits)
+
+
+def _strengths(rollout: dict) -> np.ndarray:
+    """f64[T], finite."""
+    return np.nan_to_num(np.array(records.strengths(rollout), float))
 
 
 def relative(strength: np.ndarray) -> np.ndarray:
@@ -117,7 +122,7 @@ def teacher_share(rollout: dict) -> np.ndarray:
 
     Of a method that logs no dense term the strength of its teacher, relative to the rollout's 95th percentile.
     """
-    strength = np.array(records.strengths(rollout), float)
+    strength = _strengths(rollout)
     if "dense" not in rollout:
         return relative(strength)
     whole = strength + abs(rollout.get("advantage") or 0.0)
