@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dasd_jax import cli
+
 ROOT = Path(__file__).parents[1]
 STEPS, TOKENS, PROBLEMS = 200, 64, 4
 # The milliseconds from each event of a kind to the end of the frame after it, in window.spent.
@@ -27,8 +29,7 @@ WATCH = """kind => { window.spent = [];
   document.addEventListener(kind, () => { const start = performance.now();
     requestAnimationFrame(() => setTimeout(() => window.spent.push(performance.now() - start))); }, true); }"""
 # Picture → what is at its top, and its height in pixels.
-PARTS = {"report": ("body", 1500), "tokens": ("#tokens", 860)}
-COLOURS = 128  # of a picture's palette: a third of the bytes
+PARTS = {"report": ("body", 1500), "plane": ("#plane", 700), "tokens": ("#tokens", 700), "answers": ("#answers", 1300)}
 
 
 def main() -> None:
@@ -68,8 +69,9 @@ def _runs(folder: Path, rollouts: int) -> list[Path]:
         run = fake_run.write(
             folder / name, steps=STEPS, problems=PROBLEMS, rollouts=rollouts // PROBLEMS, tokens=TOKENS, seed=seed
         )
-        config = json.loads((run / "config.json").read_text())
-        config["objective"]["beta"], config["model"]["weights"] = beta, "SmolLM2-135M-Instruct"
+        config = cli.load_config(str(ROOT / "configs" / "smollm2_math.py")).to_dict()
+        config["objective"]["beta"] = beta
+        config["run"] |= {"seed": seed, "steps": STEPS}
         (run / "config.json").write_text(json.dumps(config))
         _shape(run, beta, np.random.default_rng(seed))
         runs.append(run)
@@ -87,14 +89,15 @@ def _shape(run: Path, beta: float, draw: np.random.Generator) -> None:
             line |= {
                 "reward/mean": 0.1 + (0.42 + beta) * way + noise(0.03),
                 "entropy/mean": 0.3 + beta + 0.9 * (1 - way) + noise(0.03),
-                "router/attract_mass": beta * 1.4 * (0.7 + 0.3 * way) + noise(0.004),
-                "router/repel_mass": beta * 1.9 * (1 - 0.2 * way) + noise(0.004),
+                "router/attract_mass": 0.16 - beta * 0.3 * way + noise(0.004),
+                "router/repel_mass": 0.18 + beta * 0.2 * way + noise(0.004),
                 "gap/mean_abs": 0.24 - 0.06 * way + noise(0.006),
                 "gap/noise_mean_abs": 0.012 + noise(0.0004),
                 "rollout/length_mean": 52 - 9 * way + noise(1),
                 "rollout/length_p95": 62 - 4 * way + noise(1),
                 "health/epistemic_per_1k": 4 - (2 - 10 * beta) * way + noise(0.15),
                 "health/step_accuracy": 0.55 + 0.3 * way + noise(0.02),
+                "rollout/repeated_frac": 0.1 + max(0.44 - 4 * beta, 0) * way + noise(0.01),
                 "loss/total": 0.02 + noise(0.004),
                 "time/step_s": 23.7 + noise(0.5),
             }
@@ -157,13 +160,14 @@ def _screenshots(started, page: Path, folder: Path) -> None:
                 inside = shown.page
                 inside.wait_for_selector("#token-text .t")
                 inside.wait_for_function("document.getElementById('plane-words').textContent")
-                inside.hover("#t14")
+                inside.evaluate("showToken(+Object.keys(now.rollout.alternatives)[1])")
                 for part, (place, height) in PARTS.items():
                     top = inside.locator(place).first.evaluate("each => each.getBoundingClientRect().top + scrollY")
                     path = folder / f"{part}_{width}_{scheme}.png"
                     clip = {"x": 0, "y": top, "width": width, "height": height}
                     inside.screenshot(path=path, full_page=True, clip=clip)
-                    Image.open(path).convert("RGB").quantize(COLOURS).save(path, optimize=True)
+                    # A palette of 256 colours: a third of the bytes.
+                    Image.open(path).convert("RGB").quantize(dither=Image.Dither.NONE).save(path, optimize=True)
                     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from dasd_jax import cli, config
 from dasd_jax.errors import UserError
 from dasd_jax.page import build
-from dasd_jax.page.words import words
 from dasd_jax.run import guards, records
 
 
@@ -30,7 +29,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--output: {output} is a folder: expected the name of a file")
     if not output.parent.is_dir():
         raise UserError(f"--output: {output}: there is no folder {output.parent}: expected a file in one that exists")
-    made = build.report([Path(run).expanduser() for run in given.runs], max_mb, warnings, words)
+    made = build.report([Path(run).expanduser() for run in given.runs], max_mb, warnings)
     size = build.write(output, made.html)
     print(f"{output}: {len(given.runs)} {'run' if len(given.runs) == 1 else 'runs'}, {size / build.MEGABYTE:.1f} MB")
     for note in made.notes:

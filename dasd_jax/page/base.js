@@ -34,11 +34,11 @@ const setting = (value) => (value === null || value === undefined ? "–" : type
 
 /** A table with a caption; of `columns` each {name, number}; a cell is a text or an element, the first one a heading. */
 function table(caption, columns, rows) {
-  const kind = (column) => (column.number ? "number" : "text");
+  const kind = (column, cell) => (column.number ? "number" : String(cell.textContent ?? cell).length > 40 ? "long" : "text");
   const head = columns.map((column) => make("th", column.number ? "number" : "", column.name, { scope: "col" }));
   const body = rows.map((cells) =>
     make("tr", "", cells.map((cell, i) =>
-      i ? make("td", kind(columns[i]), cell) : make("th", kind(columns[i]), cell, { scope: "row" }))));
+      i ? make("td", kind(columns[i], cell), cell) : make("th", kind(columns[i], cell), cell, { scope: "row" }))));
   const parts = [make("thead", "", make("tr", "", head)), make("tbody", "", body)];
   if (caption) parts.unshift(make("caption", "", caption));
   return make("div", "scroll", make("table", "", parts), { tabindex: "0", role: "group", "aria-label": caption || "table" });

@@ -11,10 +11,12 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from dasd_jax import files
 from dasd_jax.errors import UserError
 from dasd_jax.page import collect
 from dasd_jax.page.pack import clean, element, evenly
 from dasd_jax.page.rollouts import Rollouts
+from dasd_jax.page.words import words
 from dasd_jax.run import records
 
 MEGABYTE = 1_000_000
@@ -55,13 +57,12 @@ class _Run:
         return evenly(sorted(self.rollouts.blocks), count)
 
 
-def report(runs: Sequence[Path], max_mb: float, warnings: Callable, words: Callable) -> Report:
+def report(runs: Sequence[Path], max_mb: float, warnings: Callable[[Path], list[dict] | None]) -> Report:
     """The page about some runs.
 
     Args:
         max_mb: of the file, in 10^6 bytes.
         warnings: run → the warnings of its guards, {"step", "until", "text"} each; None where they cannot be known.
-        words: run → its words of strong polarity, as `page.words` has them.
 
     Raises:
         UserError: a folder is no run, or is damaged; the page has no room for its numbers.
@@ -72,10 +73,13 @@ def report(runs: Sequence[Path], max_mb: float, warnings: Callable, words: Calla
     found = []
     for run, label, config in zip(runs, labels, configs, strict=True):
         lines = records.metrics(run)
-        head = collect.head(run, label, config, lines) | {"warnings": warnings(run), "words": words(run)}
-        found.append(_Run(head, Rollouts(run, len(lines)), collect.answers(run)))
+        rollouts = Rollouts(len(lines))
+        with files.reading(run / "samples.jsonl", "RUN"):
+            of_words = words(rollouts.passing(records.samples(run)))
+        head = collect.head(run, label, config, lines) | {"warnings": warnings(run), "words": of_words}
+        found.append(_Run(head, rollouts, collect.answers(run)))
     shared = {"groups": collect.groups(labels, configs), "settings": collect.differing(configs)}
-    planes = [element(f"plane-{i}", run.rollouts.plane) for i, run in enumerate(found) if run.rollouts.plane]
+    planes = [element(f"plane-{i}", plane) for i, run in enumerate(found) if (plane := run.rollouts.plane)]
 
     # The index of all steps is longer than that of those that will be kept.
     most = [run.most for run in found]
@@ -121,7 +125,8 @@ def _counts(found: Sequence[_Run], room: int) -> list[int]:
         middle = (low + high + 1) // 2
         fits = sum(_size(_blocks(run, i, middle)) for i, run in enumerate(found)) <= room
         low, high = (middle, high) if fits else (low, middle - 1)
-    return [min(low, run.most) for run in found]
+    # The first and the last step, or none.
+    return [min(low, run.most) if low >= min(2, run.most) else 0 for run in found]
 
 
 def _notes(found: Sequence[_Run], counts: Sequence[int], answered: Sequence[int]) -> Iterable[str]:

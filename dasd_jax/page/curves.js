@@ -187,14 +187,15 @@ function plotAll() {
 
 function drawCurves() {
   const every = [...new Set(data.runs.flatMap((run) => Object.keys(run.values)))].sort();
-  const evaluated = every.filter((name) => /^eval\/(.*\/)?avg@\d+$/.test(name)).map((name) => {
-    const [, benchmark, samples] = name.match(/^eval\/(?:(.*)\/)?avg@(\d+)$/);
+  const averages = every.map((name) => name.match(/^eval\/(?:(.*)\/)?avg@(\d+)$/)).filter(Boolean);
+  const several = new Set(averages.map(([, benchmark]) => benchmark)).size > 2; // one benchmark alone is all of it
+  const evaluated = averages.filter(([, benchmark]) => several || !benchmark).map(([name, benchmark, samples]) => {
     return {
       title: benchmark ? `Held out: ${benchmark}` : "Held out", unit: `avg@${samples}; thin: pass@${samples}`,
       names: [name, name.replace(/avg@(\d+)$/, "pass@$1")],
     };
   });
-  const health = every.filter((name) => name.startsWith("health/")).map((name) => ({ title: name.slice(7), unit: "health", names: [name] }));
+  const health = every.filter((name) => name.startsWith("health/")).map((name) => ({ title: name.slice(7).replaceAll("_", " "), unit: name, names: [name] }));
   const shown = [...PANELS.slice(0, 1), ...evaluated, ...PANELS.slice(1), ...health];
   shown.forEach((panel) => addPanel(byId("panels"), panel));
   plotAll();

@@ -7,15 +7,17 @@ function drawRuns() {
   const title = names.length > 3 ? `${data.runs.length} runs` : names.join(" · ");
   byId("title").textContent = title;
   document.title = `${title} – report`;
+  const samples = [...new Set(data.runs.flatMap((run) => (run.heldout ? [run.heldout.samples] : [])))];
+  const k = samples.length === 1 ? samples[0] : "k";
   const columns = [
     { name: "run" }, { name: "method" }, { name: "model" }, { name: "seed", number: true }, { name: "steps", number: true },
-    { name: "held out, before", number: true }, { name: "after", number: true }, { name: "rise", number: true },
-    { name: "pass@k", number: true },
+    { name: `avg@${k} before`, number: true }, { name: "after", number: true }, { name: "rise", number: true },
+    { name: `pass@${k} before, after`, number: true },
   ];
   const rows = data.runs.map((run) => {
     const held = run.heldout;
     const steps = run.finished ? `${run.steps}` : `${run.steps} of ${setting(run.planned)}`;
-    const label = held ? `avg@${held.samples} ` : "";
+    const label = held && samples.length > 1 ? `avg@${held.samples} ` : "";
     return [
       run.name, run.method, run.model, setting(run.seed), steps,
       held ? label + average(held.before) : "–",

@@ -91,7 +91,7 @@ function drawPlane() {
   const size = Math.min(1, 40 / Math.sqrt(Math.max(end - first, 1)) + 0.45);
   for (const [name, sign] of [["off", 0], ["attract", 1], ["repel", -1]]) {
     context.fillStyle = colour(`.${name}`);
-    context.globalAlpha = 0.5;
+    context.globalAlpha = end - first > 10000 ? 0.32 : 0.5;
     for (let i = first; i < end; i++) {
       if (Math.sign(share[i]) !== sign) continue;
       counts[name]++;

@@ -1,12 +1,10 @@
 """The logged rollouts of a run, packed step by step, and a sample of their tokens for the plane of entropy and gap."""
 
 import itertools
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from dasd_jax import files
 from dasd_jax.page.pack import clean, clipped, evenly, halves, packed, rounded
 from dasd_jax.run import records
 
@@ -24,28 +22,31 @@ class Rollouts:
         blocks: step → its rollouts, packed.
         verdicts: step → a text per problem with a letter per rollout: r right, w wrong, in upper case where the
             response was cut off at the longest length.
-        plane: packed sample of tokens with entropy, gap and teacher's share; None where no rollout has entropy and gap.
     """
 
-    def __init__(self, run: Path, steps: int):
-        """Reads the file once; one step of it is in memory as objects at a time.
-
-        Args:
-            steps: about how many there are.
-
-        Raises:
-            UserError: the file is damaged.
-        """
+    def __init__(self, steps: int):
+        """Holds nothing yet; `steps` is about how many there will be."""
         self.blocks: dict[int, str] = {}
         self.verdicts: dict[int, list[str]] = {}
-        sample = _PlaneSample(max(_PLANE_TOKENS // max(steps, 1), 8))
-        with files.reading(run / "samples.jsonl", "RUN"):
-            for step, group in itertools.groupby(records.samples(run), lambda problem: problem["step"]):
-                problems = list(group)
-                self.blocks[step] = _block(problems)
-                self.verdicts[step] = ["".join(map(_verdict, problem["rollouts"])) for problem in problems]
-                sample.add(step, [rollout for problem in problems for rollout in problem["rollouts"]])
-        self.plane = sample.packed()
+        self._sample = _PlaneSample(max(_PLANE_TOKENS // max(steps, 1), 8))
+
+    def passing(self, problems: Iterable[dict]) -> Iterator[dict]:
+        """Packs problems as `records.samples` has them, a step at a time, and passes their rollouts on.
+
+        So the file, by far the largest of a run, is read once, and one step of it is in memory as objects.
+        """
+        for step, group in itertools.groupby(problems, lambda problem: problem["step"]):
+            of_step = list(group)
+            rollouts = [rollout for problem in of_step for rollout in problem["rollouts"]]
+            self.blocks[step] = _block(of_step)
+            self.verdicts[step] = ["".join(map(_verdict, problem["rollouts"])) for problem in of_step]
+            self._sample.add(step, rollouts)
+            yield from rollouts
+
+    @property
+    def plane(self) -> str | None:
+        """Packed sample of tokens with entropy, gap and the teacher's share; None where none has entropy and gap."""
+        return self._sample.packed()
 
 
 def _verdict(rollout: dict) -> str:

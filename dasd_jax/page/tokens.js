@@ -94,13 +94,17 @@ function markOf(letter) {
   return { fork: digit >= 15, direction: Math.floor((digit % 15) / 5), level: digit % 5 };
 }
 
+/** The classes of a token: its colour, and whether it is a fork. */
+function tokenClass(letter) {
+  const { fork, direction, level } = markOf(letter);
+  return `t${direction ? ` ${"-ar"[direction]}${level}` : ""}${fork ? " fork" : ""}`;
+}
+
 function showTokens(rollout) {
   byId("token-text").replaceChildren(...rollout.pieces.map((piece, i) => {
-    const { fork, direction, level } = markOf(rollout.marks[i]);
-    const colour = direction ? ` ${"-ar"[direction]}${level}` : "";
     // A token that is a line break is seen by its sign.
     const text = piece.trim() ? piece : piece.replaceAll("\n", "↵\n");
-    return make("span", `t${colour}${fork ? " fork" : ""}`, text, { role: "option", id: `t${i}`, "aria-selected": "false" });
+    return make("span", tokenClass(rollout.marks[i]), text, { role: "option", id: `t${i}`, "aria-selected": "false" });
   }));
   byId("token-text").scrollTop = 0;
   showToken(0);
@@ -125,7 +129,7 @@ function showToken(i) {
   const alternatives = Object.entries(rollout.alternatives[i] || {});
   byId("token-detail").replaceChildren(
     make("p", "note", `token ${i + 1} of ${rollout.count}`),
-    make("p", "piece", rollout.pieces[i].replaceAll("\n", "↵\n")),
+    make("p", "piece", make("span", tokenClass(rollout.marks[i]), rollout.pieces[i].replaceAll("\n", "↵\n"))),
     make("p", "note", [DIRECTIONS[direction], fork ? ", a fork" : ""]),
     make("dl", "", [...known, ...others].flatMap(([name, value]) => [make("dt", "", name), make("dd", "", figure(value, 3))])),
     ...(alternatives.length ? [make("div", "views", alternatives.map(([view, likeliest]) => alternativesOf(view, likeliest)))] : []));

@@ -41,8 +41,7 @@ def runs(tmp_path_factory):
 
 def report(path, *runs):
     warning = {"step": 1, "until": 2, "text": hostile_run.HOSTILE}
-    word = {"word": hostile_run.HOSTILE, "suppressed": 5, "favoured": 1, "log_odds": 1.0, "z": 2.0}
-    build.write(path, build.report(runs, 15, lambda run: [warning], lambda run: [word]).html)
+    build.write(path, build.report(runs, 15, lambda run: [warning]).html)
     return path
 
 

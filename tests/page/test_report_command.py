@@ -7,12 +7,10 @@ import pytest
 from reading import Page
 from tiny import config
 
+from dasd_jax import report
 from dasd_jax.errors import UserError
 from dasd_jax.run import records
 from dasd_jax.run.guards import judge
-
-pytest.importorskip("dasd_jax.health.polarity")
-from dasd_jax import report  # noqa: E402
 
 
 @pytest.fixture
