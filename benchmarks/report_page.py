@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -46,14 +47,15 @@ def main() -> None:
         start = time.perf_counter()
         command = [sys.executable, "-m", "dasd_jax.report", *map(str, runs), f"--output={page}"]
         done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-        seconds = time.perf_counter() - start
+        seconds, used = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
         with browser() as started:
             if given.screenshots:
                 _screenshots(started, page, given.screenshots)
                 return
             print(f"{platform.machine()}, {os.cpu_count()} cores, Chromium {started.version}")
             print(f"{len(runs)} runs × {STEPS} steps × {given.rollouts} rollouts × {TOKENS} tokens")
-            print(f"made in {seconds:.1f} s, {page.stat().st_size / 1e6:.1f} MB")
+            print(f"made in {seconds:.1f} s, {used.ru_utime + used.ru_stime:.1f} s of processor time")
+            print(f"{page.stat().st_size / 1e6:.1f} MB")
             for note in done.stdout.splitlines()[1:]:
                 print(note)
             for name, found in _measured(started, page).items():
@@ -124,13 +126,13 @@ def _measured(started, page: Path) -> dict[str, list[float]]:
     with opened(started, page) as shown:
         inside = shown.page
         inside.wait_for_selector("#token-text .t")
-        for step in range(20, 120, 20):
+        for share in (0.2, 0.4, 0.6, 0.8, 1.0):
             found["a step is opened"].append(
                 inside.evaluate(
-                    "async step => { const start = performance.now();"
-                    "await showRollout(now.items.findIndex(each => each.step === step));"
+                    "async share => { const start = performance.now();"
+                    "await showRollout(Math.floor(share * (now.items.length - 1)));"
                     "return performance.now() - start }",
-                    step,
+                    share,
                 )
             )
         inside.locator("#token-text").scroll_into_view_if_needed()
@@ -162,10 +164,10 @@ def _screenshots(started, page: Path, folder: Path) -> None:
                 inside.wait_for_function("document.getElementById('plane-words').textContent")
                 inside.evaluate("showToken(+Object.keys(now.rollout.alternatives)[1])")
                 for part, (place, height) in PARTS.items():
-                    top = inside.locator(place).first.evaluate("each => each.getBoundingClientRect().top + scrollY")
                     path = folder / f"{part}_{width}_{scheme}.png"
-                    clip = {"x": 0, "y": top, "width": width, "height": height}
-                    inside.screenshot(path=path, full_page=True, clip=clip)
+                    inside.set_viewport_size({"width": width, "height": height})
+                    inside.locator(place).first.evaluate("each => each.scrollIntoView()")
+                    inside.screenshot(path=path)
                     # A palette of 256 colours: a third of the bytes.
                     Image.open(path).convert("RGB").quantize(dither=Image.Dither.NONE).save(path, optimize=True)
                     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
