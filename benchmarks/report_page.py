@@ -30,7 +30,7 @@ WATCH = """kind => { window.spent = [];
   document.addEventListener(kind, () => { const start = performance.now();
     requestAnimationFrame(() => setTimeout(() => window.spent.push(performance.now() - start))); }, true); }"""
 # Picture → what is at its top, and its height in pixels.
-PARTS = {"report": ("body", 1500), "plane": ("#plane", 700), "tokens": ("#tokens", 700), "answers": ("#answers", 1300)}
+PARTS = {"report": ("body", 1500), "plane": ("#plane", 700), "tokens": ("#tokens", 960)}
 
 
 def main() -> None:

@@ -241,6 +241,7 @@ def test_hostile_text_stays_text(chromium, tmp_path):
         text = page.evaluate("document.body.innerText")
         assert "onerror='window.broken=1'" in text and "<U+202E>" in text and "<U+D800>" in text
         assert page.evaluate("window.broken") is None
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1280
         assert page.locator("img").count() == 0
         assert page.evaluate("document.querySelectorAll('script:not([type])').length") == 1
         assert found.said == [] and found.asked == []
