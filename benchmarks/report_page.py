@@ -29,8 +29,12 @@ STEPS, TOKENS, PROBLEMS = 200, 64, 4
 WATCH = """kind => { window.spent = [];
   document.addEventListener(kind, () => { const start = performance.now();
     requestAnimationFrame(() => setTimeout(() => window.spent.push(performance.now() - start))); }, true); }"""
-# Picture → what is at its top, and its height in pixels.
-PARTS = {"report": ("body", 1500), "plane": ("#plane", 700), "tokens": ("#tokens", 960)}
+# Picture → what is at its top in a wide and in a narrow window, and its height in pixels.
+PARTS = {
+    "report": ("body", "body", 1500),
+    "plane": ("#plane", "#plane", 700),
+    "tokens": ("#tokens", "#token-problem-text", 960),
+}
 
 
 def main() -> None:
@@ -163,10 +167,10 @@ def _screenshots(started, page: Path, folder: Path) -> None:
                 inside.wait_for_selector("#token-text .t")
                 inside.wait_for_function("document.getElementById('plane-words').textContent")
                 inside.evaluate("showToken(+Object.keys(now.rollout.alternatives)[1])")
-                for part, (place, height) in PARTS.items():
+                for part, (wide, narrow, height) in PARTS.items():
                     path = folder / f"{part}_{width}_{scheme}.png"
                     inside.set_viewport_size({"width": width, "height": height})
-                    inside.locator(place).first.evaluate("each => each.scrollIntoView()")
+                    inside.locator(wide if width > 600 else narrow).first.evaluate("each => each.scrollIntoView()")
                     inside.screenshot(path=path)
                     # A palette of 256 colours: a third of the bytes.
                     Image.open(path).convert("RGB").quantize(dither=Image.Dither.NONE).save(path, optimize=True)
