@@ -83,20 +83,22 @@ def whole_lines(path: Path, flag: str, *, stepped: bool = True, numbers: bool = 
     Raises:
         UserError: another line is something else.
     """
-    # Lines of bytes: str.splitlines would also cut at U+2028, which model text may hold.
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    for number, text in enumerate(lines, start=1):
-        try:
-            line = formats.parse_object(text, f"line {number}")
-            if stepped and type(line.get("step")) is not int:
-                raise ValueError(f"line {number} has no step")
-            if numbers and (odd := [name for name, value in line.items() if type(value) not in (int, float)]):
-                raise ValueError(f"line {number} holds {odd[0]!r:.50}, which is no number")
-        except ValueError as error:
-            if number == len(lines):
-                return
-            raise UserError(f"{flag}: {path}: {error}: expected the file as it was written, or removed") from error
-        yield text, line
+    if not path.exists():
+        return
+    # In bytes: text would be cut at U+2028, too, which a model may write.
+    with path.open("rb") as file:
+        for number, text in enumerate(file, start=1):
+            try:
+                line = formats.parse_object(text, f"line {number}")
+                if stepped and type(line.get("step")) is not int:
+                    raise ValueError(f"line {number} has no step")
+                if numbers and (odd := [name for name, value in line.items() if type(value) not in (int, float)]):
+                    raise ValueError(f"line {number} holds {odd[0]!r:.50}, which is no number")
+            except ValueError as error:
+                if not text.endswith(b"\n"):
+                    return
+                raise UserError(f"{flag}: {path}: {error}: expected the file as it was written, or removed") from error
+            yield text.rstrip(b"\n"), line
 
 
 # --------------------------------------------------------------------------------------------- of one rollout
