@@ -1,9 +1,9 @@
-"""The report of made-up runs in headless Chromium: python -m benchmarks.report_page [--rollouts=16] [--screenshots=DIR]
+"""The report of made-up runs in headless Chromium: python -m benchmarks.report_page [--rollouts=16]
 
 Makes 3 runs × 200 steps × 16 rollouts of 64 tokens, two of them with settings that differ in the seed alone, and prints
 how long the report takes, how large it is, when it first paints, and how long it takes to answer the pointer: from the
-event to the end of the next frame. --screenshots writes pictures of the same page, two widths, light and dark. Needs
-what `make test-browser` installs.
+event to the end of the next frame. `--screenshots=DIR RUN [RUN …]` instead writes pictures of the report of real runs,
+two widths, light and dark. Needs what `make test-browser` installs.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from dasd_jax import cli
@@ -42,12 +41,15 @@ def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--rollouts", type=int, default=16, help=f"of a step, a multiple of {PROBLEMS}")
     flags.add_argument("--screenshots", type=Path, metavar="DIR", help="write pictures instead of measuring")
+    flags.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="whose report is pictured")
     given = flags.parse_args()
+    if bool(given.screenshots) != bool(given.runs):
+        flags.error("pictures are taken of real runs: expected both --screenshots=DIR and RUN, or neither")
     sys.path += [str(ROOT / "tests"), str(ROOT / "tests" / "browser")]
     from chromium import browser
 
     with tempfile.TemporaryDirectory() as folder:
-        runs, page = _runs(Path(folder), given.rollouts), Path(folder) / "report.html"
+        runs, page = given.runs or _runs(Path(folder), given.rollouts), Path(folder) / "report.html"
         start = time.perf_counter()
         command = [sys.executable, "-m", "dasd_jax.report", *map(str, runs), f"--output={page}"]
         done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
@@ -67,7 +69,7 @@ def main() -> None:
 
 
 def _runs(folder: Path, rollouts: int) -> list[Path]:
-    """Three runs with curves of a likely shape."""
+    """Three made-up runs, two of which differ in their seed alone."""
     import fake_run
 
     runs = []
@@ -79,42 +81,8 @@ def _runs(folder: Path, rollouts: int) -> list[Path]:
         config["objective"]["beta"] = beta
         config["run"] |= {"seed": seed, "steps": STEPS}
         (run / "config.json").write_text(json.dumps(config))
-        _shape(run, beta, np.random.default_rng(seed))
         runs.append(run)
     return runs
-
-
-def _shape(run: Path, beta: float, draw: np.random.Generator) -> None:
-    """Writes metrics.jsonl and the averages of the evaluations anew: curves that rise or fall, with noise."""
-    noise = lambda size: size * draw.normal()  # noqa: E731
-    lines, result = [], json.loads((run / "heldout" / "0.json").read_text())
-    for step in range(STEPS + 1):
-        way = 1 - np.exp(-step / 60)
-        line = {"step": step}
-        if step:
-            line |= {
-                "reward/mean": 0.1 + (0.42 + beta) * way + noise(0.03),
-                "entropy/mean": 0.3 + beta + 0.9 * (1 - way) + noise(0.03),
-                "router/attract_mass": 0.16 - beta * 0.3 * way + noise(0.004),
-                "router/repel_mass": 0.18 + beta * 0.2 * way + noise(0.004),
-                "gap/mean_abs": 0.24 - 0.06 * way + noise(0.006),
-                "gap/noise_mean_abs": 0.012 + noise(0.0004),
-                "rollout/length_mean": 52 - 9 * way + noise(1),
-                "rollout/length_p95": 62 - 4 * way + noise(1),
-                "health/epistemic_per_1k": 4 - (2 - 10 * beta) * way + noise(0.15),
-                "health/step_accuracy": 0.55 + 0.3 * way + noise(0.02),
-                "rollout/repeated_frac": 0.1 + max(0.44 - 4 * beta, 0) * way + noise(0.01),
-                "loss/total": 0.02 + noise(0.004),
-                "time/step_s": 23.7 + noise(0.5),
-            }
-        if step % 25 == 0:
-            average = 0.15 + (0.36 + beta / 2) * way + noise(0.012)
-            figures = {"avg@4": average, "pass@4": average + 0.2, "standard_error": 0.019 + 0.02 * way}
-            each = np.clip(average + 0.3 * draw.normal(size=128), 0, 1).tolist()
-            result |= figures | {"macro": figures, "benchmarks": {"math": figures}, "per_problem": each}
-            (run / "heldout" / f"{step}.json").write_text(json.dumps(result))
-        lines.append(line)
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _measured(started, page: Path) -> dict[str, list[float]]:

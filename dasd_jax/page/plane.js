@@ -113,7 +113,7 @@ function drawPlane() {
   const all = logged.slice(from, to + 1).reduce((a, b) => a + b, 0);
   byId("plane-words").textContent =
     `Steps ${steps[from]} to ${steps[to]}: ${(end - first).toLocaleString("en")} of ${all.toLocaleString("en")} logged tokens are drawn, evenly picked. ` +
-    `The teacher attracts ${percent(counts.attract)}, repels ${percent(counts.repel)}, does not act on ${percent(counts.off)}.`;
+    `${percent(counts.attract)} of the tokens are pulled toward the teacher, ${percent(counts.repel)} pushed away from it; on ${percent(counts.off)} it does not act.`;
 }
 
 whenRead(() => {

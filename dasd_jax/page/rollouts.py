@@ -97,7 +97,7 @@ def _rollout(rollout: dict) -> tuple[dict, list[np.ndarray]]:
 
 
 def marks(rollout: dict) -> str:
-    """A base-32 digit per token: level + 5 · (0 off, 1 attracts, 2 repels) + 15 where it is a fork.
+    """A base-32 digit per token: level + 5 · (0 off, 1 toward the teacher, 2 away) + 15 where it is a fork.
 
     The level is 0 where the teacher does not act, otherwise 1 to 4: quarters of the rollout's 95th percentile.
     """

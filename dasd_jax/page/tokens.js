@@ -4,7 +4,7 @@ const now = { run: 0, items: [], place: 0, rollout: null, token: 0 };
 const LABELS = {
   entropy: "entropy, nats", gap: "gap, nats", dense: "teacher’s share of the credit", credit: "credit",
 };
-const DIRECTIONS = ["the teacher does not act", "the teacher attracts", "the teacher repels"];
+const DIRECTIONS = ["the teacher does not act", "pulled toward the teacher", "pushed away from the teacher"];
 const FILTERS = { all: () => true, right: (c) => "rR".includes(c), wrong: (c) => "wW".includes(c), truncated: (c) => "RW".includes(c) };
 
 /** Lists the rollouts of the run that pass the filter, {step, problem, rollout}. */
@@ -88,7 +88,7 @@ function showProblem(problem, rollout, verdict) {
     make("details", "", [make("summary", "", title), ...texts.map((text) => make("p", "prompt", text))])));
 }
 
-/** Direction (0 off, 1 attracts, 2 repels), level and fork of a mark (rollouts.py). */
+/** Direction (0 off, 1 toward the teacher, 2 away), level and fork of a mark (rollouts.py). */
 function markOf(letter) {
   const digit = parseInt(letter, 32);
   return { fork: digit >= 15, direction: Math.floor((digit % 15) / 5), level: digit % 5 };
