@@ -1,8 +1,9 @@
 # Targets depend on setup: `make train` on a fresh clone installs everything first.
 PYTHON ?= python3
 BIN := .venv/bin
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: setup libtpu tpu-tables train compare fields test test-slow lint
+.PHONY: setup libtpu tpu-tables train compare fields test test-slow test-browser lint
 
 setup: .venv/ready ## create .venv, install requirements, download the default model
 
@@ -41,6 +42,11 @@ test: .venv/libtpu/ready ## lint and fast tests
 test-slow: .venv/transformers4/ready ## parity with transformers 4.55 and 5 on real weights; installs torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/requirements-slow.txt
 	$(BIN)/python -m pytest -m slow
+
+test-browser: .venv/ready ## the report in headless Chromium; installs the system's chromium and playwright
+	command -v chromium > /dev/null || { $(SUDO) apt-get update -q && $(SUDO) apt-get install -q -y chromium; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/requirements-browser.txt
+	$(BIN)/python -m pytest -m browser tests/browser
 
 # In its own folder, since two versions cannot be installed together: a process that has the folder first on its path
 # imports 4.55, every other one imports 5.

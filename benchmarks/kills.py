@@ -156,7 +156,8 @@ def differences(alone: Path, killed: Path) -> list[str]:
     # Orbax names its data files anew at every write, TensorBoard its own by the clock.
     listed = [{name for name in names if "/d/" not in name and "tfevents" not in name} for names in files]
     found += [f"{name}: only in one of the two" for name in sorted(listed[0] ^ listed[1])]
-    same = ["samples.jsonl", "config.json", *(f"heldout/{step}.json" for step in range(STEPS + 1))]
+    heldout = [f"heldout/{step}.{kind}" for step in range(STEPS + 1) for kind in ("json", "jsonl")]
+    same = ["samples.jsonl", "config.json", *heldout]
     found += [f"{name} differs" for name in same if (alone / name).read_bytes() != (killed / name).read_bytes()]
     return found
 

@@ -14,6 +14,7 @@ import numpy as np
 from dasd_jax.methods.dasd import DasdParams, dasd, dense_bound, gap_scale, router
 from dasd_jax.objective.advantage import smallest_advantage
 from dasd_jax.objective.masked import row_quantile
+from dasd_jax.run import records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +54,8 @@ def main() -> None:
 
 def read(workdir: Path, steps: int) -> Rollouts:
     """The rollouts of samples.jsonl up to a step."""
-    lines = [json.loads(line) for line in (workdir / "samples.jsonl").read_bytes().splitlines()]
-    samples = [line for line in lines if line["step"] <= steps]
+    problems = [problem for problem in records.samples(workdir) if problem["step"] <= steps]
+    samples = [rollout for problem in problems for rollout in problem["rollouts"]]
     lengths = np.array([len(sample["gap"]) for sample in samples])
     mask = np.arange(lengths.max()) < lengths[:, None]
     arrays = {name: np.zeros(mask.shape, np.float32) for name in ("gap", "entropy")}

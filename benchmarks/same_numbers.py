@@ -31,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 
@@ -42,6 +43,7 @@ from rich.table import Table
 
 from benchmarks.runs import ROOT, numbers, python, read_lines
 from benchmarks.timing import Times, hardware
+from dasd_jax.run import records
 
 CONFIGS = {"tiny": "configs/qwen_math.py:tiny", "smollm2": "configs/smollm2_math.py"}
 METHODS = ("dasd", "grpo", "sft")
@@ -240,13 +242,18 @@ def arrays(folder: Path) -> dict[str, np.ndarray]:
 
 
 def compare_rollouts(ours: Path, theirs: Path) -> Part:
-    """samples.jsonl, line by line."""
+    """The rollouts of samples.jsonl in their order."""
     fields = ("step", "question", "tokens", "reward", "finished")
-    pairs = list(zip_longest(read_lines(ours / "samples.jsonl"), read_lines(theirs / "samples.jsonl"), fillvalue={}))
+
+    def rollouts(run: Path) -> Iterator[dict]:
+        for problem in records.samples(run):
+            yield from ({**problem, **rollout} for rollout in problem["rollouts"])
+
+    pairs = list(zip_longest(rollouts(ours), rollouts(theirs), fillvalue={}))
     differing = []
-    for row, (here, there) in enumerate(pairs, start=1):
+    for number, (here, there) in enumerate(pairs, start=1):
         if odd := [field for field in fields if field not in here or here[field] != there.get(field)]:
-            differing.append(f"samples.jsonl, line {row}: {', '.join(odd)}")
+            differing.append(f"samples.jsonl, rollout {number}: {', '.join(odd)}")
     return Part(len(pairs), differing)
 
 

@@ -20,7 +20,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from dasd_jax import cli
+from dasd_jax import cli, terminal
 from dasd_jax.config import Config
 from dasd_jax.cost import hlo
 from dasd_jax.cost.chips import CHIPS, Chip
@@ -36,12 +36,17 @@ from dasd_jax.run.programs import Program, programs, teacher_bytes
 COMPILER = os.path.join(sys.prefix, "libtpu")
 _GIB = 2**30
 _FOR_SCORING = "optim.microbatches (more), mesh.tensor (larger), objective.token_chunk (smaller)"
+COLUMNS = (
+    "program", "compile s", "arguments", "temp", "peak", "beside", "needed", "fits", "slots", "model PFLOP",
+    "all-gather", "reduce-scatter", "all-reduce", "other", "× FSDP", "unembedding", "bound",
+)  # fmt: skip
 _REMEDIES = {
     "re-layout": "mesh.tensor or mesh.fsdp (more chips)",
     "rollout": "rollout.slots (fewer), mesh.tensor (larger)",
     "evaluation": "rollout.slots (fewer), mesh.tensor (larger)",
     "score": _FOR_SCORING,
     "noise": _FOR_SCORING,
+    "samples": "run.logged_rollouts (fewer), mesh.tensor (larger)",
     "update": "optim.microbatches (more), mesh.tensor (larger), model.remat (full), objective.token_chunk (smaller)",
 }
 
@@ -62,15 +67,22 @@ def main(argv: list[str]) -> None:
     with jax.set_mesh(mesh):
         model = setup.configured(config, preset(config.model.preset), "tpu")
         report = _report(command.flags.config, command.flags.topology, config, model, mesh, chip)
-        if not command.flags.json:
-            print(heading(report), flush=True)
+        console = terminal.console()
+        console.quiet = command.flags.json
+        if console.is_terminal:
+            terminal.say(console, f"{title(report)}\n{about(report)}\n")
+        else:
+            terminal.show(console, heading(report))
         for program in programs(config, model, mesh, chip.hbm):
             row = measure(program, chip, mesh, model)
             report["programs"].append(row)
-            if not command.flags.json:
-                print(line(row), flush=True)
+            # Which columns fit beside each other is known after the last row.
+            terminal.show(console, progress(row) if console.is_terminal else line(row))
     if command.flags.json:
         print(json.dumps(report, indent=1))
+    elif console.is_terminal:
+        rows = [cells(row) for row in report["programs"]]
+        terminal.show(console, f"\n{terminal.table(COLUMNS, rows, terminal.width_of(console))}")
     misfits = [misfit(row, chip) for row in report["programs"] if not row["fits"]]
     for each in misfits:
         print(f"error: {each}", file=sys.stderr)
@@ -207,41 +219,50 @@ def _copies(teachers: dict[str, int]) -> str:
     return f"Copies of the weights for teachers, a chip, part of `beside` or `arguments`: {sizes}."
 
 
-def heading(report: dict[str, Any]) -> str:
-    """The heading above the rows, as Markdown."""
+def title(report: dict[str, Any]) -> str:
+    """What is compiled for what."""
+    return f"{report['config']} on {report['topology']}: {report['chips']} chips"
+
+
+def about(report: dict[str, Any]) -> str:
+    """The sizes that the rows depend on."""
     batch, chip = report["batch"], report["chip"]
     mesh = ", ".join(f"{name} {size}" for name, size in report["mesh"].items())
-    columns = (
-        "program", "compile s", "arguments", "temp", "peak", "beside", "needed", "fits", "slots", "model PFLOP",
-        "all-gather", "reduce-scatter", "all-reduce", "other", "× FSDP", "unembedding", "bound",
-    )  # fmt: skip
-    return "\n".join(
-        [
-            f"### {report['config']} on {report['topology']}: {report['chips']} chips",
-            "",
-            f"{report['parameters'] / 1e9:.2f} B parameters; mesh {mesh}; {batch['problems']} × {batch['rollouts']} "
-            f"responses of up to {batch['max_new_tokens']:,} tokens, {batch['microbatches']} microbatch(es); "
-            f"{chip['hbm'] / _GIB:.2f} GiB a chip. {_copies(report['teachers'])}",
-            "",
-            f"| {' | '.join(columns)} |",
-            "|---" * len(columns) + "|",
-        ]
+    return (
+        f"{report['parameters'] / 1e9:.2f} B parameters; mesh {mesh}; {batch['problems']} × {batch['rollouts']} "
+        f"responses of up to {batch['max_new_tokens']:,} tokens, {batch['microbatches']} microbatch(es); "
+        f"{chip['hbm'] / _GIB:.2f} GiB a chip. {_copies(report['teachers'])}"
     )
 
 
+def heading(report: dict[str, Any]) -> str:
+    """What stands above the rows in a file, as Markdown."""
+    head = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    return "\n".join([f"### {title(report)}", "", about(report), "", *head])
+
+
 def line(row: dict[str, Any]) -> str:
-    """One program as a row of the table."""
+    """One program as a row of the table, as Markdown."""
+    return f"| {' | '.join(cells(row))} |"
+
+
+def progress(row: dict[str, Any]) -> str:
+    """One program as a line that says that it is compiled."""
+    return f"{row['program']}: compiled in {row['compile_s']:.0f} s" + ("" if row["fits"] else ", does not fit")
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """One program's cell of each column."""
     flops = f"{row['model_flops'] / 1e15:.3g}" if row["model_flops"] else "–"
-    slots, seconds = row["slots"] or "–", f"{row['compile_s']:.0f}"
+    slots, seconds = str(row["slots"] or "–"), f"{row['compile_s']:.0f}"
     if "needed" not in row:
-        cells = [row["program"], seconds, "", "", "", "", "", "no", slots, flops] + [""] * 7
-        return f"| {' | '.join(map(str, cells))} |"
+        return [row["program"], seconds, "", "", "", "", "", "no", slots, flops] + [""] * 7
     sizes = [f"{row[name] / _GIB:.2f}" for name in ("arguments", "temp", "peak", "beside", "needed")]
     sent = row["collectives"]
     other = sent["all-to-all"] + sent["collective-permute"]
     traffic = [sent["all-gather"], sent["reduce-scatter"], sent["all-reduce"], other]
     counted = row["fsdp_ratio"] is not None
-    cells = [
+    return [
         row["program"],
         seconds,
         *sizes,
@@ -253,7 +274,6 @@ def line(row: dict[str, Any]) -> str:
         f"{row['embedding_gathers']:.3g}" if counted else "–",
         f"{row['bound']}, {row['seconds'][row['bound']]:.3g} s",
     ]
-    return f"| {' | '.join(map(str, cells))} |"
 
 
 if __name__ == "__main__":

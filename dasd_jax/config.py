@@ -197,6 +197,7 @@ class RunGroup(Fields):
         0.9, Range(lambda value: 0 < value <= 1, "a number in (0, 1]"), "probability that is sampled from"
     )
     logged_rollouts: int = field(4, at_least(0), "rollouts a step written to samples.jsonl, token by token")
+    samples_mb: float = field(256.0, at_least(0, "MiB", off=True), "size of samples.jsonl, shared evenly by all steps")
     profile_step: int = field(0, at_least(0, off=True), "the step whose jax.profiler trace is written to profile/")
 
 

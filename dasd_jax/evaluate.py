@@ -1,9 +1,10 @@
 """Evaluates a checkpoint: python -m dasd_jax.evaluate --workdir=DIR [--checkpoint=STEP|PATH|start] [--config=FILE.py]
 
 Answers data.benchmarks, or the held-out problems of data.sources, run.eval_samples times each. Prints Avg@K with its
-standard error over problems, Pass@k, length and truncation, one row per benchmark and their mean; writes
-eval/<step>.json. After an interruption, the same command resumes after the problems already answered. On several hosts
-run the same command on each, with a shared workdir.
+standard error over problems, Pass@k, length, truncation and how the answers are written (docs/health.md), for each
+benchmark and their mean; writes eval/<step>.json, and eval/<step>.jsonl with every answer. After an interruption, the
+same command resumes after the problems already answered. On several hosts run the same command on each, with a shared
+workdir. --health makes the figures of a past evaluation again from the answers that it kept.
 
 Settings come from config.json in DIR, where the run left it; --config.GROUP.FIELD=VALUE changes them, for example
 run.eval_samples or data.benchmarks. With --config they come from that file, which has to agree with config.json about
@@ -15,18 +16,15 @@ import dataclasses
 import hashlib
 import json
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import rich.box
 import rich.console
-import rich.table
 from jax.sharding import Mesh
 
-from dasd_jax import cli, files, formats, hosts, recorded
+from dasd_jax import cli, files, formats, hosts, recorded, terminal
 from dasd_jax.config import Config
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.sources import Problem
@@ -34,8 +32,8 @@ from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import make_mesh
 from dasd_jax.rollout.slots import bytes_a_device
-from dasd_jax.run import setup
-from dasd_jax.run.evaluation import Answers, evaluate, problems_at_a_time
+from dasd_jax.run import records, setup
+from dasd_jax.run.evaluation import Answers, as_line, evaluate, of_line, problems_at_a_time, summary
 from dasd_jax.verify.verifier import Verifier
 
 
@@ -45,9 +43,15 @@ def main(argv: list[str]) -> None:
     flags.add_argument(
         "--checkpoint", default="", metavar="STEP", help="step, best, path, or start for untrained (default: newest)"
     )
+    flags.add_argument(
+        "--health", action="store_true", help="read the kept answers of a past evaluation again, without the model"
+    )
     hosts.add_flags(flags)
     command = cli.parse(flags, argv)
     workdir, which = command.workdir, command.flags.checkpoint
+    if command.flags.health:
+        read_again(workdir, which)
+        return
     hosts.start(command.flags, {"--checkpoint": which, **command.settings()})
     config = recorded.for_checkpoint(command.config, workdir, which)
     files.check_writable(workdir / "eval", "--workdir")
@@ -79,11 +83,11 @@ def main(argv: list[str]) -> None:
             partial = Partial(path.with_suffix(".partial.jsonl"), settings)
         known = hosts.from_main(lambda: [dataclasses.asdict(answers) for answers in partial.known])
         done = len(known)
-        # A log file has no width, and rich's default of 80 columns would wrap the table.
-        console = rich.console.Console(width=None if sys.stdout.isatty() else 200, quiet=not hosts.is_main())
-        console.print("problems: " + ", ".join(f"{count} {what}" for what, count in counts.items()), highlight=False)
+        console = terminal.console()
+        console.quiet = not hosts.is_main()
+        terminal.say(console, "problems: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
         if done:
-            console.print(f"{done} of {len(asked)} problems are already answered", highlight=False)
+            terminal.say(console, f"{done} of {len(asked)} problems are already answered")
         rows = config.rollout.problems * config.rollout.rollouts
         sampling = setup.eval_sampling(config, tokenizer)
         sampling = setup.with_slots(
@@ -100,7 +104,7 @@ def main(argv: list[str]) -> None:
             def each_batch(answers: list[Answers]) -> None:
                 nonlocal done
                 if partial:
-                    partial.append(answers)
+                    partial.append(as_line(prompts.problems, answer) for answer in answers)
                 done += len(answers)
                 status.update(f"problems {done}/{len(asked)}")
 
@@ -119,10 +123,50 @@ def main(argv: list[str]) -> None:
                 each_batch=each_batch,
             )
     if partial:
+        partial.path.rename(path.with_suffix(".jsonl"))
         files.write_json(path, {**result, "settings": settings})
-        partial.path.unlink()
-    console.print(_table(result))
-    console.print(f"written to {path}", highlight=False)
+    show(console, result, path)
+
+
+def read_again(workdir: Path, which: str) -> None:
+    """Makes the figures of a past evaluation again from the answers that it kept, and writes them in its place.
+
+    Args:
+        which: as --checkpoint: names the evaluation; the newest one by default.
+
+    Raises:
+        UserError: no evaluation of that name, or one that kept no answers.
+    """
+    folder = workdir / "eval"
+    if which in ("", "best"):
+        found = [int(path.stem) for path in folder.glob("*.jsonl") if path.stem.isdecimal()]
+        which = checkpoint.find(workdir, which).name if which else str(max(found, default="none"))
+        which = str(int(which)) if which.isdecimal() else which
+    path = folder / f"{Path(which).name}.json"
+    kept = path.with_suffix(".jsonl")
+    if not path.exists() or not kept.exists():
+        raise UserError(
+            f"--health: {kept} and {path.name} are not both there: expected --checkpoint to name an evaluation that "
+            "kept its answers, which those of this version do"
+        )
+    problems, answers = {}, []
+    with files.reading(kept, "--workdir"):
+        for line in records.answers(kept):
+            answers.append(of_line(line))
+            asked = {name: line[name] for name in ("source", "question", "answer")}
+            problems[answers[-1].example_id] = Problem(**asked, index=0, scorer="")
+        result = summary(problems, answers)
+    with files.reading(path, "--workdir"):
+        settings = formats.read_object(path)["settings"]
+    files.write_json(path, {**result, "settings": settings})
+    show(terminal.console(), result, path)
+
+
+def show(console: rich.console.Console, result: dict, path: Path) -> None:
+    """Prints the tables of an evaluation, and where it was written."""
+    width = terminal.width_of(console)
+    terminal.show(console, f"\n{table(result, width)}\n\n{health_table(result, width)}\n")
+    terminal.say(console, f"written to {path}")
 
 
 class Partial:
@@ -150,32 +194,35 @@ class Partial:
         if lines:
             with files.reading(path, "--workdir"):
                 theirs = formats.parse_object(first, "its first line")
-                self.known = [_answers(formats.parse_object(line, "a line")) for line in lines]
+                self.known = [of_line(formats.parse_object(line, "a line")) for line in lines]
             _check_same(theirs, settings, path, "removed to start over")
             os.truncate(path, len(whole) + 1)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(settings) + "\n")
 
-    def append(self, answers: Sequence[Answers]) -> None:
-        """Appends the answers of a batch and syncs the file to disk."""
+    def append(self, lines: Iterable[dict]) -> None:
+        """Appends what `run.evaluation.as_line` makes of the answers of a batch, and syncs the file to disk."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(dataclasses.asdict(answer)) + "\n" for answer in answers)
+            file.writelines(map(files.json_line, lines))
             file.flush()
             os.fsync(file.fileno())
 
 
 def check_replaceable(path: Path, settings: dict[str, Any]) -> None:
-    """Refuses to overwrite the result of an evaluation with other settings.
+    """Refuses to overwrite the result of an evaluation with other settings, or its answers.
 
     Raises:
         UserError: naming the first setting that differs.
     """
-    if not path.exists():
-        return
-    with files.reading(path, "--workdir"):
-        theirs = formats.read_object(path).get("settings", {})
-        _check_same(theirs, settings, path, "renamed to keep both")
+    kept = path.with_suffix(".jsonl")
+    if path.exists():
+        with files.reading(path, "--workdir"):
+            _check_same(formats.read_object(path).get("settings", {}), settings, path, "renamed to keep both")
+    if kept.exists():
+        with files.reading(kept, "--workdir"), kept.open("rb") as file:
+            theirs = formats.parse_object(file.readline(), "its first line")
+            _check_same(theirs, settings, kept, "renamed to keep both")
 
 
 def _check_same(theirs: dict[str, Any], settings: dict[str, Any], path: Path, otherwise: str) -> None:
@@ -185,22 +232,6 @@ def _check_same(theirs: dict[str, Any], settings: dict[str, Any], path: Path, ot
                 f"--workdir: {path} was written with {name} = {theirs.get(name)!r}, not {value!r}: "
                 f"expected the same settings, or the file {otherwise}"
             )
-
-
-def _answers(line: dict[str, Any]) -> Answers:
-    answers = Answers(**line)
-    columns = {"reward": (int, float), "length": (int,), "finished": (bool,), "error": (str,)}
-    for name, kinds in columns.items():
-        column = getattr(answers, name)
-        if (
-            not isinstance(column, list)
-            or len(column) != len(answers.reward)
-            or not all(type(x) in kinds for x in column)
-        ):
-            raise ValueError(f"{name} is {column!r:.50}")
-    if type(answers.example_id) is not int:
-        raise ValueError(f"example_id is {answers.example_id!r:.50}")
-    return answers
 
 
 def _settings(
@@ -226,16 +257,27 @@ def _settings(
     }
 
 
-def _table(result: dict) -> rich.table.Table:
+def table(result: dict, width: int | None) -> str:
+    """The figures of each benchmark and their means, in blocks of columns that fit the width."""
     k = result["samples"]
     passed = [name for name in result if name.startswith("pass@") and name != "pass@1"]  # pass@1 is avg@k
     columns = {name: name for name in passed}
     columns |= {"length": "length_mean", "truncated": "truncated_frac", "no answer": "parse_failure_frac"}
-    table = rich.table.Table("benchmark", "problems", f"avg@{k}", *columns, box=rich.box.SIMPLE)
+    rows = []
     for label, figures in [*result["benchmarks"].items(), ("macro", result["macro"])]:
         average = f"{figures[f'avg@{k}']:.3f} ± {figures['standard_error']:.3f}"
-        table.add_row(label, str(figures["problems"]), average, *(f"{figures[name]:.3f}" for name in columns.values()))
-    return table
+        rows.append([label, str(figures["problems"]), average, *(f"{figures[name]:.3f}" for name in columns.values())])
+    return terminal.table(("benchmark", "problems", f"avg@{k}", *columns), rows, width)
+
+
+def health_table(result: dict, width: int | None) -> str:
+    """How each benchmark was answered; docs/health.md explains the figures."""
+    parts = {**result["benchmarks"], "macro": result["macro"]}
+    rows = [
+        [name, *(f"{part['health'][name]:.3f}" if name in part["health"] else "–" for part in parts.values())]
+        for name in result["health"]
+    ]
+    return terminal.table(("health", *parts), rows, width)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dasd_jax.errors import UserError
@@ -71,6 +71,20 @@ def write_json(path: Path, content: dict) -> None:
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(content, indent=1))
     draft.rename(path)
+
+
+def write_lines(path: Path, lines: Iterable[dict]) -> None:
+    """Writes one JSON object a line, atomically; creates the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    with draft.open("w", encoding="utf-8") as file:
+        file.writelines(json_line(line) for line in lines)
+    draft.rename(path)
+
+
+def json_line(content: dict) -> str:
+    """The object as a line of a .jsonl file; half a surrogate pair, which UTF-8 has no bytes for, as JSON's escape."""
+    return json.dumps(content, ensure_ascii=False).encode(errors="backslashreplace").decode() + "\n"
 
 
 def _nearest_existing(folder: Path) -> Path:

@@ -24,6 +24,7 @@ from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout import sampler
 from dasd_jax.run import setup
 from dasd_jax.text.prompts import left_pad
+from dasd_jax.text.shown import shown
 from dasd_jax.text.tokenizer import Tokenizer
 
 _TOKENS_AT_A_TIME = 4  # per print; each costs a round trip to the device
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> None:
             longest = model.context - sampling.max_new_tokens - _PROMPT_BUCKET
             raise UserError(f"--prompt: {len(ids)} tokens with its template: expected at most {longest}")
         for piece in stream(model, sampling, params, tokenizer, ids, config.run.seed):
-            print(piece, end="", flush=True)
+            print(shown(piece), end="", flush=True)
         print()
 
 

@@ -17,27 +17,23 @@ import dataclasses
 import hashlib
 import json
 import re
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import rich.box
-import rich.console
-import rich.table
 from jax.sharding import Mesh
 
-from dasd_jax import cli, files, hosts, recorded
+from dasd_jax import cli, files, hosts, recorded, terminal
 from dasd_jax.config import Config
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.errors import UserError
 from dasd_jax.evaluate import check_replaceable
+from dasd_jax.health import figures
 from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import make_mesh
 from dasd_jax.run import interventions, setup
 from dasd_jax.run.pairs import Outcome, Result, summary
-from dasd_jax.run.places import CUES
 from dasd_jax.text.prompts import CONTEXTS
 from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify.verifier import Verifier
@@ -83,10 +79,10 @@ def main(argv: list[str]) -> None:
         path, settings = workdir / "intervene" / f"{name}{context and '-' + context}.json", {}
         if hosts.is_main():
             settings = _settings(config, mesh, name, manifest, prompts, example_ids, context)
-            _check_replaceable(path, settings)
-        # A log file has no width, and rich's default of 80 columns would wrap the lines around the table.
-        console = rich.console.Console(width=None if sys.stdout.isatty() else 200, quiet=not hosts.is_main())
-        console.print("problems: " + ", ".join(f"{count} {what}" for what, count in counts.items()), highlight=False)
+            check_replaceable(path, settings)
+        console = terminal.console()
+        console.quiet = not hosts.is_main()
+        terminal.say(console, "problems: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
         work = interventions.Interventions(config, mesh, model, params, tokenizer, prompts, verifier, context)
         with console.status("") as status:
             pairs, rewards = work.choose(example_ids, _counting(status, "problems", len(example_ids)))
@@ -96,14 +92,14 @@ def main(argv: list[str]) -> None:
                     "intervene: expected more problems, or a teacher that would write another token somewhere"
                 )
             results = work.outcomes(pairs, _counting(status, "continued", 2 * len(pairs)))
-    result = {**summary(results, rewards, _figures), "settings": settings}
+    result = {**summary(results, rewards, figures.of_responses), "settings": settings}
     if hosts.is_main():
-        _write_lines(path.with_suffix(".jsonl"), [_line(each, tokenizer) for each in results])
+        _write_lines(path.with_suffix(".jsonl"), [settings, *(_line(each, tokenizer) for each in results)])
         files.write_json(path, result)
     asked = f"{result['responses']} responses to {result['problems']} problem(s)"
-    console.print(f"{asked}: accuracy {result['accuracy']:.3f} ± {result['standard_error']:.3f}", highlight=False)
-    console.print(table(result))
-    console.print(f"written to {path}", highlight=False)
+    terminal.say(console, f"{asked}: accuracy {result['accuracy']:.3f} ± {result['standard_error']:.3f}")
+    terminal.show(console, f"\n{table(result, terminal.width_of(console))}\n")
+    terminal.say(console, f"written to {path}")
 
 
 def _counting(status, what: str, total: int):
@@ -116,11 +112,6 @@ def _counting(status, what: str, total: int):
         status.update(f"{what} {done}/{total}")
 
     return more
-
-
-def _figures(texts: Sequence[str], lengths: Sequence[int]) -> dict[str, float]:
-    """The share of responses with a revision cue."""
-    return {"revision_cue_frac": sum(CUES.search(text) is not None for text in texts) / len(texts)}
 
 
 def _settings(
@@ -154,25 +145,11 @@ def _settings(
     }
 
 
-def _check_replaceable(path: Path, settings: dict[str, Any]) -> None:
-    """Refuses to overwrite a result of other settings, or pairs whose settings nobody knows.
-
-    Raises:
-        UserError: naming the first setting that differs, or the pairs without their result.
-    """
-    check_replaceable(path, settings)
-    lines = path.with_suffix(".jsonl")
-    if lines.exists() and not path.exists():
-        raise UserError(
-            f"--workdir: {lines} is there without {path.name}, which says what made it: expected both, or neither"
-        )
-
-
-def _write_lines(path: Path, lines: Sequence[dict]) -> None:
+def _write_lines(path: Path, lines: Iterable[dict]) -> None:
     """Writes the objects to a file, all of them or none; creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".tmp")
-    draft.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    draft.write_text("".join(map(files.json_line, lines)), encoding="utf-8")
     draft.rename(path)
 
 
@@ -200,18 +177,14 @@ def _line(result: Result, tokenizer: Tokenizer) -> dict[str, Any]:
 _COLUMNS = {"accuracy": "accuracy", "step_accuracy": "StepAcc", "epistemic_count": "E(y)"}
 
 
-def table(result: dict) -> rich.table.Table:
-    """Arms and figures in 80 columns; – stands for what no pair has."""
-    shown = rich.table.Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    shown.add_column("arm", no_wrap=True)
-    for head in ("pairs", "control", "treated", *_COLUMNS.values()):
-        shown.add_column(head, justify="right", no_wrap=True)
+def table(result: dict, width: int | None) -> str:
+    """Arms and figures; – stands for what no pair has. In 80 columns it is one block."""
+    rows = []
     for arm, found in result["arms"].items():
-        figures = found["figures"]
-        sides = (_number(figures.get("accuracy", {}).get(side)) for side in ("control", "treated"))
-        changes = (_change(figures.get(name, {})) for name in _COLUMNS)
-        shown.add_row(arm, str(found["pairs"]), *sides, *changes)
-    return shown
+        of_arm = found["figures"]
+        sides = (_number(of_arm.get("accuracy", {}).get(side)) for side in ("control", "treated"))
+        rows.append([arm, str(found["pairs"]), *sides, *(_change(of_arm.get(name, {})) for name in _COLUMNS)])
+    return terminal.table(("arm", "pairs", "control", "treated", *_COLUMNS.values()), rows, width)
 
 
 def _change(figure: dict[str, float]) -> str:

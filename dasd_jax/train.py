@@ -11,20 +11,23 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from dasd_jax import cli, files, hosts, recorded
 from dasd_jax.batch import TeacherBatch
 from dasd_jax.config import Config
 from dasd_jax.errors import TrainingError
+from dasd_jax.learner.inspection import inspect
 from dasd_jax.learner.optim import updates_done
 from dasd_jax.learner.step import Experience, rounding_noise, score_step, train_step
-from dasd_jax.mesh import fetch, make_mesh, put_rows
+from dasd_jax.mesh import fetch, make_mesh, put_rows, replicate, row_shards
 from dasd_jax.objective.contract import NOISE
 from dasd_jax.run import checks, guards, setup, summary, workdir
 from dasd_jax.run.collect import Collected
 from dasd_jax.run.display import Clock
-from dasd_jax.run.evaluation import evaluate, problems_at_a_time
-from dasd_jax.run.samples import samples
+from dasd_jax.run.evaluation import Answers, as_line, evaluate, problems_at_a_time
+from dasd_jax.run.runlog import LEFT_OUT
+from dasd_jax.run.samples import choose, samples
 from dasd_jax.run.start import Run, start
 from dasd_jax.run.stopping import StopRequest
 from dasd_jax.verify.verifier import Verifier
@@ -41,7 +44,8 @@ def loop(run: Run) -> None:
         if last or (config.run.eval_every and step % config.run.eval_every == 0):
             metrics |= evaluate_heldout(run)
             best = is_best(run, metrics)
-        run.log.write(step, metrics, rollouts)
+        if left_out := run.log.write(step, metrics, rollouts):
+            say_left_out(run, left_out)
         run.display.step(step, metrics, run.log.lines)
         obey_guards(run)
         # Read once, since a signal may come between two reads, and at the same step in every process.
@@ -82,7 +86,8 @@ def learn(run: Run, step: int) -> tuple[dict[str, float], list[dict]]:
             mask = collected.rollouts.response_mask
             blank = partial(blank_gaps, run, collected, knobs)
             checks.views_agree(config, step, metrics.get(NOISE, 0.0), mask, blank)
-        rollouts = samples(collected, logged, run.tokenizer, config.run.logged_rollouts)
+        with clock.phase("samples"):
+            rollouts = logged_rollouts(run, step, collected, shown, logged)
         run.stop.hold()
         with clock.phase("update"):
             run.state, learned = train_step(run.steps, run.optimizer, run.state, experience, collected.batches)
@@ -106,6 +111,26 @@ def score(run: Run, collected: Collected, shown: dict[str, TeacherBatch], knobs:
     batches = put_rows(run.mesh, (collected.prompts, shown, collected.rollouts, collected.outcomes))
     copies = run.state.teachers if copies is None else copies
     return score_step(run.steps, run.state.params, copies, *batches, run.on_devices(knobs))
+
+
+def logged_rollouts(
+    run: Run, step: int, collected: Collected, shown: dict[str, TeacherBatch], logged: dict[str, jax.Array]
+) -> list[dict]:
+    """The problems of samples.jsonl, with some of the rollouts of a step; before its update."""
+    config = run.config
+    if not collected.verdicts:
+        return []
+    count, seed = config.run.logged_rollouts, config.run.seed
+    rows = choose(collected.outcomes.correct, config.rollout.rollouts, count, seed, step)
+
+    def inspected(prompts, response, mask, logged, rows):
+        filled = np.resize(np.arange(len(rows)), -(-len(rows) // row_shards(run.mesh)) * row_shards(run.mesh))
+        batches = put_rows(run.mesh, jax.tree.map(lambda x: x[filled], (prompts, response, mask)))
+        return inspect(
+            run.steps, run.state.params, run.state.teachers, *batches, logged, replicate(run.mesh, rows[filled])
+        )
+
+    return samples(collected, shown, logged, rows, run.tokenizer, inspected)
 
 
 def noise(run: Run, step: int, collected: Collected, experience: Experience, knobs: dict[str, float]) -> float:
@@ -183,7 +208,7 @@ def train(config: Config, folder: Path) -> None:
     ):
         run = start(config, folder, mesh, verifier, stop)
         try:
-            stop.save = lambda: save_between_steps(run)
+            stop.save = lambda: save_at_the_end(run)
             loop(run)
         finally:
             run.display.close()
@@ -213,12 +238,27 @@ def save_between_steps(run: Run) -> str:
     return f"after step {run.step}; the same command goes on from here"
 
 
+def save_at_the_end(run: Run) -> str:
+    """The same for a process that a signal ends at once: it takes the live line away too."""
+    try:
+        return save_between_steps(run)
+    finally:
+        run.display.close()
+
+
 def evaluate_heldout(run: Run) -> dict[str, float]:
-    """Scores the held-out problems, writes heldout/<step>.json and returns the main figures for the log."""
+    """Scores the held-out problems, writes heldout/<step>.json and .jsonl, returns the main figures for the log."""
     run.display.phase("evaluate")
     started, config, step = time.monotonic(), run.config, run.step
     rows = config.rollout.problems * config.rollout.rollouts
     at_a_time = problems_at_a_time(rows, config.run.eval_samples, run.mesh)
+    example_ids = setup.evaluated(config, run.heldout)
+    kept: list[dict] = []
+
+    def each_batch(batch: list[Answers]) -> None:
+        kept.extend(as_line(run.heldout.problems, answers) for answers in batch)
+        run.display.progress(len(kept), len(example_ids), "problems")
+
     result = evaluate(
         model=run.model,
         params=run.state.params,
@@ -227,11 +267,13 @@ def evaluate_heldout(run: Run) -> dict[str, float]:
         prompts=run.heldout,
         verifier=run.verifier,
         sampling=run.with_slots(setup.eval_sampling(config, run.tokenizer), at_a_time),
-        example_ids=setup.evaluated(config, run.heldout),
+        example_ids=example_ids,
         rows=rows,
         seed=config.run.seed,
+        each_batch=each_batch,
     )
     if hosts.is_main():
+        files.write_lines(run.workdir / "heldout" / f"{step}.jsonl", kept)
         files.write_json(run.workdir / "heldout" / f"{step}.json", result)
     k = result["samples"]
     run.display.say(
@@ -240,12 +282,22 @@ def evaluate_heldout(run: Run) -> dict[str, float]:
     )
     named = (f"avg@{k}", f"pass@{k}", "standard_error", "length_mean", "truncated_frac", "parse_failure_frac")
     metrics = {f"eval/{name}": result[name] for name in named}
+    metrics |= {f"eval/health/{name}": value for name, value in result["health"].items()}
     if config.data.benchmarks:
         parts = {**result["benchmarks"], "macro": result["macro"]}
         averages = {name: figures[f"avg@{k}"] for name, figures in parts.items()}
         run.display.say("    " + ", ".join(f"{name} {average:.3f}" for name, average in averages.items()))
         metrics |= {f"eval/{name}/avg@{k}": average for name, average in averages.items()}
     return metrics | {"time/eval_s": time.monotonic() - started}
+
+
+def say_left_out(run: Run, count: int) -> None:
+    """Says once in a run that samples.jsonl has reached its size, and afterwards leaves that to the log."""
+    if sum(LEFT_OUT in line for line in run.log.lines) == 1:
+        run.display.say(
+            f"samples.jsonl: {count} rollouts of step {run.step} left out, later ones too where they do not fit: "
+            f"run.samples_mb = {run.config.run.samples_mb:g} is shared evenly by all steps; see {LEFT_OUT} in the log"
+        )
 
 
 def is_best(run: Run, metrics: dict[str, float]) -> bool:
@@ -262,7 +314,7 @@ def finish(run: Run) -> None:
             done = summary.summarise(run.config, run.workdir, run.log.lines, time.monotonic() - run.started)
             text = summary.as_text(done)
         files.write_json(run.workdir / "done.json", done)
-        print(text)
+        run.display.say(text)
     hosts.barrier()  # the others may end when the last checkpoint counts
 
 

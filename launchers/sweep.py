@@ -24,7 +24,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dasd_jax import cli, files, recorded
+from dasd_jax import cli, files, recorded, terminal
 from dasd_jax.config import Config
 from dasd_jax.errors import UserError
 from launchers import tpu_vm
@@ -152,7 +152,7 @@ def run(points: Sequence[Point], jobs: int, logs: Path) -> dict[Path, int]:
         for future in concurrent.futures.as_completed(running):
             point = running[future]
             codes[point.workdir], last_line = future.result()
-            print(f"[{len(codes)}/{len(points)}] {point.workdir.name}: {last_line}", flush=True)
+            terminal.say(terminal.console(), f"[{len(codes)}/{len(points)}] {point.workdir.name}: {last_line}")
     finally:
         # Ctrl-C reaches the running points as well; do not start the others.
         pool.shutdown(cancel_futures=True)
@@ -170,8 +170,14 @@ def _run_one(point: Point, log: Path) -> tuple[int, str]:
     return code, f"exit code {code}: {lines[-1] if lines else 'no output'} ({log})"
 
 
-def table(points: Sequence[Point], results: Sequence[dict | None], codes: dict[Path, int]) -> str:
-    """The points with their final metrics, followed by the means over seeds, as Markdown."""
+def table(
+    points: Sequence[Point], results: Sequence[dict | None], codes: dict[Path, int], width: int | None = None
+) -> str:
+    """The points with their final metrics, followed by the means over seeds.
+
+    Args:
+        width: of the terminal, whose columns fold; None: a file, as Markdown.
+    """
     fields = list(dict.fromkeys(itertools.chain.from_iterable(point.overrides for point in points)))
     figures = [_figures(done) if done else {} for done in results]
     names = list(dict.fromkeys(itertools.chain.from_iterable(figures)))
@@ -185,14 +191,15 @@ def table(points: Sequence[Point], results: Sequence[dict | None], codes: dict[P
         if numbers:
             group = tuple(value for field, value in values.items() if field != "run.seed")
             groups.setdefault(group, []).append(numbers)
-    text = _markdown([*fields, "", *names], rows)
+    text = _table([*fields, "", *names], rows, width, keys=len(fields))
     if "run.seed" not in fields or not any(len(group) > 1 for group in groups.values()):
         return text
     means = [
         [*group, str(len(runs)), *(_mean([run[name] for run in runs if name in run]) for name in names)]
         for group, runs in groups.items()
     ]
-    return f"{text}\n\n" + _markdown([*(field for field in fields if field != "run.seed"), "seeds", *names], means)
+    varied = [field for field in fields if field != "run.seed"]
+    return f"{text}\n\n" + _table([*varied, "seeds", *names], means, width, keys=len(varied) + 1)
 
 
 def _figures(done: dict) -> dict[str, float]:
@@ -217,7 +224,9 @@ def _mean(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}"
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None, keys: int) -> str:
+    if width is not None:
+        return terminal.table(head, rows, width, keys)
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
@@ -250,7 +259,8 @@ def main(argv: list[str]) -> None:
         check_config(point)
     todo = [] if asked.table else [point for point in points if point not in finished]
     codes = run(todo, asked.jobs, Path("runs") / workdir.name if asked.slices else workdir) if todo else {}
-    print(table(points, [result(point) for point in points], codes))
+    console = terminal.console()
+    terminal.show(console, table(points, [result(point) for point in points], codes, terminal.width_of(console)))
     if failed := sum(code != 0 for code in codes.values()):
         raise SystemExit(f"error: {failed} of {len(points)} points failed")
 

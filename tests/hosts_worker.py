@@ -68,10 +68,10 @@ def replay(workdir: Path) -> dict:
             batch = RolloutBatch(response, mask, sampled_logp=nothing, finished=length > 0)
             return put_rows(mesh, (batch, np.ones(row_shards(mesh), np.int32)))
 
-        def verify(problems, texts):
+        def verify(problems, texts, progress):
             place = {id(problem): i for i, problem in enumerate(run.prompts.problems)}
             seen.update(verified=[place[id(problem)] for problem in problems])
-            return ask(problems, texts)
+            return ask(problems, texts, progress)
 
         sampled, collect.rollout, verifier.verify = collect.rollout, written, verify
         try:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny import SMALL, TINY, command
 
@@ -16,6 +17,7 @@ from dasd_jax import cli, evaluate, generate
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.errors import UserError
 from dasd_jax.model.presets import PRESETS, preset
+from dasd_jax.run import records
 
 ROOT = Path(__file__).parents[1]
 SHORT = [f"--config.{field}" for field in (*SMALL, "run.steps=4", "run.checkpoint_every=2")]
@@ -72,10 +74,23 @@ def test_a_run_leaves_what_the_contract_lists(finished):
     assert done["heldout"]["problems"] == 4
     assert done["objective"] == json.loads((workdir / "config.json").read_text())["objective"]
     assert "rise:" in stdout and str(workdir) in stdout
-    samples = [json.loads(line) for line in (workdir / "samples.jsonl").read_text().splitlines()]
-    assert len(samples) == 16
+    samples = list(records.samples(workdir))
+    rollouts = [rollout for sample in samples for rollout in sample["rollouts"]]
+    assert len(rollouts) == 16
+    for rollout in rollouts:
+        for name in ("entropy", "gap", "route", "gate", "dense", "credit"):
+            assert len(rollout["tokens"]) == len(rollout[name])
+        assert len(rollout["offsets"]) == len(rollout["tokens"]) + 1
+        np.testing.assert_allclose(rollout["credit"], rollout["advantage"] + np.array(rollout["dense"]), atol=1e-4)
+        assert {len(pair["teacher"]) for pair in rollout["alternatives"]} == {5}
     for sample in samples:
-        assert len(sample["tokens"]) == len(sample["entropy"]) == len(sample["gap"]) == len(sample["credit"])
+        assert sample["question"] in sample["prompt"] and sample["prompt"] != sample["teacher_prompts"]["teacher"]
+        assert sample["answer"] in sample["teacher_prompts"]["teacher"]
+    for step in (0, 4):
+        kept = list(records.answers(workdir / "heldout" / f"{step}.jsonl"))
+        figures = json.loads((workdir / "heldout" / f"{step}.json").read_text())
+        assert [np.mean(line["reward"]) for line in kept] == figures["per_problem"]
+        assert all(len(line["text"]) == figures["samples"] for line in kept)
 
 
 def test_no_file_of_a_run_and_nothing_that_it_prints_holds_a_secret(finished):
@@ -186,7 +201,7 @@ def test_evaluate_and_generate_take_settings_and_the_newest_checkpoint_from_the_
         f"error: --workdir: {path} was written with run.eval_samples = 2, not 3: "
         "expected the same settings, or the file renamed to keep both\n"
     )
-    assert path.read_bytes() == before and [file.name for file in path.parent.iterdir()] == ["4.json"]
+    assert path.read_bytes() == before and {file.name for file in path.parent.iterdir()} == {"4.json", "4.jsonl"}
     question = [f"--workdir={workdir}", "--prompt=What is 1 + 1?"]
     answered = run("generate", *question)
     assert answered.returncode == 0, answered.stderr
@@ -374,4 +389,5 @@ def test_help_explains_and_exits_0():
 def test_the_progress_lines_say_what_is_left(finished):
     lines = [line for line in finished[1].splitlines() if line.startswith("step ")]
     assert len(lines) == 4
-    assert all("reward" in line and "left" in line for line in lines)
+    assert all(line.startswith(f"step {number}/4 · reward ") for number, line in enumerate(lines, start=1))
+    assert ["left" in line for line in lines] == [True, True, True, False]

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -15,7 +16,7 @@ from dasd_jax.cost.chips import Chip
 ROOT = Path(__file__).parents[1]
 TINY = "--config=configs/qwen_math.py:tiny"
 CHIP = Chip(flops=1e12, hbm=2**30, hbm_rate=1e11, ici_rate=1e10, shapes=("1x1",))
-PROGRAMS = ["re-layout", "rollout", "evaluation", "score", "noise", "update"]
+PROGRAMS = ["re-layout", "rollout", "evaluation", "score", "noise", "samples", "update"]
 NEAR = "--topology: 'v5e:3x4': expected a known slice, nearest are v5e:4x4, v5e:2x4, v5e:8x8"
 
 
@@ -67,6 +68,33 @@ def test_what_does_not_fit_is_named_with_its_parts_and_what_would_help(say):
         assert ". Change " in command.misfit({"program": program, "largest": []}, chip)
     columns = command.heading(report).splitlines()[-2].count("|")
     assert [command.line(row).count("|") for row in report["programs"]] == [columns] * len(PROGRAMS)
+
+
+def test_on_a_terminal_the_table_follows_the_last_program_and_folds(say, monkeypatch):
+    """What a program takes is known as soon as it is compiled; which columns fit beside each other, after the last."""
+    monkeypatch.setattr(command, "programs", lambda *_: [SimpleNamespace(name=name) for name in PROGRAMS])
+    monkeypatch.setattr(command, "measure", lambda program, *_: ROW | {"program": program.name})
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    code, shown, _ = say(TINY, "--topology=v5e:1x1", chip=CHIP)
+    assert code == 0 and "|" not in shown and max(map(len, shown.split("\n"))) <= 80
+    first, *_ = lines = shown.split("\n")
+    assert first == "configs/qwen_math.py:tiny on v5e:1x1: 1 chips"
+    assert [line for line in lines if "compiled in" in line] == [f"{name}: compiled in 12 s" for name in PROGRAMS]
+    blocks = [part.split("\n") for part in shown.split("\n\n") if part.startswith("program ")]
+    assert all([line.split()[0] for line in block[2:] if line] == PROGRAMS for block in blocks)
+    heads = " ".join(block[0].removeprefix("program") for block in blocks)
+    assert heads.split() == " ".join(command.COLUMNS[1:]).split()
+
+
+# A program as `measure` describes it.
+ROW = {
+    "slots": 8, "model_flops": 1e15, "compile_s": 12.3, "fits": True, "needed": 2**30, "largest": [],
+    **dict.fromkeys(("arguments", "temp", "peak", "beside"), 2**29),
+    "collectives": dict.fromkeys(("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute"), 1),
+    "fsdp_ratio": 1.0, "embedding_gathers": 2, "seconds": {"compute": 1.5}, "bound": "compute",
+}  # fmt: skip
 
 
 # What the compiler said of an update that 317.5 KiB were missing for.

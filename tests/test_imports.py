@@ -12,8 +12,11 @@ from dasd_jax.methods import METHODS
 PACKAGE = Path(__file__).parents[1] / "dasd_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAUNCHERS = sorted((PACKAGE.parent / "launchers").rglob("*.py"))
-DOORS = {"cli", "config", "errors", "files", "recorded"}  # what launchers may know of the package
-COMMANDS = {"train", "evaluate", "generate", "intervene", "convert", "fetch", "prepare", "compile"}
+DOORS = {"cli", "config", "errors", "files", "recorded", "terminal"}  # what launchers may know of the package
+COMMANDS = {
+    "train", "evaluate", "generate", "intervene", "convert", "fetch", "prepare", "compile", "marker_polarity", "view",
+    "report",
+}  # fmt: skip
 
 # What each room may import of the package, beside errors, fields, formats, batch, mesh and hosts, which everyone may.
 ARROWS = {
@@ -26,10 +29,12 @@ ARROWS = {
     "batch": set(),
     "mesh": set(),
     "hosts": set(),
+    "terminal": set(),
     "vocab": set(),
     "model": {"vocab", "model"},
     "cost": {"model", "cost"},
     "text": {"text"},
+    "health": {"health"},
     "data": {"text", "data"},
     "rollout": {"vocab", "model", "cost", "rollout"},
     # Its workers draw a task's problem again from its source.
@@ -42,8 +47,10 @@ ARROWS = {
     "field_help": {"config", "field_names", "methods"},
     "recorded": {"config", "files"},
     "learner": {"files", "vocab", "model", "objective", "config", "learner"},
-    "run": {"files", "model", "cost", "text", "data", "rollout", "verify", "objective"}
-    | {"config", "recorded", "learner", "run"},
+    "run": {"files", "model", "cost", "text", "data", "rollout", "verify", "objective", "health"}
+    | {"config", "recorded", "terminal", "learner", "run"},
+    "show": {"files", "run", "text", "show"},  # of run its records alone: it starts without JAX
+    "page": {"files", "health", "page", "run", "text"},
     "cli": {"config", "credentials", "field_help", "field_names", "methods", "resolve"},
 }
 

@@ -133,7 +133,8 @@ def _finished(workdir: Path) -> None:
     figures["macro"] = {"avg@2": 0.5}
     held = {"avg@2": [0.1, 0.2], "pass@2": [0.1, 0.2], "standard_error": [0.1, 0.1], "rise": 0.1}
     held |= {"rise_standard_error": 0.01, "problems": 2}
-    answer = {"example_id": 0, "reward": [0.0], "length": [3], "finished": [True], "error": [""]}
+    answer = {"example_id": 0, "source": "gym:lcm", "question": "1?", "answer": "1", "text": ["2"], "extracted": ["2"]}
+    answer |= {"reward": [0.0], "length": [3], "finished": [True], "error": [""]}
     metrics = [{"step": step, "reward/mean": 0.5, "entropy/mean": 1.0, "eval/avg@2": 0.1} for step in range(5)]
     samples = [{"step": step, "question": "1?", "text": "2", "tokens": ["2"], "entropy": [0.1]} for step in range(1, 5)]
     verdicts = [

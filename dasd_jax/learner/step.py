@@ -18,10 +18,11 @@ from flax import struct
 from dasd_jax.batch import Array, Outcomes, Params, PromptBatch, RolloutBatch, TeacherBatch, TrainState
 from dasd_jax.learner import passes, teachers
 from dasd_jax.learner.batching import map_by_length, minibatches, sum_by_length
+from dasd_jax.learner.inspection import gap_name
 from dasd_jax.learner.step_config import StepConfig
 from dasd_jax.mesh import merge_rows, split_rows
 from dasd_jax.objective.contract import Method, Scored, Signal
-from dasd_jax.objective.masked import masked_mean, pooled_quantile
+from dasd_jax.objective.masked import masked_mean, pooled_quantile, pooled_quantiles
 from dasd_jax.objective.surrogate import ClipRange
 from dasd_jax.objective.token_stats import token_logp, token_logp_and_divergence
 
@@ -75,7 +76,7 @@ def score_step(
         knobs: f32[] each, see `objective.contract.Scored`.
 
     Returns:
-        (Experience for `train_step`; f32[rows, R] for samples.jsonl: "entropy", "gap" or "gap/<view>", and what the
+        (Experience for `train_step`; f32[rows, R] for the log: "entropy", "gap" or "gap/<view>", and what the
         method logs; scalars for the log). Among the scalars is tokens/score_padding_frac: of the response positions
         computed, the share that holds no token.
     """
@@ -95,6 +96,7 @@ def score_step(
         logged["entropy"] = stats.entropy
         metrics = {
             "entropy/mean": masked_mean(stats.entropy, mask),
+            **_entropy_profile(stats.entropy, mask),
             "policy/logp_gap_mean": masked_mean(gap, mask),
             "policy/logp_gap_p999": pooled_quantile(gap, mask, 0.999),
             "policy/logp_gap_max": jnp.max(jnp.where(mask, gap, 0.0)),
@@ -113,11 +115,11 @@ def score_step(
     )
     for name in config.scored:
         view = scored.views[name]
-        of = "" if name == "teacher" else f"/{name}"
-        logged[f"gap{of}"] = view.logp[0] - scored.logp
+        gap = gap_name(name)
+        logged[gap] = view.logp[0] - scored.logp
         metrics[f"entropy/{name}_mean"] = masked_mean(view.entropy[0], mask)
-        metrics[f"gap{of}/forward_kl"] = masked_mean(view.forward_kl[0], mask)
-        metrics[f"gap{of}/reverse_kl"] = masked_mean(view.reverse_kl[0], mask)
+        metrics[f"{gap}/forward_kl"] = masked_mean(view.forward_kl[0], mask)
+        metrics[f"{gap}/reverse_kl"] = masked_mean(view.reverse_kl[0], mask)
     signal = method.signal(scored, config.shape, config.hp)
     divergence = method.divergence(config.hp)
     experience = Experience(
@@ -131,6 +133,19 @@ def score_step(
     return experience, logged | signal.logged, metrics | signal.metrics
 
 
+def _entropy_profile(entropy: Array, mask: Array) -> dict[str, Array]:
+    """How uncertain the policy is, by quantile over all tokens and by quarter of the response: scalars in nats.
+
+    A trained reasoner is certain of most tokens and uncertain at a few (arXiv 2506.01939): its median is near 0.
+    """
+    quantiles = pooled_quantiles(entropy, mask, [percent / 100 for percent in _PERCENTS])
+    place = (jnp.cumsum(mask, axis=1) - 1) * 4 // jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
+    return {f"health/entropy_p{percent}": value for percent, value in zip(_PERCENTS, quantiles, strict=True)} | {
+        f"health/entropy_quarter{quarter + 1}": masked_mean(entropy, mask & (place == quarter)) for quarter in range(4)
+    }
+
+
+_PERCENTS = (20, 50, 80, 95)
 # Odd, so that it is not the difference between the widths of the student's and the teachers' prompts.
 _OTHER_PADDING = 13
 

@@ -74,12 +74,12 @@ def dasd(
         "confidence" need more of every token than this function is given: only `METHOD` applies them.
     """
     live = jnp.any(mask, axis=1)
-    credit, _, _, metrics = _credit(student_logp, teacher_logp, entropy, mask, live, group_advantage, hp, hp.beta)
+    credit, _, _, _, metrics = _credit(student_logp, teacher_logp, entropy, mask, live, group_advantage, hp, hp.beta)
     return credit, metrics
 
 
 def _credit(student_logp, teacher_logp, entropy, mask, live, verifier, hp, beta, noise=0.0, reverse_kl=None, trust=1.0):
-    """(credit f32[rows, R], route f32[rows, R], scale f32[rows], scalars for the log)."""
+    """(credit f32[rows, R], weight of the teacher's term f32[rows, R], scale f32[rows], for samples, for the log)."""
     gap = jnp.where(mask, teacher_logp, 0.0) - jnp.where(mask, student_logp, 0.0)
     entropy = jnp.where(mask, entropy, 0.0)
     scale = gap_scale(gap, mask, hp, noise)
@@ -94,8 +94,8 @@ def _credit(student_logp, teacher_logp, entropy, mask, live, verifier, hp, beta,
             held = (route < 0) & (reverse_kl > hp.repel_kl_max)
             metrics["router/held_frac"] = masked_mean(held, mask)
             route = jnp.where(held, 0.0, route)
-    route *= trust
-    pressure = route * gated_gap(gap, scale[:, None], hp)
+    weight = route * trust
+    pressure = weight * gated_gap(gap, scale[:, None], hp)
 
     rows, mass = jnp.any(mask, axis=1), jnp.abs(pressure)
     metrics |= {
@@ -110,7 +110,9 @@ def _credit(student_logp, teacher_logp, entropy, mask, live, verifier, hp, beta,
         "credit/dense_abs_mean": beta * masked_mean(mass, mask),
         "credit/verifier_abs_mean": masked_mean(jnp.abs(verifier), live),
     }
-    return jnp.where(mask, verifier[:, None] + beta * pressure, 0.0), route, scale, metrics
+    credit = jnp.where(mask, verifier[:, None] + beta * pressure, 0.0)
+    open_by = gate(scaled_gap(gap, scale[:, None], hp), hp) * trust
+    return credit, weight, scale, {"route": route, "gate": jnp.where(mask, open_by, 0.0)}, metrics
 
 
 def router(entropy: Array, mask: Array, hp: DasdParams) -> tuple[Array, Array]:
@@ -171,15 +173,23 @@ def gated_gap(gap: Array, scale: Array, hp: DasdParams) -> Array:
     words and stands in the weight of the token. Both forms of the loss use this one function: the sampled form at the
     token that was drawn, the full form at every word of the vocabulary.
     """
+    scaled = scaled_gap(gap, scale, hp)
+    return gate(scaled, hp) * scaled
+
+
+def scaled_gap(gap: Array, scale: Array, hp: DasdParams) -> Array:
+    """The gap in units of its typical size, clipped; elementwise."""
     scaled = gap / scale
-    if hp.clip:
-        scaled = jnp.clip(scaled, -hp.clip, hp.clip)
-    gate = {
+    return jnp.clip(scaled, -hp.clip, hp.clip) if hp.clip else scaled
+
+
+def gate(scaled: Array, hp: DasdParams) -> Array:
+    """How far the gate is open at each scaled gap, in [0, 1]; 1 where it is none of these three; elementwise."""
+    return {
         "sigmoid": lambda: jax.nn.sigmoid(jnp.abs(scaled) - 1),
         "inverse": lambda: jax.nn.sigmoid(1 - jnp.abs(scaled)),
         "hard": lambda: jnp.where(jnp.abs(scaled) > 1, 1.0, 0.0),
-    }
-    return gate[hp.gate]() * scaled if hp.gate in gate else scaled
+    }.get(hp.gate, lambda: jnp.ones_like(scaled))()
 
 
 def dense_bound(hp: DasdParams) -> float:
@@ -218,7 +228,7 @@ def signal(scored: Scored, shape: Shape, hp: DasdParams) -> Signal:
     teacher, mask = scored.views["teacher"], scored.mask
     verifier = group_advantage(scored.reward, scored.live, shape.rollouts)
     beta = hp.beta * scored.knobs["teacher_weight"]
-    credit, route, scale, metrics = _credit(
+    credit, pull, scale, logged, metrics = _credit(
         scored.logp,
         teacher.logp[0],
         routed_by(scored, hp),
@@ -232,11 +242,11 @@ def signal(scored: Scored, shape: Shape, hp: DasdParams) -> Signal:
         trust=jnp.exp(-teacher.entropy[0]) if hp.gate == "confidence" else 1.0,
     )
     weight, constant = token_mean(mask, shape), jnp.broadcast_to(verifier[:, None], credit.shape)
-    logged = {"credit": credit, "dense": jnp.where(mask, credit - constant, 0.0), "route": route}
+    logged |= {"credit": credit, "dense": jnp.where(mask, credit - constant, 0.0)}
     if hp.form == "sampled":
         return Signal(advantage=credit, weight=weight, logged=logged, metrics=metrics)
     return Signal(
-        advantage=constant, weight=weight, kl=weight * beta * route, given=scale, logged=logged, metrics=metrics
+        advantage=constant, weight=weight, kl=weight * beta * pull, given=scale, logged=logged, metrics=metrics
     )
 
 

@@ -53,7 +53,7 @@ def signal(scored: Scored, shape: Shape, hp: OpsdParams) -> Signal:
     return Signal(
         advantage=gap,
         weight=weight,
-        logged={"credit": gap},
+        logged={"credit": gap, "dense": gap},
         metrics={"gap/mean_abs": masked_mean(jnp.abs(gap), keep)},
     )
 

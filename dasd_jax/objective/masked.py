@@ -1,5 +1,7 @@
 """Means and quantiles over the True part of a mask."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -33,7 +35,15 @@ def pooled_count(x: Array, mask: Array) -> Array:
 
 def pooled_quantile(x: Array, mask: Array, q: float) -> Array:
     """The nearest-rank quantile of all masked values of non-negative f32[rows, R] together: f32[]."""
+    return pooled_quantiles(x, mask, [q])[0]
+
+
+def pooled_quantiles(x: Array, mask: Array, qs: Sequence[float]) -> list[Array]:
+    """Several of them, from one sort."""
     ordered = jnp.sort(reshard(jnp.where(mask, x, -1.0), None, None).reshape(-1))
     count = jnp.sum(mask)
-    rank = jnp.ceil(q * count).astype(jnp.int32)
-    return jnp.maximum(ordered[ordered.size - count + jnp.maximum(rank - 1, 0)], 0.0)
+
+    def of_rank(rank: Array) -> Array:
+        return jnp.maximum(ordered[ordered.size - count + jnp.maximum(rank - 1, 0)], 0.0)
+
+    return [of_rank(jnp.ceil(q * count).astype(jnp.int32)) for q in qs]

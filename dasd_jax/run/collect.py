@@ -16,6 +16,7 @@ from dasd_jax.config import Config
 from dasd_jax.data import contexts
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.sources import Problem
+from dasd_jax.health import figures
 from dasd_jax.mesh import fetch, put_rows, replicate
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.objective.contract import View
@@ -26,6 +27,8 @@ from dasd_jax.run.evaluation import texts_of
 from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify.journal import Journal
 from dasd_jax.verify.verifier import COUNTED, Verdict
+
+_READ_FOR_HEALTH = 128  # responses of a batch at most, evenly spaced: reading 8,192 tokens takes 15 ms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +55,15 @@ class Collected:
             return {}
         lengths = self.rollouts.response_mask.sum(axis=1)
         errors = np.array([verdict.error for verdict in self.verdicts])
+        some = slice(None, None, -(-len(self.texts) // _READ_FOR_HEALTH))
+        health = figures.of_responses(self.texts[some], lengths[some].tolist())
+        del health["length_p95"], health["length_max"]  # of all responses, the former stands below beside the mean
         return {
             "reward/mean": float(self.outcomes.reward.mean()),
             "reward/score_mean": float(np.mean([verdict.score for verdict in self.verdicts])),
             "reward/mixed_groups_frac": float(np.mean(mixed(self.outcomes.reward, group))),
             **{f"reward/{name}_frac": float(np.mean(errors == error)) for name, error in COUNTED.items()},
+            **{f"health/{name}": value for name, value in health.items()},
             "rollout/length_mean": float(lengths.mean()),
             "rollout/length_p95": float(np.percentile(lengths, 95)),
             "rollout/repeated_frac": repeated_frac(self.rollouts.response, self.rollouts.response_mask),
@@ -197,7 +204,7 @@ class Collector:
         with clock.phase("verify"):
             problems = [self._prompts.problems[i] for i in np.repeat(batch.example_id, self._sampling.rollouts)]
             texts = texts_of(self._tokenizer, batch.student_prompt[0], written.response, written.response_mask)
-            verdicts = self._journal.verify(batches_drawn, problems, texts)
+            verdicts = self._journal.verify(batches_drawn, problems, texts, clock.progress)
             lengths = written.response_mask.sum(axis=1)
         return Collected(
             prompts=batch,

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 from dasd_jax.batch import Params
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.sources import Problem, labels
+from dasd_jax.health import figures
 from dasd_jax.mesh import fetch, put_rows, replicate, row_shards
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
@@ -24,6 +26,8 @@ class Answers:
     """What became of the K samples of one problem; each list has K entries."""
 
     example_id: int
+    text: list[str]
+    extracted: list[str | None]  # the answer that was found in the text
     reward: list[float]
     length: list[int]  # tokens, the stop token among them
     finished: list[bool]
@@ -107,6 +111,8 @@ def evaluate(
         texts = texts_of(tokenizer, batch.student_prompt[0], response[keep], mask[keep])
         verdicts = verify(verifier, [prompts.problems[i] for i in ids for _ in range(sampling.rollouts)], texts)
         columns = {
+            "text": texts,
+            "extracted": [verdict.answer for verdict in verdicts],
             "reward": [verdict.reward for verdict in verdicts],
             "length": mask[keep].sum(axis=1).tolist(),
             "finished": finished[keep].tolist(),
@@ -122,8 +128,41 @@ def evaluate(
     return summary(prompts.problems, answers)
 
 
-def summary(problems: Sequence[Problem], answers: Sequence[Answers]) -> dict:
-    """The figures of an evaluation, as a dictionary for JSON.
+def as_line(problems: Sequence[Problem], answers: Answers) -> dict:
+    """The object that is kept of a problem's answers, as `dasd_jax.run.records` describes it."""
+    problem = problems[answers.example_id]
+    asked = {"source": problem.source, "question": problem.question, "answer": problem.answer}
+    return {"example_id": answers.example_id, **asked, **{name: getattr(answers, name) for name in _COLUMNS}}
+
+
+def of_line(line: Mapping[str, Any]) -> Answers:
+    """The inverse of `as_line`.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not what was written.
+    """
+    columns = {name: line[name] for name in _COLUMNS}
+    for name, kinds in _COLUMNS.items():
+        column = columns[name]
+        if (
+            not isinstance(column, list)
+            or len(column) != len(columns["reward"])
+            or not all(type(x) in kinds for x in column)
+        ):
+            raise ValueError(f"{name} is {column!r:.50}")
+    if type(line["example_id"]) is not int:
+        raise ValueError(f"example_id is {line['example_id']!r:.50}")
+    return Answers(line["example_id"], **columns)
+
+
+_COLUMNS = {
+    "text": (str,), "extracted": (str, type(None)), "reward": (int, float), "length": (int,), "finished": (bool,),
+    "error": (str,),
+}  # fmt: skip
+
+
+def summary(problems: Sequence[Problem] | Mapping[int, Problem], answers: Sequence[Answers]) -> dict:
+    """The figures of an evaluation, as a dictionary for JSON; those of docs/health.md are under "health".
 
     Args:
         problems: by example id.
@@ -160,14 +199,30 @@ def _figures(answers: Sequence[Answers]) -> dict:
         "length_mean": float(np.mean([answer.length for answer in answers])),
         "truncated_frac": 1.0 - float(np.mean([answer.finished for answer in answers])),
         **{f"{name}_frac": float(np.mean(errors == error)) for name, error in COUNTED.items()},
+        "health": {
+            **figures.of_responses(
+                [text for answer in answers for text in answer.text],
+                [length for answer in answers for length in answer.length],
+            ),
+            **figures.of_groups([answer.text for answer in answers], [answer.extracted for answer in answers]),
+        },
     }
 
 
 def _macro(benchmarks: Sequence[dict]) -> dict:
     """Means over benchmarks, whose problems are independent of one another; "problems" is their sum."""
-    mean = {name: float(np.mean([figures[name] for figures in benchmarks])) for name in benchmarks[0]}
-    error = math.sqrt(sum(figures["standard_error"] ** 2 for figures in benchmarks)) / len(benchmarks)
-    return mean | {"problems": sum(figures["problems"] for figures in benchmarks), "standard_error": error}
+    error = math.sqrt(sum(benchmark["standard_error"] ** 2 for benchmark in benchmarks)) / len(benchmarks)
+    return {
+        **_means([{name: x for name, x in benchmark.items() if name != "health"} for benchmark in benchmarks]),
+        "problems": sum(benchmark["problems"] for benchmark in benchmarks),
+        "standard_error": error,
+        "health": _means([benchmark["health"] for benchmark in benchmarks]),
+    }
+
+
+def _means(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of each figure that all parts have."""
+    return {name: float(np.mean([part[name] for part in parts])) for name in parts[0] if all(name in p for p in parts)}
 
 
 def rise(before: dict, after: dict) -> tuple[float, float]:

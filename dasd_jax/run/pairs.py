@@ -8,6 +8,7 @@ import numpy as np
 from dasd_jax.run.evaluation import standard_error
 from dasd_jax.run.places import ARMS, Pair
 
+_TAIL = ("length_p95", "length_max")  # of one response they are its length
 Figures = Callable[[Sequence[str], Sequence[int]], dict[str, float]]
 
 
@@ -72,7 +73,9 @@ def _compared(results: Sequence[Result], figures: Figures) -> dict[str, dict]:
     """Figure → control, treated, their paired difference, its standard error, and the numbers of pairs and problems."""
 
     def of(outcome: Outcome) -> dict[str, float]:
-        return {"accuracy": outcome.reward, "length": outcome.length, **figures([outcome.text], [outcome.length])}
+        found = figures([outcome.text], [outcome.length])
+        kept = {name: value for name, value in found.items() if name not in _TAIL}
+        return {"accuracy": outcome.reward, "length": outcome.length, **kept}
 
     by_figure: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for result in results:

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dasd_jax.health.revision import CUE
 from dasd_jax.text.tokenizer import Tokenizer
 
 BY_ENTROPY = ("high entropy", "low entropy", "random")
@@ -29,11 +30,6 @@ ARMS = (*BY_ENTROPY, "suppress cue", "force cue")
 FORK_SHARE = 0.2  # of a response's tokens, by entropy: forks. Source: arXiv 2506.01939, and rho of DASD
 FORCED = "Wait,"
 
-CUES = re.compile(
-    r"\b(?:wait|hmm+|hold on|actually|alternatively|let me (?:double-check|check|verify|recheck|recompute|reexamine"
-    r"|reconsider)|double-check|recheck|mistake|that(?:['’]s| is) (?:not right|wrong|incorrect)|on second thought)\b",
-    re.IGNORECASE,
-)
 _SENTENCE_ENDS = re.compile(r"[.!?](?=\s)|\S(?=\n)")
 
 
@@ -89,7 +85,7 @@ def find_cue(tokenizer: Tokenizer, tokens: np.ndarray, draw: np.random.Generator
 
     A token that holds the end of the cue and more belongs to it, as does one that holds its beginning and more.
     """
-    found = list(CUES.finditer(tokenizer.decode(tokens)))
+    found = list(CUE.finditer(tokenizer.decode(tokens)))
     if not found:
         return None
     match = found[draw.integers(len(found))]
@@ -151,13 +147,13 @@ def _suppressed(tokenizer: Tokenizer, response: Response) -> Pair | None:
 def _begins_cue(piece: str, cue: str) -> bool:
     """Whether a token's text could be the first of this cue, however it is spelled, or holds the whole of another."""
     text = piece.strip().lower()
-    return bool(text) and (cue.startswith(text) or text.startswith(cue) or CUES.match(text) is not None)
+    return bool(text) and (cue.startswith(text) or text.startswith(cue) or CUE.match(text) is not None)
 
 
 def _forced(tokenizer: Tokenizer, response: Response, seed: int, budget: int) -> Pair | None:
     text, tokens = tokenizer.decode(response.tokens), response.tokens
     ends = [match.end() for match in _SENTENCE_ENDS.finditer(text)]
-    ends = [end for end in ends if not CUES.match(text[end : end + 100].lstrip())]
+    ends = [end for end in ends if not CUE.match(text[end : end + 100].lstrip())]
     if not ends:
         return None
     end = int(draws(seed, response.example_id, response.sample, "force cue").choice(ends))

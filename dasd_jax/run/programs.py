@@ -14,6 +14,7 @@ from dasd_jax.config import Config
 from dasd_jax.cost.work import Batch, cache_bytes, forward_flops
 from dasd_jax.data import contexts
 from dasd_jax.learner import checkpoint, teachers
+from dasd_jax.learner.inspection import STUDENT, inspect
 from dasd_jax.learner.optim import make_optimizer
 from dasd_jax.learner.step import rounding_noise, score_step, train_step
 from dasd_jax.learner.step_config import StepConfig
@@ -119,7 +120,7 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
             parts=parts,
             fsdp_minimum=fsdp_minimum(1 + read, 1),
         )
-    experience = _placed(mesh, jax.eval_shape(partial(score_step, steps), params, *arguments)[0])
+    experience, logged, _ = _placed(mesh, jax.eval_shape(partial(score_step, steps), params, *arguments))
     if steps.scored:
         yield Program(
             name="noise",
@@ -129,6 +130,18 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
             traffic=parts * 2 * gathered,
             parts=parts,
             fsdp_minimum=fsdp_minimum(1, 1),
+        )
+    if method.rollouts and config.run.logged_rollouts:
+        views = 1 + len(steps.views)
+        inspected = _inspected(config, mesh, steps, logged)
+        flops_a_row = forward_flops(model, dataclasses.replace(batch, problems=1, rollouts=1))
+        yield Program(
+            name="samples",
+            lower=lambda: inspect.lower(steps, params, state.teachers, *inspected),
+            beside=others - bytes_a_device(state.teachers),
+            flops=views * inspected[-1].size * flops_a_row,
+            traffic=views * 2 * gathered,
+            fsdp_minimum=fsdp_minimum(views, 1),
         )
     divergence = method.divergence(config.hp)
     read = len(divergence.views) if divergence else 0
@@ -197,6 +210,22 @@ def _prompts(config: Config, mesh: Mesh, problems: int) -> PromptBatch:
     return PromptBatch(
         _rows(mesh, shape, jnp.int32), _rows(mesh, shape, jnp.bool_), _rows(mesh, (problems,), jnp.int32)
     )
+
+
+def _inspected(config: Config, mesh: Mesh, steps: StepConfig, logged: dict) -> tuple:
+    """What `inspect` is given besides weights: as many rows as are logged, filled up to the shards of the rows."""
+    group, shards = config.rollout, row_shards(mesh)
+    rows = -(-min(config.run.logged_rollouts, group.problems * steps.shape.rollouts) // shards) * shards
+
+    def prompt(width: int) -> tuple:
+        return _rows(mesh, (rows, width), jnp.int32), _rows(mesh, (rows, width), jnp.bool_)
+
+    prompts = {STUDENT: prompt(group.prompt_length)} | {
+        name: prompt(group.teacher_prompt_length) for name in steps.views
+    }
+    response = (rows, group.max_new_tokens)
+    chosen = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=named(mesh))
+    return prompts, _rows(mesh, response, jnp.int32), _rows(mesh, response, jnp.bool_), logged, chosen
 
 
 def _scored(config: Config, mesh: Mesh, steps: StepConfig) -> tuple:

@@ -55,10 +55,10 @@ def metrics(run: Path) -> list[dict]:
 def samples(run: Path) -> Iterator[dict]:
     """The problems of samples.jsonl in order, each with its rollouts; of an older run one rollout each."""
     for _, line in whole_lines(run / "samples.jsonl", "RUN"):
-        yield line if "rollouts" in line else _of_older(line)
+        yield line if "rollouts" in line else of_older(line)
 
 
-def _of_older(line: dict) -> dict:
+def of_older(line: dict) -> dict:
     """A line of the time when each rollout had one, without prompts, offsets and alternatives."""
     problem = {name: line[name] for name in ("step", "source", "question", "answer") if name in line}
     rollout = {name: value for name, value in line.items() if name not in problem}
@@ -83,20 +83,22 @@ def whole_lines(path: Path, flag: str, *, stepped: bool = True, numbers: bool = 
     Raises:
         UserError: another line is something else.
     """
-    # Lines of bytes: str.splitlines would also cut at U+2028, which model text may hold.
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    for number, text in enumerate(lines, start=1):
-        try:
-            line = formats.parse_object(text, f"line {number}")
-            if stepped and type(line.get("step")) is not int:
-                raise ValueError(f"line {number} has no step")
-            if numbers and (odd := [name for name, value in line.items() if type(value) not in (int, float)]):
-                raise ValueError(f"line {number} holds {odd[0]!r:.50}, which is no number")
-        except ValueError as error:
-            if number == len(lines):
-                return
-            raise UserError(f"{flag}: {path}: {error}: expected the file as it was written, or removed") from error
-        yield text, line
+    if not path.exists():
+        return
+    # In bytes: text would be cut at U+2028, too, which a model may write.
+    with path.open("rb") as file:
+        for number, text in enumerate(file, start=1):
+            try:
+                line = formats.parse_object(text, f"line {number}")
+                if stepped and type(line.get("step")) is not int:
+                    raise ValueError(f"line {number} has no step")
+                if numbers and (odd := [name for name, value in line.items() if type(value) not in (int, float)]):
+                    raise ValueError(f"line {number} holds {odd[0]!r:.50}, which is no number")
+            except ValueError as error:
+                if not text.endswith(b"\n"):
+                    return
+                raise UserError(f"{flag}: {path}: {error}: expected the file as it was written, or removed") from error
+            yield text.rstrip(b"\n"), line
 
 
 # --------------------------------------------------------------------------------------------- of one rollout
@@ -112,7 +114,7 @@ def pieces(rollout: dict) -> list[str]:
 
 
 def directions(rollout: dict) -> list[int]:
-    """Of each token 1 where the teacher's term attracts to it, -1 where it repels, 0 where it does not act.
+    """Of each token 1 where the method pulls toward the teacher, -1 where it pushes away, 0 where it does not act.
 
     By the method's route where it has one; otherwise the term attracts where it has the sign of the gap. A method
     without a dense term, whose loss is a divergence from the teacher, attracts wherever there is a gap.

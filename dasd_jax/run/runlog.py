@@ -1,24 +1,28 @@
 """The log of a run: metrics.jsonl, the same numbers as TensorBoard events, and samples.jsonl."""
 
 import itertools
-import json
 import math
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 
-from dasd_jax import hosts
+from dasd_jax import files, hosts
 from dasd_jax.errors import UserError
 from dasd_jax.run.records import whole_lines
+
+LEFT_OUT = "samples/left_out"  # in the log: rollouts of a step for which samples.jsonl had no room
 
 
 class RunLog:
     """One object a step in metrics.jsonl, the same numbers as TensorBoard events, and a few rollouts in samples.jsonl.
+
+    samples.jsonl grows to a limit that all steps share evenly: rollouts for which a step has no room are left out, and
+    counted in the log.
 
     Opened for a run that goes on from step n, it cuts the files back to n and makes the events again, so that each
     step is in them once. A number that is not finite is left out, since JSON cannot represent it. With several
@@ -28,19 +32,22 @@ class RunLog:
         lines: the objects of metrics.jsonl, in order.
     """
 
-    def __init__(self, workdir: Path, step: int):
+    def __init__(self, workdir: Path, step: int, samples_a_step: float = math.inf):
         """Opens the log of a run whose last finished step is `step`; -1 for a run that starts.
+
+        Args:
+            samples_a_step: bytes of samples.jsonl that each step adds to what may be filled.
 
         Raises:
             UserError: a line before the last of one of the files is not what was written, or a step is missing.
         """
         self._metrics, self._samples = workdir / "metrics.jsonl", workdir / "samples.jsonl"
         self.lines = hosts.from_main(lambda: list(_cut_back(self._metrics, step, numbers=True)))
+        self._samples_a_step = samples_a_step
+        self._size = hosts.from_main(lambda: _size_cut_back(self._samples, step))
         self._writes = hosts.is_main()
         if not self._writes:
             return
-        for _ in _cut_back(self._samples, step, numbers=False):
-            pass
         folder = workdir / "tensorboard"
         if folder.exists():
             shutil.rmtree(folder)
@@ -51,17 +58,41 @@ class RunLog:
             self._add_events(line)
         self._events.flush()
 
-    def write(self, step: int, metrics: dict[str, float], samples: Iterable[dict] = ()) -> None:
-        """Appends one step; samples first, so that a step with metrics has its samples."""
+    def write(self, step: int, metrics: dict[str, float], samples: Sequence[dict] = ()) -> int:
+        """Appends one step; samples first, so that a step with metrics has its samples.
+
+        Args:
+            samples: problems with their rollouts, as `dasd_jax.run.records` describes them, but for the step.
+
+        Returns:
+            How many of the rollouts had no room.
+        """
+        logged, left_out = self._that_fit(step, samples)
         finite = {name: float(value) for name, value in sorted(metrics.items()) if math.isfinite(value)}
-        line = {"step": step, **finite}
+        line = {"step": step, **finite} | ({LEFT_OUT: float(left_out)} if left_out else {})
         self.lines.append(line)
-        if not self._writes:
-            return
-        _append(self._samples, ({"step": step, **sample} for sample in samples))
-        _append(self._metrics, [line])
-        self._add_events(line)
-        self._events.flush()
+        if self._writes:
+            _append(self._samples, logged)
+            _append(self._metrics, [files.json_line(line)])
+            self._add_events(line)
+            self._events.flush()
+        return left_out
+
+    def _that_fit(self, step: int, samples: Sequence[dict]) -> tuple[list[str], int]:
+        """(lines of samples.jsonl for which this step has room, rollouts left out), the same in every process."""
+        logged, left_out = [], 0
+        for problem in samples:
+            rollouts = list(problem["rollouts"])
+            while rollouts:
+                line = files.json_line({"step": step, **problem, "rollouts": rollouts})
+                size = len(line.encode())
+                if self._size + size <= self._samples_a_step * max(step, 1):
+                    self._size += size
+                    logged.append(line)
+                    break
+                rollouts.pop()
+            left_out += len(problem["rollouts"]) - len(rollouts)
+        return logged, left_out
 
     def close(self) -> None:
         """Closes the events; nothing else is open between two steps."""
@@ -73,10 +104,17 @@ class RunLog:
         self._events.write_event(Event(wall_time=time.time(), step=line["step"], summary=Summary(value=values)))
 
 
-def _append(path: Path, lines: Iterable[dict]) -> None:
+def _append(path: Path, lines: Iterable[str]) -> None:
     """Adds lines and closes the file: a mounted bucket has nothing of a file that is open."""
     with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        file.writelines(lines)
+
+
+def _size_cut_back(path: Path, step: int) -> int:
+    """Keeps the lines up to `step`; bytes that stay."""
+    for _ in _cut_back(path, step, numbers=False):
+        pass
+    return path.stat().st_size if path.exists() else 0
 
 
 def _cut_back(path: Path, step: int, numbers: bool) -> Iterable[dict]:

@@ -1,36 +1,149 @@
-"""Rollouts for samples.jsonl: what was written, what it earned, and what the method says of each token."""
+"""Rollouts for samples.jsonl: which ones, and what is kept of each token; the format is in `dasd_jax.run.records`."""
+
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 
+from dasd_jax.batch import TeacherBatch
+from dasd_jax.learner.inspection import STUDENT
 from dasd_jax.mesh import fetch
 from dasd_jax.run.collect import Collected
+from dasd_jax.text.spans import offsets, spelled
 from dasd_jax.text.tokenizer import Tokenizer
 
+Prompt = tuple[np.ndarray, np.ndarray]  # i32[n, W] and its mask
 
-def samples(collected: Collected, logged: dict[str, jax.Array], tokenizer: Tokenizer, count: int) -> list[dict]:
-    """The first rollouts of a batch, token by token.
+
+def choose(correct: np.ndarray, group: int, count: int, seed: int, step: int) -> np.ndarray:
+    """The rows of a batch to log: right and wrong ones in turn, each of the problem that has fewest so far.
+
+    Chosen before anything is scored, by the verdicts alone, so that what is shown is no selection by what the method
+    makes of it. The order of the problems depends on the run's seed and the step.
 
     Args:
-        logged: f32[rows, R] by name, from `score_step`.
-        count: how many rollouts.
+        correct: f32[rows], 0 or 1.
+        group: rollouts per problem.
+        count: rows to choose.
+
+    Returns:
+        i32[min(count, rows)], ascending.
     """
-    written = collected.rollouts
-    arrays: dict[str, np.ndarray] = {name: x[:count] for name, x in fetch(logged).items()}
-    rows = []
-    for row in range(min(count, len(collected.texts))):
-        keep, problem, verdict = written.response_mask[row], collected.problems[row], collected.verdicts[row]
-        rows.append(
-            {
+    rows = len(correct)
+    if count >= rows:
+        return np.arange(rows, dtype=np.int32)
+    turn = np.random.default_rng([seed, step]).permutation(rows // group)
+    taken, left, chosen = np.zeros(rows // group, int), set(range(rows)), []
+    for number in range(count):
+        wanted = [row for row in left if (correct[row] > 0.5) == (number % 2 == 0)]
+        row = min(wanted or left, key=lambda row: (taken[row // group], turn[row // group], row))
+        taken[row // group] += 1
+        left.remove(row)
+        chosen.append(row)
+    return np.array(sorted(chosen), np.int32)
+
+
+def samples(
+    collected: Collected,
+    shown: Mapping[str, TeacherBatch],
+    logged: dict[str, jax.Array],
+    rows: np.ndarray,
+    tokenizer: Tokenizer,
+    inspected: Callable,
+) -> list[dict]:
+    """The chosen rollouts, token by token, under their problems.
+
+    Args:
+        shown: the teachers' prompts by view, as NumPy arrays.
+        logged: f32[rows of the batch, R] by name, from `score_step`.
+        rows: i32[n], from `choose`.
+        inspected: (prompts, response, mask, logged, rows) → what `learner.inspection.inspect` returns, on its devices.
+    """
+    if not len(rows):
+        return []
+    written, group = collected.rollouts, len(collected.texts) // len(collected.prompts.example_id)
+    prompts = _prompts(collected, shown, rows, group)
+    of_rows = prompts, written.response[rows], written.response_mask[rows], logged, rows
+    numbers, places, likeliest = fetch(inspected(*of_rows))
+    lines: dict[int, dict] = {}
+    for n, row in enumerate(rows.tolist()):
+        problem, verdict = collected.problems[row], collected.verdicts[row]
+        index, keep, text = row // group, written.response_mask[row], collected.texts[row]
+        of_views = {
+            name: [spelled(tokenizer, ids[mask]) for ids, mask in _of_row(batch, row, group)]
+            for name, batch in shown.items()
+        }
+        per_rollout = {name: texts for name, texts in of_views.items() if shown[name].shown.ndim > 1}
+        if index not in lines:
+            prompt = collected.prompts.student_prompt[index][collected.prompts.student_prompt_mask[index]]
+            lines[index] = {
+                "example_id": int(collected.prompts.example_id[index]),
                 "source": problem.source,
                 "question": problem.question,
                 "answer": problem.answer,
-                "text": collected.texts[row],
+                "prompt": spelled(tokenizer, prompt),
+                "teacher_prompts": {name: of_views[name][0] for name in of_views if name not in per_rollout},
+                "rollouts": [],
+            }
+        ids = written.response[row][keep].tolist()
+        values = {name: x[n][keep] for name, x in numbers.items()}
+        lines[index]["rollouts"].append(
+            {
+                "row": row,
+                "text": text,
                 "reward": verdict.reward,
                 "score": verdict.score,
+                "extracted": verdict.answer,
+                "error": verdict.error,
                 "finished": bool(written.finished[row]),
-                "tokens": [tokenizer.piece(int(token)) for token in written.response[row][keep]],
-                **{name: [round(float(v), 5) for v in x[row][keep]] for name, x in arrays.items()},
+                **_advantage(values),
+                "teacher_prompts": per_rollout,
+                "tokens": [tokenizer.piece(token) for token in ids],
+                "offsets": offsets(tokenizer, ids, text, len(text) - len(tokenizer.decode(ids))),
+                **{name: [_short(v) for v in x] for name, x in values.items()},
+                "alternatives": [
+                    {"token": int(place)}
+                    | {name: _alternatives(tokenizer, *(x[n][at] for x in pair)) for name, pair in likeliest.items()}
+                    for at, place in enumerate(places[n])
+                    if place < len(ids)
+                ],
             }
         )
-    return rows
+    return list(lines.values())
+
+
+def _prompts(
+    collected: Collected, shown: Mapping[str, TeacherBatch], rows: np.ndarray, group: int
+) -> dict[str, Prompt]:
+    """What the student and each teacher read before these rows; of K prompts the first."""
+    of_problem = rows // group
+    prompts = {STUDENT: (collected.prompts.student_prompt, collected.prompts.student_prompt_mask)}
+    found = {name: tuple(x[of_problem] for x in pair) for name, pair in prompts.items()}
+    for name, batch in shown.items():
+        pair = batch.teacher_prompt, batch.teacher_prompt_mask
+        at = (of_problem,) if batch.shown.ndim == 1 else (of_problem, rows % group, 0)
+        found[name] = tuple(x[at] for x in pair)
+    return found
+
+
+def _of_row(batch: TeacherBatch, row: int, group: int) -> list[Prompt]:
+    """The prompts of a row's teacher: one, or K of its own."""
+    at = row // group if batch.shown.ndim == 1 else (row // group, row % group)
+    ids, mask = batch.teacher_prompt[at], batch.teacher_prompt_mask[at]
+    return list(zip(np.atleast_2d(ids), np.atleast_2d(mask), strict=True))
+
+
+def _advantage(values: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The verifier's share of the credit, the same for every token; nothing of methods without credit."""
+    if "credit" not in values or not len(values["credit"]):
+        return {}
+    return {"advantage": _short(np.mean(values["credit"] - values.get("dense", 0.0)))}
+
+
+def _alternatives(tokenizer: Tokenizer, ids: Sequence[int], probabilities: Sequence[float]) -> list[list]:
+    return [[tokenizer.piece(int(id)), int(id), _short(p)] for id, p in zip(ids, probabilities, strict=True)]
+
+
+def _short(value: float) -> float:
+    """Five significant digits: what a reader of the log can use."""
+    return float(f"{float(value):.5g}")

@@ -1,6 +1,7 @@
 """The parts of one training run, opened or resumed; mistakes of the user are found here, before the first step."""
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 
@@ -117,7 +118,8 @@ def start(config: Config, folder: Path, mesh: jax.sharding.Mesh, verifier: Verif
     hosts.barrier()
     workdir.check_shared(folder / "config.json")
     begins_again = not resumed and (folder / "metrics.jsonl").exists()
-    log = RunLog(folder, int(state.step) if resumed else -1)
+    room = config.run.samples_mb * 2**20 / config.run.steps if config.run.samples_mb else math.inf
+    log = RunLog(folder, int(state.step) if resumed else -1, samples_a_step=room)
     run = Run(
         config=config,
         workdir=folder,

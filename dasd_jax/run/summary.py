@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dasd_jax import files, formats
+from dasd_jax import files, formats, terminal
 from dasd_jax.config import Config
 from dasd_jax.run.evaluation import rise
 
@@ -60,19 +60,19 @@ def summarise(config: Config, workdir: Path, lines: Sequence[dict], seconds: flo
 
 
 def as_text(done: dict) -> str:
-    """The lines that are printed of done.json."""
+    """The lines that are printed of done.json: of up to 80 cells, if the workdir's name is not longer."""
     held = done["heldout"]
     average = next(name for name in held if name.startswith("avg@"))
     passed = next(name for name in held if name.startswith("pass@"))
     error = held["rise_standard_error"]
     errors = f"{held['rise'] / error:.1f} standard errors" if error else "no spread"
-    means = ", ".join(f"{name} {value:.4g}" for name, value in done["mean_over_steps"].items())
+    means = [(name, f"{value:.4g}") for name, value in done["mean_over_steps"].items()]
     lines = [
         f"held-out {average}: {held[average][0]:.3f} ± {held['standard_error'][0]:.3f} before, "
         f"{held[average][1]:.3f} ± {held['standard_error'][1]:.3f} after, {held['problems']} problems",
         f"rise: {held['rise']:+.3f} ± {held['rise_standard_error']:.3f}, {errors} by problem",
         f"held-out {passed}: {held[passed][0]:.3f} before, {held[passed][1]:.3f} after",
-        *([f"means over the run: {means}"] if means else []),
+        *([terminal.table(("mean over the steps", ""), means, None)] if means else []),
         f"{done['seconds_this_session'] / 60:.1f} min, peak memory {done['peak_memory_gib']:.1f} GiB",
         f"the run lies in {done['workdir']}",
     ]

@@ -10,13 +10,19 @@ from pathlib import Path
 
 from dasd_jax import formats, hosts
 from dasd_jax.data.sources import Problem
-from dasd_jax.verify.verifier import Verdict, Verifier
+from dasd_jax.verify.verifier import Progress, Verdict, Verifier, no_progress
 
 
-def verify(verifier: Verifier, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
-    """Verdicts on all responses, equal in every process: each process verifies a share, and all are gathered."""
+def verify(
+    verifier: Verifier, problems: Sequence[Problem], texts: Sequence[str], progress: Progress = no_progress
+) -> list[Verdict]:
+    """Verdicts on all responses, equal in every process: each process verifies a share, and all are gathered.
+
+    Args:
+        progress: hears of this process's share.
+    """
     mine = hosts.share(len(texts))
-    verdicts = [dataclasses.astuple(verdict) for verdict in verifier.verify(problems[mine], texts[mine])]
+    verdicts = [dataclasses.astuple(verdict) for verdict in verifier.verify(problems[mine], texts[mine], progress)]
     return [Verdict(*verdict) for part in hosts.gather(verdicts) for verdict in part]
 
 
@@ -33,13 +39,15 @@ class Journal:
         self._path, self._verifier = path, verifier
         self._known: dict[tuple[int, str], list] | None = None
 
-    def verify(self, batch: int, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
+    def verify(
+        self, batch: int, problems: Sequence[Problem], texts: Sequence[str], progress: Progress = no_progress
+    ) -> list[Verdict]:
         """Verdicts on `texts[i]` as a response to `problems[i]`, for the batch with this number."""
         digest = _digest(problems, texts)
         known = hosts.from_main(lambda: self._recall(batch, digest))
         if known is not None and len(known) == len(texts):
             return [Verdict(*fields) for fields in known]
-        verdicts = verify(self._verifier, problems, texts)
+        verdicts = verify(self._verifier, problems, texts, progress)
         if not hosts.is_main():
             return verdicts
         line = {"batch": batch, "responses": digest, "verdicts": [dataclasses.astuple(each) for each in verdicts]}

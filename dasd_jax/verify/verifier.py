@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dasd_jax.data.sources import Problem
@@ -56,6 +56,14 @@ class Slowest:
 COUNTED = {"parse_failure": "parse", "unreadable": "unreadable", "timeout": "timeout"}
 
 
+# Called with (answers scored, answers to score) as they are scored; equal answers to one problem count once.
+Progress = Callable[[int, int], None]
+
+
+def no_progress(done: int, total: int) -> None:
+    """Tells nobody."""
+
+
 class Verifier:
     """A pool of worker processes, as a context manager. Construction starts them without waiting for them.
 
@@ -89,7 +97,9 @@ class Verifier:
             self._end(self._workers.pop())
         self._selector.close()
 
-    def verify(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Verdict]:
+    def verify(
+        self, problems: Sequence[Problem], texts: Sequence[str], progress: Progress = no_progress
+    ) -> list[Verdict]:
         """Scores `texts[i]` as a response to `problems[i]`; equal (problem, answer) pairs are scored once.
 
         Raises:
@@ -99,29 +109,35 @@ class Verifier:
             (problem, checksum(text) if problem.scorer == "checksum" else extract_answer(text))
             for problem, text in zip(problems, texts, strict=True)
         ]
-        outcomes = self._score([pair for pair in dict.fromkeys(pairs) if pair[1] is not None])
+        outcomes = self._score([pair for pair in dict.fromkeys(pairs) if pair[1] is not None], progress)
         verdicts = []
         for pair in pairs:
             score, error = outcomes.get(pair, (0.0, "parse"))
             verdicts.append(Verdict(float(score >= REWARD_THRESHOLD), score, pair[1], error))
         return verdicts
 
-    def _score(self, pairs: list[tuple[Problem, str]]) -> dict[tuple[Problem, str], tuple[float, str]]:
+    def _score(
+        self, pairs: list[tuple[Problem, str]], progress: Progress
+    ) -> dict[tuple[Problem, str], tuple[float, str]]:
         """(score, error) of every pair."""
-        outcomes = self._try(pairs, CLOCK * self._deadline_s)
-        for pair in pairs:
-            if outcomes[pair][1] in _RETRIED:
-                score, error = self._try([pair], CLOCK_ALONE * self._deadline_s)[pair]
-                outcomes[pair] = score, _RETRIED.get(error, error)
+        outcomes = self._try(pairs, CLOCK * self._deadline_s, progress)
+        again = [pair for pair in pairs if outcomes[pair][1] in _RETRIED]
+        for number, pair in enumerate(again):
+            progress(len(pairs) + number, len(pairs) + len(again))
+            score, error = self._try([pair], CLOCK_ALONE * self._deadline_s, no_progress)[pair]
+            outcomes[pair] = score, _RETRIED.get(error, error)
         return outcomes
 
-    def _try(self, pairs: list[tuple[Problem, str]], clock_s: float) -> dict[tuple[Problem, str], tuple[float, str]]:
+    def _try(
+        self, pairs: list[tuple[Problem, str]], clock_s: float, progress: Progress
+    ) -> dict[tuple[Problem, str], tuple[float, str]]:
         """(score, error) of every pair after one attempt; the error may also be one of _RETRIED."""
         for worker in [worker for worker in self._workers if worker.pair]:
             self._replace(worker)  # of a call that was interrupted: its reply would be taken for another pair's
         waiting = deque(pairs)
         outcomes = {}
         while len(outcomes) < len(pairs):
+            progress(len(outcomes), len(pairs))
             for worker in [worker for worker in self._workers if not worker.busy][: len(waiting)]:
                 try:
                     worker.ask(waiting[0], clock_s)
@@ -144,6 +160,7 @@ class Verifier:
                 if worker.pair:
                     outcomes[worker.pair] = self._settled(worker, (0.0, "late", 0.0))
                 self._replace(worker)
+        progress(len(pairs), len(pairs))
         return outcomes
 
     def _settled(self, worker: "_Worker", reply: Sequence) -> tuple[float, str]:

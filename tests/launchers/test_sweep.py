@@ -288,6 +288,20 @@ def test_without_several_seeds_there_is_one_table():
     assert len(sweep.table(found, [done(0.5), done(0.6)], {}).splitlines()) == 4
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_on_a_terminal_the_tables_fold_and_name_each_point_in_every_block(width):
+    found = points_of(*grid(each("objective.beta", (0.0, 0.1)), seeds(2)))
+    text = sweep.table(found, [done(0.5), done(0.7), done(0.6), None], {}, width)
+    assert max(map(len, text.split("\n"))) <= width
+    blocks = [block.split("\n") for block in text.split("\n\n")]
+    points, means = ([block for block in blocks if name in block[0]] for name in ("run.seed", "seeds"))
+    assert len(points) + len(means) == len(blocks)
+    for block in points:
+        assert [line.split()[:2] for line in block[2:]] == [["0.0", "0"], ["0.0", "1"], ["0.1", "0"], ["0.1", "1"]]
+    for block in means:
+        assert [line.split()[:2] for line in block[2:]] == [["0.0", "2"], ["0.1", "1"]]
+
+
 # ------------------------------------------------------------------------------------------------ on slices
 
 

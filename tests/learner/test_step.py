@@ -12,9 +12,10 @@ from flax import traverse_util
 
 from dasd_jax.batch import Outcomes, PromptBatch, RolloutBatch, TeacherBatch
 from dasd_jax.learner.checkpoint import new_state
+from dasd_jax.learner.inspection import inspect
 from dasd_jax.learner.step import minibatch_loss, rounding_noise, score_step, train_step
 from dasd_jax.learner.step_config import StepConfig
-from dasd_jax.mesh import merge_rows, put_rows, split_rows
+from dasd_jax.mesh import MeshConfig, make_mesh, merge_rows, put_rows, replicate, split_rows
 from dasd_jax.methods import METHODS
 from dasd_jax.model import param_table, transformer
 from dasd_jax.model.presets import preset
@@ -161,6 +162,73 @@ def test_the_views_are_the_model_on_each_prompt_alone(mesh):
             logp = np.asarray(alone(params, whole, valid))[0]
             expected = [logp[len(prompt) - 1 + t, token] for t, token in enumerate(answer)]
             np.testing.assert_allclose(got[row, : len(answer)], expected, atol=2e-5)
+
+
+def looked_at(mesh, steps, rows, params, parts):
+    """`inspect` of these rows, as NumPy, and the score pass's own numbers."""
+    prompts, shown, rollouts, _ = parts
+    experience, logged, _ = score(mesh, steps, parts, params)
+    teacher = shown["teacher"]
+    of_views = {
+        "student": (prompts.student_prompt, prompts.student_prompt_mask),
+        "teacher": (teacher.teacher_prompt, teacher.teacher_prompt_mask),
+    }
+    of_rows = jax.tree.map(lambda x: x[rows // G], of_views), rollouts.response[rows], rollouts.response_mask[rows]
+    found = inspect(steps, params, {}, *put_rows(mesh, of_rows), logged, replicate(mesh, rows))
+    return *jax.device_get((*found, logged)), np.asarray(merge_rows(experience.old_logp))
+
+
+@pytest.mark.parametrize("where", ["mesh", "mesh8"])
+def test_the_alternatives_of_logged_rollouts_are_each_views_likeliest_tokens(where, request):
+    """At the tokens where the teacher's share is largest: ids and probabilities by the unsharded model alone."""
+    mesh, parts = request.getfixturevalue(where), batch()
+    params = wide_params(mesh)
+    rows = np.array([0, 1, 4, 7], np.int32)
+    chosen, places, likeliest, logged, _ = looked_at(mesh, config(), rows, params, parts)
+    for name, values in logged.items():
+        np.testing.assert_allclose(chosen[name], values[rows], rtol=1e-6)
+    prompts, shown, rollouts, _ = parts
+    for n, row in enumerate(rows):
+        length = int(rollouts.response_mask[row].sum())
+        real = places[n][places[n] < length]
+        np.testing.assert_array_equal(real, np.arange(length))  # fewer tokens than places: all of them
+        for view, prompt, mask in (
+            ("student", prompts.student_prompt, prompts.student_prompt_mask),
+            ("teacher", shown["teacher"].teacher_prompt, shown["teacher"].teacher_prompt_mask),
+        ):
+            before = prompt[row // G][mask[row // G]]
+            tokens = np.concatenate([before, rollouts.response[row][:length]])[None].astype(np.int32)
+            p = probabilities(tokens)[len(before) - 1 :]
+            for at, place in enumerate(places[n]):
+                if place < length:
+                    ids, found = likeliest[view][0][n, at], likeliest[view][1][n, at]
+                    np.testing.assert_allclose(found, np.sort(p[place])[::-1][:5], rtol=1e-4)
+                    np.testing.assert_allclose(found, p[place][ids], rtol=1e-4)
+
+
+def probabilities(tokens):
+    """[S, V] after each token, with `wide_params` on one device."""
+    one = make_mesh(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(one):
+        params, valid = wide_params(one), np.ones(tokens.shape, bool)
+        return np.asarray(_probabilities(params, tokens, valid))[0]
+
+
+@jax.jit
+def _probabilities(params, tokens, valid):
+    hidden, _ = transformer.forward(MODEL, params, tokens, transformer.prompt_positions(valid), valid)
+    return jax.nn.softmax(transformer.unembed(MODEL, params, hidden))
+
+
+def test_the_gap_of_a_teacher_that_is_not_scored_is_logged_for_the_chosen_rollouts(mesh):
+    """SDPO's score pass reads no teacher; the gap of DASD's, which is the same teacher here, is the right value."""
+    params, parts, rows = wide_params(mesh), batch(), np.array([1, 3], np.int32)
+    live = dataclasses.replace(METHODS["sdpo"], views=lambda hp: {"teacher": View()})
+    steps = dataclasses.replace(config("sdpo"), method=live)
+    chosen, *_ = looked_at(mesh, steps, rows, params, parts)
+    _, logged, _ = score(mesh, config(), parts, params)
+    mask = parts[2].response_mask[rows]
+    np.testing.assert_allclose(chosen["gap"][mask], np.asarray(logged["gap"])[rows][mask], atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

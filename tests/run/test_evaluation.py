@@ -1,12 +1,23 @@
 """The figures of evaluation, by hand and by enumeration."""
 
+import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
 
 from dasd_jax.data.sources import Problem
-from dasd_jax.run.evaluation import Answers, pass_at_k, rise, standard_error, summary, texts_of
+from dasd_jax.run.evaluation import (
+    Answers,
+    as_line,
+    of_line,
+    pass_at_k,
+    rise,
+    standard_error,
+    summary,
+    texts_of,
+)
 from dasd_jax.verify.extract import extract_answer
 
 
@@ -42,7 +53,9 @@ def problem(source):
 
 def answers(example_id, *reward, length=10, finished=True):
     count = len(reward)
-    return Answers(example_id, list(reward), [length] * count, [finished] * count, ["parse"] + [""] * (count - 1))
+    texts, extracted = ["So 1"] * count, [None] + ["1"] * (count - 1)
+    errors = ["parse"] + [""] * (count - 1)
+    return Answers(example_id, texts, extracted, list(reward), [length] * count, [finished] * count, errors)
 
 
 def test_each_benchmark_counts_once_in_the_macro_average():
@@ -62,6 +75,37 @@ def test_each_benchmark_counts_once_in_the_macro_average():
     assert (result["problems"], aime["problems"], macro["problems"]) == (4, 3, 4)
     assert macro["parse_failure_frac"] == 0.25 and macro["truncated_frac"] == 0
     assert result["per_problem"] == [0.5, 1.0, 0.0, 1.0]
+
+
+def test_figures_of_health_are_means_over_benchmarks_in_the_macro_average():
+    """Lengths of 10 in three problems and of 30 in one; an equality in the other benchmark alone is none of both."""
+    problems = [problem("tfds:data/aime24"), problem("tfds:data/math500?split=train")]
+    of_both = [
+        answers(0, 1, 1, 0, 0),
+        answers(0, 1, 1, 1, 1),
+        answers(0, 0, 0, 0, 0),
+        answers(1, 1, 1, 1, 1, length=30),
+    ]
+    of_both[-1] = dataclasses.replace(of_both[-1], text=["wait, 1 + 1 = 2"] * 4)
+    result = summary(problems, of_both)
+    aime, math500, macro = result["benchmarks"]["aime24"], result["benchmarks"]["math500"], result["macro"]
+    assert aime["health"]["length_p95"] == 10 and math500["health"]["length_p95"] == 30
+    assert macro["health"]["length_p95"] == 20 and result["health"]["length_max"] == 30
+    assert math500["health"]["step_accuracy"] == 1 and "step_accuracy" not in aime["health"] | macro["health"]
+    assert math500["health"]["epistemic_per_1k"] == pytest.approx(1000 / 30)
+    assert aime["health"]["first_answer_repeats_frac"] == 0  # the first sample has no answer
+
+
+def test_the_kept_answers_of_an_evaluation_are_read_as_they_were_written():
+    problems = [problem("tfds:data/aime24")]
+    line = json.loads(json.dumps(as_line(problems, answers(0, 1, 0))))
+    assert (line["question"], line["source"], line["text"]) == ("q", "tfds:data/aime24", ["So 1"] * 2)
+    assert of_line(line) == answers(0, 1, 0)
+    for change in ({"text": [1, 2]}, {"length": [1]}, {"extracted": "1"}, {"example_id": "0"}):
+        with pytest.raises(ValueError, match=next(iter(change))):
+            of_line(line | change)
+    with pytest.raises(KeyError):
+        of_line({name: value for name, value in line.items() if name != "text"})
 
 
 def test_128_samples_are_estimated_at_every_power_of_two():

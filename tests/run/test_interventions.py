@@ -9,7 +9,6 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-import rich.console
 
 from dasd_jax import cli, intervene
 from dasd_jax.errors import UserError
@@ -27,7 +26,7 @@ TINY = "--config=configs/methods.py:tiny,method=dasd"
 TOKENIZER = ByteTokenizer()
 EIGHT = MeshConfig(data=2, fsdp=2, tensor=2)
 # Random weights write no words: every letter is taken for a cue, and every character for the end of a sentence.
-LOOSE = {"CUES": re.compile("[a-z]", re.IGNORECASE), "_SENTENCE_ENDS": re.compile(".", re.DOTALL)}
+LOOSE = {"CUE": re.compile("[a-z]", re.IGNORECASE), "_SENTENCE_ENDS": re.compile(".", re.DOTALL)}
 
 
 def config(*overrides):
@@ -235,8 +234,8 @@ def test_every_arm_acts_where_it_says_in_sampled_responses():
         np.testing.assert_array_equal(pair.treated[:-1], response.tokens[: response.cue.start])
         put = int(pair.treated[-1])
         before = response.at_cue[: list(response.at_cue).index(put)]
-        assert not LOOSE["CUES"].match(TOKENIZER.decode([put]))
-        assert all(LOOSE["CUES"].match(TOKENIZER.decode([token])) for token in before)
+        assert not LOOSE["CUE"].match(TOKENIZER.decode([put]))
+        assert all(LOOSE["CUE"].match(TOKENIZER.decode([token])) for token in before)
     for pair, response in of_arms(found, "force cue"):
         np.testing.assert_array_equal(pair.control, response.tokens[: pair.place])
         np.testing.assert_array_equal(pair.treated[: pair.place], pair.control)
@@ -353,11 +352,8 @@ def test_the_table_has_every_difference_in_80_columns():
     doubt = {"control": 1.0, "treated": 30.5, "difference": 29.5, "standard_error": 12.25}
     figures = {"accuracy": change, "step_accuracy": change, "epistemic_count": doubt}
     arms = {arm: {"pairs": 65536, "figures": figures} for arm in ARMS} | {"random": {"pairs": 0, "figures": {}}}
-    console = rich.console.Console(width=200)
-    with console.capture() as captured:
-        console.print(intervene.table({"arms": arms}))
-    lines = [line.rstrip() for line in captured.get().splitlines()]
-    assert max(map(len, lines)) <= 80
+    lines = intervene.table({"arms": arms}, 80).splitlines()
+    assert len(lines) == 2 + len(ARMS) and max(map(len, lines)) <= 80
     rows = {arm: next(line.split(arm)[1].split() for line in lines if arm in line) for arm in ARMS}
     assert rows["random"] == ["0", "–", "–", "–", "–", "–"]
     assert " ".join(rows["force cue"]) == "65536 .500 .250 -.250 ± .062 -.250 ± .062 +29.5 ± 12.2"
@@ -370,7 +366,7 @@ def call(monkeypatch, tmp_path):
     run.mkdir()
     (run / "config.json").write_text(json.dumps(config().to_dict()))
     monkeypatch.setattr(intervene, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
-    monkeypatch.setattr(places, "CUES", LOOSE["CUES"])
+    monkeypatch.setattr(places, "CUE", LOOSE["CUE"])
 
     def command(*argv):
         intervene.main([str(run), "--checkpoint=start", *argv])
@@ -384,7 +380,8 @@ def test_the_command_writes_figures_and_pairs_and_shows_a_table(call, capsys):
     said = capsys.readouterr().out
     assert f"written to {folder / 'start.json'}" in said
     figures = json.loads((folder / "start.json").read_text())
-    lines = [json.loads(line) for line in (folder / "start.jsonl").read_text().splitlines()]
+    settings, *lines = map(json.loads, (folder / "start.jsonl").read_text().splitlines())
+    assert settings == figures["settings"]
     assert sorted(path.name for path in folder.iterdir()) == ["start.json", "start.jsonl"]
     assert figures["settings"]["run.eval_problems"] == 4 and figures["responses"] == 8
     for arm in ARMS:
@@ -398,8 +395,8 @@ def test_the_command_writes_figures_and_pairs_and_shows_a_table(call, capsys):
     call("--config.run.eval_problems=4")
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     (folder / "start.json").unlink()
-    with pytest.raises(UserError, match=r"start.jsonl is there without start.json"):
-        call("--config.run.eval_problems=4")
+    with pytest.raises(UserError, match=r"start.jsonl was written with run.eval_problems = 4, not 3"):
+        call("--config.run.eval_problems=3")
 
 
 def test_an_interrupted_command_leaves_nothing(call, monkeypatch, tmp_path):
@@ -414,7 +411,7 @@ def test_an_interrupted_command_leaves_nothing(call, monkeypatch, tmp_path):
 
 def test_a_greedy_student_without_a_teacher_leaves_nothing_to_change(call, monkeypatch):
     """Its first choice is what it has written, everywhere; and it writes no cue."""
-    monkeypatch.setattr(places, "CUES", re.compile("wait"))
+    monkeypatch.setattr(places, "CUE", re.compile("wait"))
     with pytest.raises(
         UserError, match="run.eval_problems: none of the responses to 6 problem.s. has a place to interv"
     ):

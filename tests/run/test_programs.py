@@ -34,8 +34,9 @@ def found(*overrides, memory=PLENTY):
 
 
 def test_a_run_has_the_programs_of_its_method():
-    assert list(found()) == ["re-layout", "rollout", "evaluation", "score", "noise", "update"]
-    assert list(found("objective.method=grpo")) == ["re-layout", "rollout", "evaluation", "score", "update"]
+    assert list(found()) == ["re-layout", "rollout", "evaluation", "score", "noise", "samples", "update"]
+    assert list(found("objective.method=grpo")) == ["re-layout", "rollout", "evaluation", "score", "samples", "update"]
+    assert "samples" not in found("run.logged_rollouts=0")
     assert list(found("objective.method=sft")) == ["re-layout", "evaluation", "update"]
 
 

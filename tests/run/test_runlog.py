@@ -59,10 +59,11 @@ def test_a_log_that_lacks_a_step_of_its_checkpoint_is_refused_and_left_alone(ste
 def test_a_step_is_on_the_disk_when_write_returns(tmp_path):
     """A machine that is taken away closes no file."""
     log = RunLog(tmp_path, -1)
+    sample = {"question": "ü\u2028", "rollouts": [{}]}
     for step in range(2):
-        log.write(step, {"eval/standard_error": 0.5, "loss/total": float("nan")}, [{"text": "ü\u2028"}])
+        log.write(step, {"eval/standard_error": 0.5, "loss/total": float("nan")}, [sample])
         assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[step]) == log.lines[step]
-        assert json.loads((tmp_path / "samples.jsonl").read_bytes().split(b"\n")[step])["text"] == "ü\u2028"
+        assert json.loads((tmp_path / "samples.jsonl").read_bytes().split(b"\n")[step])["question"] == "ü\u2028"
         assert event_steps(tmp_path) == list(range(step + 1))
     assert log.lines[0] == {"step": 0, "eval/standard_error": 0.5}
     log.close()

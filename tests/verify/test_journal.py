@@ -17,8 +17,9 @@ class Moody:
     def __init__(self):
         self.calls = 0
 
-    def verify(self, problems, texts):
+    def verify(self, problems, texts, progress):
         self.calls += 1
+        progress(len(texts), len(texts))
         return [Verdict(1.0, 1.0 - self.calls / 1000, text, "") for text in texts[:-1]] + [
             Verdict(0.0, self.calls / 1000, None, "parse")
         ]
@@ -95,3 +96,10 @@ def test_verdicts_that_are_not_those_of_the_responses_are_made_again(path):
 def test_nothing_is_written_before_the_first_verdicts(path):
     Journal(path, Moody())
     assert not path.exists()
+
+
+def test_progress_is_told_of_what_is_verified_and_not_of_what_is_known(path):
+    told = []
+    for _ in range(2):
+        Journal(path, Moody()).verify(0, PROBLEMS, ["a", "b"], lambda *count: told.append(count))
+    assert told == [(2, 2)]

@@ -49,6 +49,24 @@ def test_partial_credit_is_no_reward_but_extraction_makes_a_verbose_answer_right
     assert (right.score, right.reward) == (1.0, 1.0)
 
 
+def test_progress_goes_up_by_one_to_the_number_of_different_answers(verifier):
+    told, problem = [], math_problem("4")
+    verifier.verify(
+        [problem] * 5, ["no idea", *(f"Answer: {i}" for i in (3, 4, 3, 5))], lambda *count: told.append(count)
+    )
+    assert list(dict.fromkeys(told)) == [(done, 3) for done in range(4)]
+
+
+def test_progress_counts_what_is_tried_again(monkeypatch):
+    told, problem = [], math_problem("4")
+    with Verifier(num_workers=1, deadline_s=DEADLINE_S, memory_mb=1024) as pool:
+        monkeypatch.setattr(
+            pool, "_try", lambda pairs, *_: {pair: (0.0, "late" if pair[1] == "3" else "") for pair in pairs}
+        )
+        late, _ = pool.verify([problem] * 2, ["Answer: 3", "Answer: 4"], lambda *count: told.append(count))
+    assert late.error == "timeout" and told == [(2, 3)]
+
+
 @pytest.mark.parametrize(
     ("reference", "answer", "right"),
     [

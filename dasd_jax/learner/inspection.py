@@ -1,0 +1,84 @@
+"""What the log shows of a few rollouts beyond the method's own numbers: both views' likeliest tokens, and every gap.
+
+The rollouts are chosen before they are scored; the score pass's numbers are taken from it, and what it does not compute
+for all rollouts, a pass over these rows alone does.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from dasd_jax import vocab
+from dasd_jax.batch import Array, Params
+from dasd_jax.learner import passes, teachers
+from dasd_jax.learner.step_config import StepConfig
+from dasd_jax.mesh import reshard, spec
+from dasd_jax.objective.fused_pass import Outputs, in_chunks
+from dasd_jax.objective.token_stats import token_logp
+
+STUDENT = "student"
+PLACES, LIKELIEST = 12, 5  # tokens of a rollout whose alternatives are kept, and how many of each view
+
+
+@partial(jax.jit, static_argnames=("config",))
+def inspect(
+    config: StepConfig,
+    params: Params,
+    copies: dict[str, Params],
+    prompts: dict[str, tuple[Array, Array]],
+    response: Array,
+    mask: Array,
+    logged: dict[str, Array],
+    rows: Array,
+) -> tuple[dict[str, Array], Array, dict[str, tuple[Array, Array]]]:
+    """The numbers per token of some rollouts, and the likeliest tokens of all views where the teacher acts most.
+
+    Args:
+        params, copies: those of `score_step`.
+        prompts: "student" and each view → (prompt i32[n, W], its mask) for the n chosen rows.
+        response, mask: [n, R].
+        logged: what `score_step` logs, of all rows.
+        rows: i32[n], the chosen ones.
+
+    Returns:
+        (f32[n, R] by name: `logged`, and the gap of each view that the score pass does not read; i32[n, places], the
+        tokens where the teacher's share of the credit is largest, or the gap, or without teachers the entropy;
+        view → (ids i32[n, places, 5], probabilities f32, falling) at them).
+    """
+    chosen = {name: x.at[rows].get(out_sharding=spec("rows", None)) for name, x in logged.items()}
+    views = {}
+    for name, prompt in prompts.items():
+        weights = params if name == STUDENT else teachers.weights(config.views[name], params, copies)
+        views[name] = passes.outputs(config, weights, *prompt, response, mask)
+    if unread := [name for name in views if name != STUDENT and name not in config.scored]:
+        options = {"temperature": config.temperature, "chunk": config.chunk(response.shape[0])}
+        of = {name: token_logp(views[name], response, **options) for name in [STUDENT, *unread]}
+        chosen |= {gap_name(name): of[name] - of[STUDENT] for name in unread}
+    strength = jnp.where(mask, jnp.abs(_strength(chosen)), -1.0)
+    places = jnp.sort(jax.lax.top_k(strength, min(PLACES, strength.shape[1]))[1], axis=1)
+    return chosen, places, {name: _likeliest(config, outputs, places) for name, outputs in views.items()}
+
+
+def gap_name(view: str) -> str:
+    """The name in the log of a view's gap."""
+    return "gap" if view == "teacher" else f"gap/{view}"
+
+
+def _strength(chosen: Mapping[str, Array]) -> Array:
+    gaps = [name for name in sorted(chosen) if name.split("/")[0] == "gap"]
+    return chosen["dense" if "dense" in chosen else gaps[0] if gaps else "entropy"]
+
+
+def _likeliest(config: StepConfig, outputs: Outputs, places: Array) -> tuple[Array, Array]:
+    """(ids i32[n, places, 5], probabilities) of a view's likeliest tokens at these places of its responses."""
+    hidden, unembed = outputs
+
+    def at(state: Array) -> tuple[Array, Array]:
+        logp = reshard(vocab.log_probs(state, unembed, config.temperature), "rows", None, None)
+        logp, ids = jax.lax.top_k(logp, min(LIKELIEST, logp.shape[-1]))
+        return ids, jnp.exp(logp)
+
+    hidden = reshard(jnp.take_along_axis(hidden, places[..., None], axis=1), "rows", None, None)
+    return in_chunks(at, config.chunk(hidden.shape[0]), hidden)

@@ -1,0 +1,86 @@
+"""The numbers of a run over its steps, and its evaluations before and after."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dasd_jax import files, formats
+from dasd_jax.page.pack import evenly, rounded
+
+_MOST_POINTS = 1000  # of one curve; a panel is 400 pixels wide
+
+
+def curves(run: Path, lines: Sequence[dict]) -> dict:
+    """Every number of the log over the steps that have it, and those of the evaluations with standard errors.
+
+    Args:
+        lines: the objects of metrics.jsonl.
+
+    Returns:
+        "step_lists": lists of steps; "values": name → [which of these lists, a value per step]; "errors": name → a
+        standard error per step, for the averages of evaluations. Four significant digits.
+    """
+    points: dict[str, dict[int, float]] = {}
+    errors: dict[str, dict[int, float]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if name != "step":
+                points.setdefault(name, {})[line["step"]] = value
+    for step, result in evaluations(run):
+        for label, figures in [("", result), *((f"{name}/", each) for name, each in result["benchmarks"].items())]:
+            average = f"avg@{result['samples']}"
+            for figure in (average, f"pass@{result['samples']}"):
+                points.setdefault(f"eval/{label}{figure}", {})[step] = figures[figure]
+            errors.setdefault(f"eval/{label}{average}", {})[step] = figures["standard_error"]
+    places: dict[tuple[int, ...], int] = {}
+    values = {}
+    for name in sorted(points):
+        steps = evenly(sorted(points[name]), _MOST_POINTS)
+        place = places.setdefault(tuple(steps), len(places))
+        values[name] = [place, [rounded(points[name][step]) for step in steps]]
+    lists = [list(steps) for steps in places]
+    bars = {
+        name: [rounded(of_step.get(step, math.nan)) for step in lists[values[name][0]]]
+        for name, of_step in errors.items()
+    }
+    return {"step_lists": lists, "values": values, "errors": bars}
+
+
+def evaluations(run: Path) -> list[tuple[int, dict]]:
+    """(step, figures) of heldout/STEP.json, in the order of the steps; see `run.evaluation.summary`."""
+    found = []
+    for path in (run / "heldout").glob("*.json"):
+        if path.stem.isdecimal():
+            with files.reading(path, "RUN"):
+                result = formats.read_object(path)
+                k = result["samples"]
+                for figures in (result, *result["benchmarks"].values()):
+                    [float(figures[name]) for name in (f"avg@{k}", f"pass@{k}", "standard_error")]
+                found.append((int(path.stem), result))
+    return sorted(found, key=lambda pair: pair[0])
+
+
+def before_and_after(run: Path) -> dict | None:
+    """The first and the last evaluation, and the change of the average by problem; None without evaluations.
+
+    Returns:
+        "samples"; "before" and "after" with step, average, error (of the average), passed; "rise" and "rise_error",
+        None where the two did not evaluate the same number of problems, or are one.
+    """
+    found = evaluations(run)
+    if not found:
+        return None
+    (_, first), (_, last) = found[0], found[-1]
+    sides = {}
+    for side, (step, result) in (("before", found[0]), ("after", found[-1])):
+        average, passed = (result[f"{name}@{result['samples']}"] for name in ("avg", "pass"))
+        sides[side] = {"step": step, "average": average, "error": result["standard_error"], "passed": passed}
+    rise = error = None
+    each = [result.get("per_problem", []) for result in (first, last)]
+    if len(found) > 1 and len(each[0]) == len(each[1]) > 1:
+        with files.reading(run / "heldout", "RUN"):
+            change = np.subtract(each[1], each[0])
+        rise, error = float(change.mean()), float(change.std(ddof=1) / math.sqrt(len(change)))
+    return {"samples": last["samples"], **sides, "rise": rise, "rise_error": error}

@@ -1,0 +1,339 @@
+"""The page without a browser: what it holds, what it lets run, and how large it is."""
+
+import base64
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import fake_run
+import hostile_run as hostile
+import numpy as np
+import pytest
+from reading import Page, rollouts, unpacked
+
+from dasd_jax.errors import UserError
+from dasd_jax.page import build
+from dasd_jax.page.pack import evenly
+from dasd_jax.run import records
+
+ROOM = Path(build.__file__).parent
+SCRIPTS = "".join(path.read_text(encoding="utf-8") for path in sorted(ROOM.glob("*.js")))
+WARNING = {"step": 1, "until": 2, "text": hostile.HOSTILE}
+
+
+def page_of(*runs, max_mb=15.0):
+    return Page(build.report(runs, max_mb, lambda run: [WARNING]).html)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return fake_run.write(tmp_path / "run", steps=5)
+
+
+def edit(path, change):
+    """Writes every object of a .jsonl file as `change` returns it."""
+    lines = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+    path.write_bytes(b"".join(json.dumps(change(line)).encode() + b"\n" for line in lines))
+
+
+# ------------------------------------------------------------------------------------------------ safety
+
+
+def test_the_policy_names_the_hashes_of_the_only_script_and_style(run):
+    page = page_of(run)
+    policy = next(a["content"] for tag, a in page.elements if tag == "meta" and "http-equiv" in a)
+    assert "unsafe" not in policy and policy.startswith("default-src 'none';")
+    for kind in ("script", "style"):
+        (text,) = (text for tag, a, text in page.texts if tag == kind and not a)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert re.findall(rf"{kind}-src ([^;]*)", policy) == [f"'sha256-{digest}'"]
+    assert {"base-uri 'none'", "form-action 'none'"} <= {part.strip() for part in policy.split(";")}
+
+
+def test_nothing_in_the_page_loads_or_runs_anything_else(run):
+    for tag, attributes in page_of(run).elements:
+        assert not {"src", "style", "srcset", "action", "data"} & attributes.keys(), (tag, attributes)
+        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
+        assert tag not in ("link", "iframe", "object", "embed", "base", "form")
+        assert attributes.get("href", "#").startswith("#")
+
+
+@pytest.mark.parametrize("name", ["innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "Function("])
+def test_the_scripts_never_read_text_as_markup_or_code(name):
+    assert name not in SCRIPTS
+
+
+def test_hostile_text_adds_no_element_and_ends_no_block(tmp_path, run):
+    page, usual = page_of(hostile.write(tmp_path)), page_of(run)
+
+    def elements(page):
+        return [(tag, a) for tag, a in page.elements if tag != "meta" and not a.get("id", "").startswith("step-")]
+
+    assert elements(page) == elements(usual)
+    every = json.dumps([page.data, *(unpacked(page.block(name))[0] for name in page.blocks if name != "data")])
+    assert "onerror" in every  # it is there, as text
+    for mark in ("\\u202e", "\\u2028", "\\ud800", "\\u001b", "\\u0000"):
+        assert mark not in every
+
+
+def test_long_texts_are_cut_and_say_so(tmp_path):
+    page = page_of(hostile.write(tmp_path))
+    piece = rollouts(page.block("step-0-1"))[0][0]["pieces"][1]
+    assert len(piece) < 1000 and piece.endswith(f"({hostile.LONG - 500:,} more characters)")
+
+
+# ------------------------------------------------------------------------------------------------ content
+
+
+def test_the_blocks_give_back_the_numbers_of_the_log(run):
+    page = page_of(run)
+    for problem in records.samples(run):
+        index = dict(page.data["runs"][0]["index"])[problem["step"]]
+        assert all(len(verdicts) == len(problem["rollouts"]) for verdicts in index)
+    for step in range(1, 6):
+        logged = [problem["rollouts"] for problem in records.samples(run) if problem["step"] == step]
+        for ours, theirs in zip(sum(rollouts(page.block(f"step-0-{step}")), []), sum(logged, []), strict=True):
+            assert ours["pieces"] == records.pieces(theirs)
+            for name in ("entropy", "gap", "route", "gate", "dense", "credit"):
+                np.testing.assert_allclose(ours["arrays"][name], theirs[name], rtol=2**-11, atol=1e-7)
+
+
+def test_marks_say_direction_strength_and_fork(run):
+    rollout = next(records.samples(run))["rollouts"][0]
+    marks = [int(mark, 32) for mark in rollouts(page_of(run).block("step-0-1"))[0][0]["marks"]]
+    directions, strengths = np.array(records.directions(rollout)), np.array(records.strengths(rollout))
+    assert [(0, 1, -1)[mark % 15 // 5] for mark in marks] == directions.tolist()
+    assert [mark >= 15 for mark in marks] == records.forks(rollout)
+    levels = np.array([mark % 5 for mark in marks])
+    assert ((levels > 0) == (directions != 0)).all()
+    acting = np.argsort(strengths)[directions[np.argsort(strengths)] != 0]
+    assert (np.diff(levels[acting]) >= 0).all() and levels.max() == 4
+
+
+def test_verdicts_tell_right_wrong_and_truncated(run):
+    def change(problem):
+        for place, rollout in enumerate(problem["rollouts"]):
+            rollout |= {"reward": float(place), "finished": place == 0}
+        return problem
+
+    edit(run / "samples.jsonl", change)
+    assert page_of(run).data["runs"][0]["index"][0] == [1, ["wR", "wR"]]
+
+
+def test_the_plane_has_an_even_sample_of_every_step(run):
+    head, numbers = unpacked(page_of(run).block("plane-0"))
+    assert head["steps"] == [1, 2, 3, 4, 5] and head["logged"] == [2 * 2 * 12] * 5
+    assert head["drawn"] == head["logged"]  # a small run is drawn whole
+    entropy, gap, share = numbers.reshape(3, -1)
+    logged = [rollout for problem in records.samples(run) for rollout in problem["rollouts"]]
+    np.testing.assert_allclose(entropy, np.concatenate([each["entropy"] for each in logged]), rtol=2**-11, atol=1e-7)
+    np.testing.assert_allclose(gap, np.concatenate([each["gap"] for each in logged]), rtol=2**-11, atol=1e-7)
+    assert np.sign(share).tolist() == sum((records.directions(each) for each in logged), [])
+    assert (np.abs(share) <= 1).all()
+
+
+def test_curves_hold_the_log_to_four_digits_and_errors_of_evaluations(run):
+    data = page_of(run).data["runs"][0]
+    place, values = data["values"]["reward/mean"]
+    lines = records.metrics(run)[1:]
+    assert data["step_lists"][place] == [line["step"] for line in lines]
+    np.testing.assert_allclose(values, [line["reward/mean"] for line in lines], rtol=5e-4)
+    assert data["step_lists"][data["values"]["eval/math/avg@4"][0]] == [0, 5]
+    assert data["errors"]["eval/math/avg@4"] == data["errors"]["eval/avg@4"] == [0.1, 0.1]
+
+
+def test_settings_that_differ_are_listed_and_no_others(tmp_path):
+    runs = [fake_run.write(tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 1))]
+    config = json.loads((runs[1] / "config.json").read_text())
+    config["objective"]["beta"], config["data"] = 0.0, {"now": "2026-01-01"}
+    del config["optim"]
+    (runs[1] / "config.json").write_text(json.dumps(config))
+    rows = {row["name"]: row["values"] for row in page_of(*runs).data["settings"]}
+    assert rows == {"objective.beta": [0.1, 0.0], "optim.learning_rate": [1e-6, None], "run.seed": [0, 1]}
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_series(tmp_path):
+    runs = [fake_run.write(tmp_path / f"dasd-seed{seed}", seed=seed) for seed in range(3)]
+    runs.insert(1, fake_run.write(tmp_path / "long", steps=6))
+    groups = page_of(*runs).data["groups"]
+    assert groups == [{"name": "dasd, 3 seeds", "runs": [0, 2, 3]}, {"name": "long", "runs": [1]}]
+
+
+def test_runs_of_one_name_are_told_apart_by_the_folders_above(tmp_path):
+    runs = [fake_run.write(tmp_path / name / "run") for name in ("a", "b")]
+    assert [run["name"] for run in page_of(*runs).data["runs"]] == ["a/run", "b/run"]
+
+
+def test_the_rise_is_that_of_paired_problems(run):
+    for step, each in ((0, [0.0, 0.5, 1.0, 0.5]), (5, [0.5, 0.5, 1.0, 1.0])):
+        path = run / "heldout" / f"{step}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"per_problem": each}))
+    held = page_of(run).data["runs"][0]["heldout"]
+    # Changes 0.5, 0, 0, 0.5: mean 0.25, standard deviation sqrt(1/12), by sqrt(4).
+    assert held["rise"] == 0.25 and held["rise_error"] == pytest.approx((1 / 12) ** 0.5 / 2)
+
+
+def test_answers_of_the_first_and_the_last_evaluation_stand_side_by_side(run):
+    head, _ = unpacked(page_of(run).block("answers-0"))
+    assert head["steps"] == [0, 5] and len(head["problems"]) == 4
+    for i, step in enumerate((0, 5)):
+        for ours, line in zip(head["problems"], records.answers(run / "heldout" / f"{step}.jsonl"), strict=True):
+            assert ours["question"] == line["question"]
+            assert [each["text"] for each in ours["sides"][i]] == line["text"]
+            assert [each["reward"] for each in ours["sides"][i]] == line["reward"]
+
+
+# ------------------------------------------------------------------------------------------------ size
+
+
+@pytest.mark.parametrize("max_mb", [0.3, 0.4, 0.5])
+def test_the_page_is_not_larger_than_allowed_and_keeps_the_first_and_last_step(tmp_path, max_mb):
+    runs = [fake_run.write(tmp_path / f"{i}", steps=steps, tokens=100, seed=i) for i, steps in enumerate((40, 10))]
+    made = build.report(runs, max_mb, lambda run: [])
+    assert len("".join(made.html).encode()) <= max_mb * 1e6
+    page = Page(made.html)
+    for i, run in enumerate(page.data["runs"]):
+        steps = [step for step, _ in run["index"]]
+        assert (steps[0], steps[-1]) == (1, run["steps"]) and run["logged_steps"] == run["steps"]
+        assert {f"step-{i}-{step}" for step in steps} == {name for name in page.blocks if name.startswith(f"step-{i}-")}
+        gaps = np.diff(steps)
+        assert gaps.max() - gaps.min() <= 1
+    left = [run for run in page.data["runs"] if len(run["index"]) < run["logged_steps"]]
+    assert bool(left) and len(made.notes) == len(left)
+
+
+def test_a_size_below_what_the_numbers_need_is_refused_with_one_that_is_enough(run):
+    with pytest.raises(UserError, match="--max_mb: 0.01: expected at least") as refused:
+        page_of(run, max_mb=0.01)
+    least = float(re.search(r"at least ([\d.]+)", str(refused.value))[1])
+    page_of(run, max_mb=least)
+    with pytest.raises(UserError, match="at least"):
+        page_of(run, max_mb=least - 0.01)
+
+
+def test_evenly_keeps_both_ends_and_even_distances():
+    for count in range(2, 12):
+        places = evenly(range(11), count)
+        assert len(places) == count and places[0] == 0 and places[-1] == 10
+        assert max(np.diff(places)) - min(np.diff(places)) <= 1
+
+
+# ------------------------------------------------------------------------------------------------ runs of all kinds
+
+
+def test_a_run_that_is_still_written_is_shown_up_to_its_last_whole_line(run):
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        path = run / name
+        path.write_bytes(path.read_bytes()[:-30])
+    (run / "done.json").unlink()
+    data = page_of(run).data["runs"][0]
+    assert data["steps"] == 4 and data["planned"] == 5 and not data["finished"]
+
+
+def test_a_run_without_samples_and_evaluations_has_its_curves(run):
+    (run / "samples.jsonl").unlink()
+    for path in (run / "heldout").iterdir():
+        path.unlink()
+    page = page_of(run)
+    assert page.blocks == ["data"] and "reward/mean" in page.data["runs"][0]["values"]
+
+
+def test_a_run_without_teacher_has_rollouts_and_no_plane(run):
+    def change(problem):
+        for rollout in problem["rollouts"]:
+            for name in ("gap", "route", "gate", "dense", "alternatives"):
+                del rollout[name]
+        return problem
+
+    edit(run / "samples.jsonl", change)
+    page = page_of(run)
+    assert "plane-0" not in page.blocks
+    rollout = rollouts(page.block("step-0-1"))[0][0]
+    assert rollout["names"] == ["entropy", "credit"] and set(rollout["marks"]) <= {"0", "f"}
+
+
+def test_an_older_run_is_shown(run):
+    def lines():
+        for problem in records.samples(run):
+            for rollout in problem["rollouts"]:
+                kept = ("text", "reward", "score", "finished", "tokens", "entropy", "gap", "credit")
+                about = {name: problem[name] for name in ("step", "source", "question", "answer")}
+                yield about | {name: rollout[name] for name in kept}
+
+    (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines()))
+    edit(run / "heldout" / "5.jsonl", lambda line: {"step": 5})
+    page = page_of(run)
+    assert unpacked(page.block("answers-0"))[0]["steps"] == [0]
+    assert len(rollouts(page.block("step-0-1"))) == 4
+
+
+def test_a_damaged_line_is_one_line_of_error(run):
+    def change(problem):
+        problem["rollouts"][0]["route"] = [1.0]
+        return problem
+
+    edit(run / "samples.jsonl", change)
+    with pytest.raises(UserError, match=r"RUN: .*samples\.jsonl is damaged"):
+        page_of(run)
+
+
+def test_what_is_no_run_or_given_twice_is_refused(run, tmp_path):
+    with pytest.raises(UserError, match="holds no metrics.jsonl"):
+        page_of(tmp_path)
+    with pytest.raises(UserError, match="is given twice"):
+        page_of(run, run.parent / "." / run.name)
+
+
+# ------------------------------------------------------------------------------------------------ the page's own files
+
+
+def luminance(colour):
+    channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4) @ (
+        0.2126,
+        0.7152,
+        0.0722,
+    )
+
+
+def contrast(one, other):
+    """Of WCAG 2.2."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+COLOURS = dict(re.findall(r"--(\w+): light-dark\(([^)]*)\)", (ROOM / "page.css").read_text()))
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_text_has_a_contrast_of_at_least_four_and_a_half(scheme):
+    colour = {name: pair.split(", ")[scheme] for name, pair in COLOURS.items()}
+    for token in ("a1", "a2", "a3", "a4", "r1", "r2", "r3", "r4"):
+        assert contrast(colour["on"], colour[token]) >= 4.5, token
+    for text in ("ink", "quiet", "link", "good", "bad", "late"):
+        assert contrast(colour[text], colour["paper"]) >= 4.5 and contrast(colour[text], colour["raised"]) >= 4.5, text
+    for shape in ("s0", "s1", "s2", "s3", "s4", "s5", "attract", "repel"):
+        assert contrast(colour[shape], colour["paper"]) >= 3, shape
+
+
+def test_every_element_that_the_scripts_look_for_is_in_the_page():
+    ids = set(re.findall(r'id="([\w-]+)"', (ROOM / "page.html").read_text(encoding="utf-8"))) | {"data"}
+    named = set(re.findall(r'byId\("([\w-]+)"\)', SCRIPTS))
+    assert named and named <= ids
+
+
+def test_the_page_is_made_without_jax():
+    code = "import sys; import dasd_jax.page.build; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOM.parents[1])
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path):
+    with pytest.raises(UserError, match="--output: "):
+        build.write(tmp_path / ("x" * 252 + ".html"), ["text"])
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(UserError, match="--output: "):
+        build.write(tmp_path / "taken", ["text"])
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]

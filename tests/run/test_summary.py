@@ -1,0 +1,45 @@
+"""The lines at the end of a run."""
+
+import pytest
+from rich.cells import cell_len
+
+from dasd_jax.run.summary import as_text
+
+MEANS = {
+    "router/rows_off_frac": 0.000651, "router/attract_mass": 0.1364, "credit/verifier_abs_mean": 0.5448,
+    "entropy/mean": 0.4026, "reward/mean": 0.4167,
+}  # fmt: skip
+
+
+def done(samples=128, **changes):
+    """A done.json as `summarise` makes it, of many samples and problems."""
+    held = {
+        f"avg@{samples}": [0.15, 0.48], f"pass@{samples}": [0.406, 0.648], "standard_error": [0.019, 0.038],
+        "rise": 0.33, "rise_standard_error": 0.035, "problems": 12345,
+    }  # fmt: skip
+    return {
+        "workdir": "runs/smollm2_math", "heldout": held, "mean_over_steps": MEANS,
+        "seconds_this_session": 123_456.0, "peak_memory_gib": 123.4, **changes,
+    }  # fmt: skip
+
+
+def test_the_end_of_a_run_fits_80_columns_and_has_all_figures():
+    text = as_text(done())
+    assert max(map(cell_len, text.split("\n"))) <= 80
+    for figure in (
+        "0.150 ± 0.019",
+        "0.480 ± 0.038",
+        "12345 problems",
+        "+0.330 ± 0.035",
+        "9.4 standard errors",
+        "0.648",
+    ):
+        assert figure in text
+    for name, value in MEANS.items():
+        [line] = [line for line in text.split("\n") if name in line]
+        assert float(line.split()[-1]) == pytest.approx(value, rel=1e-3)
+    assert text.endswith("\nthe run lies in runs/smollm2_math")
+
+
+def test_a_run_without_means_says_nothing_of_them():
+    assert "mean over" not in as_text(done(mean_over_steps={}))
