@@ -88,6 +88,7 @@ def of_arms(found, *arms):
     return pairs
 
 
+@pytest.mark.slow
 def test_control_and_treated_differ_in_exactly_the_one_token():
     for pair, response in of_arms(made(), *BY_ENTROPY):
         assert len(pair.control) == len(pair.treated) == pair.place + 1
@@ -96,6 +97,7 @@ def test_control_and_treated_differ_in_exactly_the_one_token():
         assert pair.treated[-1] == response.teacher[pair.place] != response.tokens[pair.place]
 
 
+@pytest.mark.slow
 def test_chosen_places_obey_their_arm():
     """High: among the fifth of the response with the highest entropy. Low: not among them. Random: both occur."""
     is_high = {arm: set() for arm in BY_ENTROPY}
@@ -119,6 +121,7 @@ def brute_force(work, prompt, tokens):
     return np.asarray(jax.nn.log_softmax(logits / group.temperature))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", ["", "hint"])
 def test_first_choices_and_entropies_equal_those_over_the_whole_vocabulary(context):
     found, differ = made(context), 0
@@ -139,6 +142,7 @@ def test_first_choices_and_entropies_equal_those_over_the_whole_vocabulary(conte
     assert differ > 20
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_shown_nothing_puts_the_students_own_choice():
     for pair, response in of_arms(made("none"), *BY_ENTROPY):
         assert pair.treated[-1] == response.student[pair.place] != response.tokens[pair.place]
@@ -146,6 +150,7 @@ def test_a_teacher_that_is_shown_nothing_puts_the_students_own_choice():
     assert not all(pair.student_agrees for pair, _ in of_arms(made(), *BY_ENTROPY))
 
 
+@pytest.mark.slow
 def test_a_teacher_may_be_shown_what_the_group_wrote():
     """A right response of the same problem: rows without another that says anything are left out, and no others."""
     found = made("sibling", None, "rollout.teacher_prompt_length=400")
@@ -156,6 +161,7 @@ def test_a_teacher_may_be_shown_what_the_group_wrote():
     assert 0 < sum(response.teacher is None for response in found.responses.values()) < len(found.responses)
 
 
+@pytest.mark.slow
 def test_what_is_chosen_and_what_becomes_of_it_depends_on_the_seed_alone():
     first = made()
     assert repr(made.__wrapped__().results) == repr(first.results)
@@ -163,6 +169,7 @@ def test_what_is_chosen_and_what_becomes_of_it_depends_on_the_seed_alone():
     assert [result.treated.text for result in other.results] != [result.treated.text for result in first.results]
 
 
+@pytest.mark.slow
 def test_eight_devices_intervene_as_one_does():
     assert repr([pair.treated for pair in made("", EIGHT).pairs]) == repr([pair.treated for pair in made().pairs])
     texts = [
@@ -178,6 +185,7 @@ def continued(found, *pairs):
         return found.work.outcomes(pairs, lambda count: None)
 
 
+@pytest.mark.slow
 def test_both_sides_are_continued_alike_and_within_the_budget():
     """Equal beginnings come to equal responses; each outcome begins as its side does."""
     found = made()
@@ -194,6 +202,7 @@ def test_both_sides_are_continued_alike_and_within_the_budget():
     assert other.control.text != same.control.text
 
 
+@pytest.mark.slow
 def test_what_has_ended_is_not_continued():
     found = made()
     [stop], budget = TOKENIZER.stop_ids, found.work._config.rollout.max_new_tokens
@@ -204,6 +213,7 @@ def test_what_has_ended_is_not_continued():
     assert (result.treated.text, result.treated.length, result.treated.finished) == ("b", 2, True)
 
 
+@pytest.mark.slow
 def test_every_arm_acts_where_it_says_in_sampled_responses():
     found = made()
     for pair, response in of_arms(found, "suppress cue"):
@@ -292,6 +302,7 @@ def call(monkeypatch, tmp_path):
     return command
 
 
+@pytest.mark.slow
 def test_the_command_writes_figures_and_pairs_and_shows_a_table(call, capsys):
     folder = call("--config.run.eval_problems=4")
     said = capsys.readouterr().out
@@ -316,6 +327,7 @@ def test_the_command_writes_figures_and_pairs_and_shows_a_table(call, capsys):
         call("--config.run.eval_problems=3")
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_leaves_nothing(call, monkeypatch, tmp_path):
     def interrupted(*args):
         raise KeyboardInterrupt
@@ -326,6 +338,7 @@ def test_an_interrupted_command_leaves_nothing(call, monkeypatch, tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
 
 
+@pytest.mark.slow
 def test_a_greedy_student_without_a_teacher_leaves_nothing_to_change(call, monkeypatch):
     """Its first choice is what it has written, everywhere; and it writes no cue."""
     monkeypatch.setattr(places, "CUE", re.compile("wait"))
