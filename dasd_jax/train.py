@@ -76,7 +76,8 @@ def learn(run: Run, step: int) -> tuple[dict[str, float], list[dict]]:
             shown, metrics = run.collector.teacher_batches(
                 collected, run.steps.views, config.method.context(knobs, config.hp)
             )
-            experience, logged, scored = score(run, collected, shown, knobs)
+            chosen = chosen_rows(run, step, collected)
+            experience, logged, scored, states = score(run, collected, shown, knobs, chosen)
             metrics |= as_floats(scored)
             if run.steps.scored:
                 metrics[NOISE] = noise(run, step, collected, experience, knobs)
@@ -84,10 +85,10 @@ def learn(run: Run, step: int) -> tuple[dict[str, float], list[dict]]:
         if not run.views_checked:
             run.views_checked = True
             mask = collected.rollouts.response_mask
-            blank = partial(blank_gaps, run, collected, knobs)
+            blank = partial(blank_gaps, run, collected, knobs, chosen)
             checks.views_agree(config, step, metrics.get(NOISE, 0.0), mask, blank)
         with clock.phase("samples"):
-            rollouts = logged_rollouts(run, step, collected, shown, logged)
+            rollouts = logged_rollouts(run, collected, shown, chosen, logged, states)
         run.stop.hold()
         with clock.phase("update"):
             run.state, learned = train_step(run.steps, run.optimizer, run.state, experience, collected.batches)
@@ -106,31 +107,43 @@ def learn(run: Run, step: int) -> tuple[dict[str, float], list[dict]]:
     return metrics, rollouts
 
 
-def score(run: Run, collected: Collected, shown: dict[str, TeacherBatch], knobs: dict[str, float], copies=None):
+def chosen_rows(run: Run, step: int, collected: Collected) -> np.ndarray:
+    """The rollouts of a step for samples.jsonl, repeated until the shards of the rows divide them."""
+    config, shards = run.config, row_shards(run.mesh)
+    if not collected.verdicts:
+        return np.zeros(0, np.int32)
+    count, seed = config.run.logged_rollouts, config.run.seed
+    rows = choose(collected.outcomes.correct, config.rollout.rollouts, count, seed, step)
+    return np.resize(rows, -(-len(rows) // shards) * shards)
+
+
+def score(run: Run, collected: Collected, shown: dict[str, TeacherBatch], knobs: dict, chosen: np.ndarray, copies=None):
     """`score_step` on the devices; `copies` in the place of the state's own."""
     batches = put_rows(run.mesh, (collected.prompts, shown, collected.rollouts, collected.outcomes))
     copies = run.state.teachers if copies is None else copies
-    return score_step(run.steps, run.state.params, copies, *batches, run.on_devices(knobs))
+    knobs, chosen = run.on_devices(knobs), replicate(run.mesh, chosen)
+    return score_step(run.steps, run.state.params, copies, *batches, knobs, chosen)
 
 
 def logged_rollouts(
-    run: Run, step: int, collected: Collected, shown: dict[str, TeacherBatch], logged: dict[str, jax.Array]
+    run: Run,
+    collected: Collected,
+    shown: dict[str, TeacherBatch],
+    chosen: np.ndarray,
+    logged: dict[str, jax.Array],
+    states: dict[str, jax.Array],
 ) -> list[dict]:
-    """The problems of samples.jsonl, with some of the rollouts of a step; before its update."""
-    config = run.config
-    if not collected.verdicts:
+    """The problems of samples.jsonl, with the chosen rollouts of a step; before its update."""
+    if not len(chosen):
         return []
-    count, seed = config.run.logged_rollouts, config.run.seed
-    rows = choose(collected.outcomes.correct, config.rollout.rollouts, count, seed, step)
 
-    def inspected(prompts, response, mask, logged, rows):
-        filled = np.resize(np.arange(len(rows)), -(-len(rows) // row_shards(run.mesh)) * row_shards(run.mesh))
-        batches = put_rows(run.mesh, jax.tree.map(lambda x: x[filled], (prompts, response, mask)))
-        return inspect(
-            run.steps, run.state.params, run.state.teachers, *batches, logged, replicate(run.mesh, rows[filled])
-        )
+    def inspected(prompts, response, mask):
+        batches = put_rows(run.mesh, (prompts, response, mask))
+        rows = replicate(run.mesh, chosen)
+        return inspect(run.steps, run.state.params, run.state.teachers, *batches, states, logged, rows)
 
-    return samples(collected, shown, logged, rows, run.tokenizer, inspected)
+    unread = {name: batch for name, batch in shown.items() if name not in states}
+    return samples(collected, shown, unread, chosen, run.tokenizer, inspected)
 
 
 def noise(run: Run, step: int, collected: Collected, experience: Experience, knobs: dict[str, float]) -> float:
@@ -144,10 +157,11 @@ def noise(run: Run, step: int, collected: Collected, experience: Experience, kno
     return float(rounding_noise(run.steps, run.state.params, *batches, experience.old_logp))
 
 
-def blank_gaps(run: Run, collected: Collected, knobs: dict[str, float]) -> dict:
+def blank_gaps(run: Run, collected: Collected, knobs: dict[str, float], chosen: np.ndarray) -> dict:
     """By view, teacher minus student where the teachers read the students' prompts with the student's weights."""
     blank = run.collector.blank_teacher_batches(collected, run.steps.views)
-    _, logged, _ = score(run, collected, blank, knobs, dict.fromkeys(run.state.teachers, run.state.params))
+    copies = dict.fromkeys(run.state.teachers, run.state.params)
+    _, logged, _, _ = score(run, collected, blank, knobs, chosen, copies)
     gaps = {name.partition("/")[2] or "teacher": gap for name, gap in logged.items() if name.split("/")[0] == "gap"}
     return fetch(gaps)
 

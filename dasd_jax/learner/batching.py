@@ -14,30 +14,37 @@ from dasd_jax.batch import Array
 from dasd_jax.mesh import merge_rows, per_shard, split_rows
 
 
-def map_by_length(function: Callable, parts: int, widths: tuple[int, ...], mask: Array, batch) -> tuple[object, Array]:
+def map_by_length(
+    function: Callable, parts: int, widths: tuple[int, ...], mask: Array, batch
+) -> tuple[object, object, Array]:
     """function over the parts of a batch, with the results in the batch's own order.
 
     Args:
-        function: (width, part of the batch) → tree of [rows of the part, width].
+        function: (width, part of the batch) → (tree of [rows of the part, width], tree of [any, width, ...] to add up).
         parts: divides the problems of each shard.
         widths: ascending, the last one R.
         mask: bool[B, G, R], the tokens that are needed.
         batch: tree of arrays [B, ...].
 
     Returns:
-        (tree of [B·G, R], the share of the positions computed that are not in the mask).
+        (tree of [B·G, R], tree of [any, R, ...] summed over the parts, the share of the positions computed that are not
+        in the mask).
     """
     group = mask.shape[1]
 
     def padded(width: int, part):
-        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, widths[-1] - width))), function(width, part))
+        def to_longest(x: Array) -> Array:
+            return jnp.pad(x, ((0, 0), (0, widths[-1] - width), *((0, 0),) * (x.ndim - 2)))
+
+        return jax.tree.map(to_longest, function(width, part))
 
     order = _order_by_length(parts, mask)
     cut, cut_mask = jax.tree.map(partial(_cut, parts), _take((batch, mask), order))
     narrowest = _narrowest(widths, cut_mask)
-    results = jax.lax.map(lambda xs: _at_width(widths, xs[0], padded, xs[1]), (narrowest, cut))
+    results, added = jax.lax.map(lambda xs: _at_width(widths, xs[0], padded, xs[1]), (narrowest, cut))
     results = jax.tree.map(lambda x: _uncut(split_rows(x, group, axis=1)), results)
-    return jax.tree.map(merge_rows, _put_back(results, order)), _padding_frac(widths, narrowest, mask)
+    added = jax.tree.map(lambda x: jnp.sum(x, axis=0), added)
+    return jax.tree.map(merge_rows, _put_back(results, order)), added, _padding_frac(widths, narrowest, mask)
 
 
 def sum_by_length(

@@ -1,7 +1,7 @@
 """What the log shows of a few rollouts beyond the method's own numbers: both views' likeliest tokens, and every gap.
 
-The rollouts are chosen before they are scored; the score pass's numbers are taken from it, and what it does not compute
-for all rollouts, a pass over these rows alone does.
+The rollouts are chosen before they are scored, and the score pass returns their hidden states. Views that it does not
+read, since the update alone needs them, are computed here on these rows.
 """
 
 from collections.abc import Mapping
@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from dasd_jax import vocab
 from dasd_jax.batch import Array, Params
 from dasd_jax.learner import passes, teachers
+from dasd_jax.learner.passes import STUDENT
 from dasd_jax.learner.step_config import StepConfig
 from dasd_jax.mesh import reshard, spec
+from dasd_jax.model.transformer import unembedding, with_embedding
 from dasd_jax.objective.fused_pass import Outputs, in_chunks
 from dasd_jax.objective.token_stats import token_logp
 
-STUDENT = "student"
 PLACES, LIKELIEST = 12, 5  # tokens of a rollout whose alternatives are kept, and how many of each view
 
 
@@ -30,6 +31,7 @@ def inspect(
     prompts: dict[str, tuple[Array, Array]],
     response: Array,
     mask: Array,
+    states: dict[str, Array],
     logged: dict[str, Array],
     rows: Array,
 ) -> tuple[dict[str, Array], Array, dict[str, tuple[Array, Array]]]:
@@ -37,25 +39,26 @@ def inspect(
 
     Args:
         params, copies: those of `score_step`.
-        prompts: "student" and each view → (prompt i32[n, W], its mask) for the n chosen rows.
+        prompts: view that the score pass does not read → (prompt i32[n, W], its mask) of the chosen rows.
         response, mask: [n, R].
+        states: hidden states of the chosen rows, from `score_step`.
         logged: what `score_step` logs, of all rows.
         rows: i32[n], the chosen ones.
 
     Returns:
-        (f32[n, R] by name: `logged`, and the gap of each view that the score pass does not read; i32[n, places], the
-        tokens where the teacher's share of the credit is largest, or the gap, or without teachers the entropy;
-        view → (ids i32[n, places, 5], probabilities f32, falling) at them).
+        (f32[n, R] by name: `logged`, and the gap of each view in `prompts`; i32[n, places], the tokens where the
+        teacher's share of the credit is largest, or the gap, or without teachers the entropy; view → (ids
+        i32[n, places, 5], probabilities f32, falling) at them).
     """
     chosen = {name: x.at[rows].get(out_sharding=spec("rows", None)) for name, x in logged.items()}
-    views = {}
+    views = {name: _outputs(config, params, copies, name, hidden) for name, hidden in states.items()}
     for name, prompt in prompts.items():
-        weights = params if name == STUDENT else teachers.weights(config.views[name], params, copies)
+        weights = teachers.weights(config.views[name], params, copies)
         views[name] = passes.outputs(config, weights, *prompt, response, mask)
-    if unread := [name for name in views if name != STUDENT and name not in config.scored]:
+    if prompts:
         options = {"temperature": config.temperature, "chunk": config.chunk(response.shape[0])}
-        of = {name: token_logp(views[name], response, **options) for name in [STUDENT, *unread]}
-        chosen |= {gap_name(name): of[name] - of[STUDENT] for name in unread}
+        of = {name: token_logp(views[name], response, **options) for name in (STUDENT, *prompts)}
+        chosen |= {gap_name(name): of[name] - of[STUDENT] for name in prompts}
     strength = jnp.where(mask, jnp.abs(_strength(chosen)), -1.0)
     places = jnp.sort(jax.lax.top_k(strength, min(PLACES, strength.shape[1]))[1], axis=1)
     return chosen, places, {name: _likeliest(config, outputs, places) for name, outputs in views.items()}
@@ -64,6 +67,12 @@ def inspect(
 def gap_name(view: str) -> str:
     """The name in the log of a view's gap."""
     return "gap" if view == "teacher" else f"gap/{view}"
+
+
+def _outputs(config: StepConfig, params: Params, copies: dict[str, Params], name: str, hidden: Array) -> Outputs:
+    """Hidden states that the score pass has made, beside the matrix that makes logits of them."""
+    weights = params if name == STUDENT else teachers.weights(config.views[name], params, copies)
+    return hidden, unembedding(config.model, with_embedding(config.model, weights))
 
 
 def _strength(chosen: Mapping[str, Array]) -> Array:

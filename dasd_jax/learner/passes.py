@@ -2,14 +2,17 @@
 
 import jax.numpy as jnp
 
+from dasd_jax import vocab
 from dasd_jax.batch import Array, Params, PromptBatch, TeacherBatch
 from dasd_jax.learner import teachers
 from dasd_jax.learner.step_config import StepConfig
-from dasd_jax.mesh import merge_rows
+from dasd_jax.mesh import merge_rows, spec
 from dasd_jax.model.transformer import response_hidden, unembedding, with_embedding
 from dasd_jax.objective.contract import ViewStats
 from dasd_jax.objective.fused_pass import Outputs
 from dasd_jax.objective.token_stats import TokenStats, token_stats
+
+STUDENT = "student"  # beside the names of views
 
 
 def outputs(config: StepConfig, params: Params, prompt: Array, prompt_mask: Array, response, mask) -> Outputs:
@@ -41,10 +44,21 @@ def teacher_outputs(
     return outputs(config, params, prompt, prompt_mask, response, mask)
 
 
-def statistics(config: StepConfig, params: Params, copies: dict[str, Params], width: int, part) -> TokenStats:
-    """Student and scored teachers on a part of the batch; a view of K prompts is K teachers in a row."""
-    prompts, shown, response, mask = part
-    response, mask = merge_rows(response[..., :width]), merge_rows(mask[..., :width])
+def statistics(
+    config: StepConfig, params: Params, copies: dict[str, Params], width: int, part
+) -> tuple[TokenStats, dict[str, Array]]:
+    """Student and scored teachers on a part of the batch; a view of K prompts is K teachers in a row.
+
+    Args:
+        part: prompts, the teachers' by view, responses, their masks, and bool[B, G, n]: which row, if any, is which of
+            the n rows whose hidden states are wanted.
+
+    Returns:
+        (TokenStats; "student" and each scored view → hidden states f32[n, width, D] of the wanted rows, of K prompts on
+        the first, and 0 for those of other parts).
+    """
+    prompts, shown, response, mask, wanted = part
+    response, mask, wanted = merge_rows(response[..., :width]), merge_rows(mask[..., :width]), merge_rows(wanted)
     student = outputs(config, params, prompts.student_prompt, prompts.student_prompt_mask, response, mask)
     of_views = [
         teacher_outputs(config, params, copies, name, shown[name], k, response, mask)
@@ -52,7 +66,20 @@ def statistics(config: StepConfig, params: Params, copies: dict[str, Params], wi
         for k in range(config.views[name].count)
     ]
     chunk = config.chunk(response.shape[0])
-    return token_stats(student, of_views, response, temperature=config.temperature, chunk=chunk)
+    stats = token_stats(student, of_views, response, temperature=config.temperature, chunk=chunk)
+    if not wanted.shape[1]:
+        return stats, {}
+    first, states = 0, {STUDENT: student[0]}
+    for name in config.scored:
+        states[name] = of_views[first][0]
+        first += config.views[name].count
+    return stats, {name: _rows_of(wanted, hidden) for name, hidden in states.items()}
+
+
+def _rows_of(wanted: Array, hidden: Array) -> Array:
+    """Some rows of hidden states, whatever devices they are on: bool[rows, n], f32[rows, S, D] → f32[n, S, D]."""
+    out = spec("rows", None, None)
+    return vocab.product("rn,rsd->nsd", wanted.astype(hidden.dtype), hidden, out_sharding=out)
 
 
 def view_stats(config: StepConfig, stats: TokenStats, shown: dict[str, TeacherBatch]) -> dict[str, ViewStats]:

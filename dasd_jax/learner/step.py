@@ -20,7 +20,7 @@ from dasd_jax.learner import passes, teachers
 from dasd_jax.learner.batching import map_by_length, minibatches, sum_by_length
 from dasd_jax.learner.inspection import gap_name
 from dasd_jax.learner.step_config import StepConfig
-from dasd_jax.mesh import merge_rows, split_rows
+from dasd_jax.mesh import merge_rows, reshard, split_rows
 from dasd_jax.objective.contract import Method, Scored, Signal
 from dasd_jax.objective.masked import masked_mean, pooled_quantile, pooled_quantiles
 from dasd_jax.objective.surrogate import ClipRange
@@ -66,7 +66,8 @@ def score_step(
     rollouts: RolloutBatch,
     outcomes: Outcomes,
     knobs: dict[str, Array],
-) -> tuple[Experience, dict[str, Array], dict[str, Array]]:
+    chosen: Array | None = None,
+) -> tuple[Experience, dict[str, Array], dict[str, Array], dict[str, Array]]:
     """Statistics of all views of every response token, and what the method makes of them and of the rewards.
 
     Args:
@@ -74,23 +75,26 @@ def score_step(
         copies: `TrainState.teachers`.
         shown: the prompts of all of the method's views, by name.
         knobs: f32[] each, see `objective.contract.Scored`.
+        chosen: i32[n], rows to be looked at more closely (learner/inspection.py); the shards of the rows divide n.
 
     Returns:
-        (Experience for `train_step`; f32[rows, R] for the log: "entropy", "gap" or "gap/<view>", and what the
-        method logs; scalars for the log). Among the scalars is tokens/score_padding_frac: of the response positions
-        computed, the share that holds no token.
+        (Experience for `train_step`; f32[rows, R] for the log: "entropy", "gap" or "gap/<view>", and what the method
+        logs; scalars for the log; hidden states f32[n, R, D] of the chosen rows: "student" and each scored view). Among
+        the scalars is tokens/score_padding_frac: of the response positions computed, the share that holds no token.
     """
     method, group = config.method, config.shape.rollouts
     response, mask = rollouts.response, rollouts.response_mask
-    stats, metrics, logged = None, {}, {}
+    stats, metrics, logged, states = None, {}, {}, {}
     if method.rollouts:
-        stats, padding = map_by_length(
+        rows = jnp.arange(len(response))
+        wanted = reshard(rows[:, None] == (rows[:0] if chosen is None else chosen), "rows", None)
+        stats, states, padding = map_by_length(
             partial(passes.statistics, config, params, copies),
             # Nothing is learned between the parts: they are cut from the whole batch, across the minibatches.
             config.shape.minibatches * config.microbatches,
             config.widths(response.shape[1]),
             split_rows(mask, group),
-            (*passes.of_one_width(prompts, shown), split_rows(response, group), split_rows(mask, group)),
+            (*passes.of_one_width(prompts, shown), *(split_rows(x, group) for x in (response, mask, wanted))),
         )
         gap = jnp.abs(rollouts.sampled_logp - stats.logp)
         logged["entropy"] = stats.entropy
@@ -130,7 +134,7 @@ def score_step(
         old_logp=stats and split_rows(stats.logp, group),
         signal=jax.tree.map(lambda x: split_rows(x, group), signal.replace(logged={}, metrics={})),
     )
-    return experience, logged | signal.logged, metrics | signal.metrics
+    return experience, logged | signal.logged, metrics | signal.metrics, states
 
 
 def _entropy_profile(entropy: Array, mask: Array) -> dict[str, Array]:
@@ -164,16 +168,17 @@ def rounding_noise(
         f32[], the mean absolute difference over response tokens in nats.
     """
 
-    def logp(width: int, part) -> Array:
+    def logp(width: int, part) -> tuple[Array, tuple]:
         prompts, response, mask = part
         response, mask = merge_rows(response[..., :width]), merge_rows(mask[..., :width])
         student = passes.outputs(config, params, prompts.student_prompt, prompts.student_prompt_mask, response, mask)
-        return token_logp(student, response, temperature=config.temperature, chunk=config.chunk(response.shape[0]))
+        chunk = config.chunk(response.shape[0])
+        return token_logp(student, response, temperature=config.temperature, chunk=chunk), ()
 
     prompts = passes.wider(prompts, prompts.student_prompt.shape[-1] + _OTHER_PADDING)
     split = partial(split_rows, group=config.shape.rollouts)
     mask = rollouts.response_mask
-    again, _ = map_by_length(
+    again, _, _ = map_by_length(
         logp,
         config.shape.minibatches * config.microbatches,
         (mask.shape[1],),  # the longest alone: one compilation of the model

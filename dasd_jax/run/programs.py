@@ -1,7 +1,7 @@
 """Every jitted program of a run, lowered from shapes and shardings: nothing is allocated, no weights are read."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from dasd_jax.config import Config
 from dasd_jax.cost.work import Batch, cache_bytes, forward_flops
 from dasd_jax.data import contexts
 from dasd_jax.learner import checkpoint, teachers
-from dasd_jax.learner.inspection import STUDENT, inspect
+from dasd_jax.learner.inspection import inspect
 from dasd_jax.learner.optim import make_optimizer
 from dasd_jax.learner.step import rounding_noise, score_step, train_step
 from dasd_jax.learner.step_config import StepConfig
@@ -108,7 +108,8 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
     teacher_flops = forward_flops(model, dataclasses.replace(batch, prompt=group.teacher_prompt_length))
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=named(mesh))
     knobs = dict.fromkeys(["step", "seed", "teacher_weight", "noise", *method.memory([], config.hp)], scalar)
-    arguments = (state.teachers, prompts, shown, rollouts, outcomes, knobs)
+    chosen = jax.ShapeDtypeStruct((_logged_rows(config, mesh, steps),), jnp.int32, sharding=named(mesh))
+    arguments = (state.teachers, prompts, shown, rollouts, outcomes, knobs, chosen)
     if method.rollouts:
         read = sum(steps.views[name].count for name in steps.scored)
         yield Program(
@@ -120,7 +121,8 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
             parts=parts,
             fsdp_minimum=fsdp_minimum(1 + read, 1),
         )
-    experience, logged, _ = _placed(mesh, jax.eval_shape(partial(score_step, steps), params, *arguments))
+    scored = _placed(mesh, jax.eval_shape(partial(score_step, steps), params, *arguments))
+    experience, logged, _, states = scored
     if steps.scored:
         yield Program(
             name="noise",
@@ -131,17 +133,18 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
             parts=parts,
             fsdp_minimum=fsdp_minimum(1, 1),
         )
-    if method.rollouts and config.run.logged_rollouts:
-        views = 1 + len(steps.views)
-        inspected = _inspected(config, mesh, steps, logged)
-        flops_a_row = forward_flops(model, dataclasses.replace(batch, problems=1, rollouts=1))
+    if chosen.size:
+        unread = steps.views.keys() - set(steps.scored)
+        one = dataclasses.replace(batch, problems=chosen.size, prompt=group.teacher_prompt_length, rollouts=1)
         yield Program(
             name="samples",
-            lower=lambda: inspect.lower(steps, params, state.teachers, *inspected),
+            lower=lambda: inspect.lower(
+                steps, params, state.teachers, *_inspected(config, mesh, unread, chosen.size), states, logged, chosen
+            ),
             beside=others - bytes_a_device(state.teachers),
-            flops=views * inspected[-1].size * flops_a_row,
-            traffic=views * 2 * gathered,
-            fsdp_minimum=fsdp_minimum(views, 1),
+            flops=len(unread) * forward_flops(model, one),
+            traffic=len(unread) * 2 * gathered + narrow,
+            fsdp_minimum=fsdp_minimum(len(unread), 1),
         )
     divergence = method.divergence(config.hp)
     read = len(divergence.views) if divergence else 0
@@ -212,20 +215,23 @@ def _prompts(config: Config, mesh: Mesh, problems: int) -> PromptBatch:
     )
 
 
-def _inspected(config: Config, mesh: Mesh, steps: StepConfig, logged: dict) -> tuple:
-    """What `inspect` is given besides weights: as many rows as are logged, filled up to the shards of the rows."""
-    group, shards = config.rollout, row_shards(mesh)
-    rows = -(-min(config.run.logged_rollouts, group.problems * steps.shape.rollouts) // shards) * shards
+def _logged_rows(config: Config, mesh: Mesh, steps: StepConfig) -> int:
+    """Rollouts that a step looks at more closely: those that are logged, filled up to the shards of the rows."""
+    if not config.method.rollouts:
+        return 0
+    shards, rows = row_shards(mesh), config.rollout.problems * steps.shape.rollouts
+    return -(-min(config.run.logged_rollouts, rows) // shards) * shards
 
-    def prompt(width: int) -> tuple:
-        return _rows(mesh, (rows, width), jnp.int32), _rows(mesh, (rows, width), jnp.bool_)
 
-    prompts = {STUDENT: prompt(group.prompt_length)} | {
-        name: prompt(group.teacher_prompt_length) for name in steps.views
-    }
-    response = (rows, group.max_new_tokens)
-    chosen = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=named(mesh))
-    return prompts, _rows(mesh, response, jnp.int32), _rows(mesh, response, jnp.bool_), logged, chosen
+def _inspected(config: Config, mesh: Mesh, unread: Set[str], rows: int) -> tuple:
+    """What `inspect` is given of these rows: prompts of views that the score pass does not read, responses, masks."""
+    group = config.rollout
+    prompt, response = (rows, group.teacher_prompt_length), (rows, group.max_new_tokens)
+
+    def pair(shape: tuple[int, int]) -> tuple:
+        return _rows(mesh, shape, jnp.int32), _rows(mesh, shape, jnp.bool_)
+
+    return {name: pair(prompt) for name in sorted(unread)}, *pair(response)
 
 
 def _scored(config: Config, mesh: Mesh, steps: StepConfig) -> tuple:

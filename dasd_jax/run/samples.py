@@ -2,11 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-import jax
 import numpy as np
 
 from dasd_jax.batch import TeacherBatch
-from dasd_jax.learner.inspection import STUDENT
 from dasd_jax.mesh import fetch
 from dasd_jax.run.collect import Collected
 from dasd_jax.text.spans import offsets, spelled
@@ -46,7 +44,7 @@ def choose(correct: np.ndarray, group: int, count: int, seed: int, step: int) ->
 def samples(
     collected: Collected,
     shown: Mapping[str, TeacherBatch],
-    logged: dict[str, jax.Array],
+    unread: Mapping[str, TeacherBatch],
     rows: np.ndarray,
     tokenizer: Tokenizer,
     inspected: Callable,
@@ -55,18 +53,15 @@ def samples(
 
     Args:
         shown: the teachers' prompts by view, as NumPy arrays.
-        logged: f32[rows of the batch, R] by name, from `score_step`.
-        rows: i32[n], from `choose`.
-        inspected: (prompts, response, mask, logged, rows) → what `learner.inspection.inspect` returns, on its devices.
+        unread: those of them that the score pass does not read.
+        rows: i32[n], from `choose`; repeated ones are logged once.
+        inspected: (prompts of the unread, response, mask of the rows) → what `learner.inspection.inspect` returns.
     """
-    if not len(rows):
-        return []
     written, group = collected.rollouts, len(collected.texts) // len(collected.prompts.example_id)
-    prompts = _prompts(collected, shown, rows, group)
-    of_rows = prompts, written.response[rows], written.response_mask[rows], logged, rows
-    numbers, places, likeliest = fetch(inspected(*of_rows))
+    prompts = {name: _prompts(batch, rows, group) for name, batch in unread.items()}
+    numbers, places, likeliest = fetch(inspected(prompts, written.response[rows], written.response_mask[rows]))
     lines: dict[int, dict] = {}
-    for n, row in enumerate(rows.tolist()):
+    for n, row in enumerate(dict.fromkeys(rows.tolist())):
         problem, verdict = collected.problems[row], collected.verdicts[row]
         index, keep, text = row // group, written.response_mask[row], collected.texts[row]
         of_views = {
@@ -112,18 +107,10 @@ def samples(
     return list(lines.values())
 
 
-def _prompts(
-    collected: Collected, shown: Mapping[str, TeacherBatch], rows: np.ndarray, group: int
-) -> dict[str, Prompt]:
-    """What the student and each teacher read before these rows; of K prompts the first."""
-    of_problem = rows // group
-    prompts = {STUDENT: (collected.prompts.student_prompt, collected.prompts.student_prompt_mask)}
-    found = {name: tuple(x[of_problem] for x in pair) for name, pair in prompts.items()}
-    for name, batch in shown.items():
-        pair = batch.teacher_prompt, batch.teacher_prompt_mask
-        at = (of_problem,) if batch.shown.ndim == 1 else (of_problem, rows % group, 0)
-        found[name] = tuple(x[at] for x in pair)
-    return found
+def _prompts(batch: TeacherBatch, rows: np.ndarray, group: int) -> Prompt:
+    """What a teacher reads before these rows; of K prompts the first."""
+    at = (rows // group,) if batch.shown.ndim == 1 else (rows // group, rows % group, 0)
+    return batch.teacher_prompt[at], batch.teacher_prompt_mask[at]
 
 
 def _of_row(batch: TeacherBatch, row: int, group: int) -> list[Prompt]:

@@ -95,7 +95,7 @@ def skewed_batch():
 def score(mesh, steps, parts=None, params=None, teacher_weight=1.0):
     params = param_table.init(MODEL, mesh, 0) if params is None else params
     knobs = {"step": np.float32(1), "teacher_weight": np.float32(teacher_weight), "noise": np.float32(0)}
-    return score_step(steps, params, {}, *put_rows(mesh, batch() if parts is None else parts), knobs)
+    return score_step(steps, params, {}, *put_rows(mesh, batch() if parts is None else parts), knobs)[:3]
 
 
 def in_dtype(steps, dtype):
@@ -111,7 +111,7 @@ def frozen(steps):
 
 def score_with_copy(mesh, steps, params):
     knobs = {"step": np.float32(1), "teacher_weight": np.float32(1), "noise": np.float32(0)}
-    return score_step(steps, params, {"frozen": params}, *put_rows(mesh, batch()), knobs)
+    return score_step(steps, params, {"frozen": params}, *put_rows(mesh, batch()), knobs)[:3]
 
 
 @partial(jax.jit, static_argnames="steps")
@@ -165,17 +165,14 @@ def test_the_views_are_the_model_on_each_prompt_alone(mesh):
 
 
 def looked_at(mesh, steps, rows, params, parts):
-    """`inspect` of these rows, as NumPy, and the score pass's own numbers."""
-    prompts, shown, rollouts, _ = parts
-    experience, logged, _ = score(mesh, steps, parts, params)
+    """`inspect` of these rows, and all that the score pass logs, as NumPy."""
+    prompts, shown, rollouts, outcomes = parts
+    knobs, chosen = {name: np.float32(1) for name in ("step", "teacher_weight", "noise")}, replicate(mesh, rows)
+    _, logged, _, states = score_step(steps, params, {}, *put_rows(mesh, parts), knobs, chosen)
     teacher = shown["teacher"]
-    of_views = {
-        "student": (prompts.student_prompt, prompts.student_prompt_mask),
-        "teacher": (teacher.teacher_prompt, teacher.teacher_prompt_mask),
-    }
-    of_rows = jax.tree.map(lambda x: x[rows // G], of_views), rollouts.response[rows], rollouts.response_mask[rows]
-    found = inspect(steps, params, {}, *put_rows(mesh, of_rows), logged, replicate(mesh, rows))
-    return *jax.device_get((*found, logged)), np.asarray(merge_rows(experience.old_logp))
+    unread = {} if steps.scored else {"teacher": (teacher.teacher_prompt, teacher.teacher_prompt_mask)}
+    of_rows = jax.tree.map(lambda x: x[rows // G], unread), rollouts.response[rows], rollouts.response_mask[rows]
+    return jax.device_get((*inspect(steps, params, {}, *put_rows(mesh, of_rows), states, logged, chosen), logged))
 
 
 @pytest.mark.parametrize("where", ["mesh", "mesh8"])
@@ -184,7 +181,9 @@ def test_the_alternatives_of_logged_rollouts_are_each_views_likeliest_tokens(whe
     mesh, parts = request.getfixturevalue(where), batch()
     params = wide_params(mesh)
     rows = np.array([0, 1, 4, 7], np.int32)
-    chosen, places, likeliest, logged, _ = looked_at(mesh, config(), rows, params, parts)
+    # On one device in two parts of different lengths: the chosen rows are of both.
+    steps = config(microbatches=2, width_tile=1) if where == "mesh" else config()
+    chosen, places, likeliest, logged = looked_at(mesh, steps, rows, params, parts)
     for name, values in logged.items():
         np.testing.assert_allclose(chosen[name], values[rows], rtol=1e-6)
     prompts, shown, rollouts, _ = parts
