@@ -214,7 +214,7 @@ def test_the_digest_of_prompts_changes_with_every_field(changed):
         ("system", "@", "'@': expected a text, @FILE or nothing"),
         ("system", "@FOLDER/none.txt", "@FOLDER/none.txt: no such file: expected a text file of at most 1,048,576 byt"),
         ("system", "@FOLDER", "@FOLDER: no such file: expected a text file"),
-        ("system", "@FOLDER/" + "x" * 300, "no such file: expected a text file"),
+        ("system", "@FOLDER/" + "x" * 300, "cannot be read (File name too long): expected a text file"),
         ("system", "@FOLDER/empty.txt", "@FOLDER/empty.txt: empty: expected a text"),
         ("system", "@FOLDER/large.txt", "@FOLDER/large.txt: too large: expected a text file of at most"),
         ("system", "@FOLDER/bytes.txt", "@FOLDER/bytes.txt: expected text in UTF-8"),
