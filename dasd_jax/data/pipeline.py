@@ -52,10 +52,11 @@ class PromptText:
         Raises:
             UserError: it has none for one of them.
         """
+        given = self.privileged_wording.partition("#sha256=")[0]
         for kind in sorted(contexts.worded_as(self.kinds(context)).difference(self.words.wording.contexts)):
             raise UserError(
-                f"data.privileged_wording: {self.privileged_wording[:80]!r}: a teacher of this run is shown context of "
-                f"kind {kind}: expected the slot {{context}} or {{{kind}}}"
+                f"data.privileged_wording: {given[:80]!r}: a teacher of this run is shown context of kind {kind}: "
+                f"expected the slot {{context}} or {{{kind}}}"
             )
 
     def student(self, tokenizer: Tokenizer, problem: Problem) -> list[int]:
