@@ -48,11 +48,11 @@ _WORD = re.compile(r"[A-Za-z]{2,}")
 def checked(question: str, answer: str, solution: str = "", hint: str = "") -> Fields | Drop:
     """The problem of these texts, or why they are none that a program can verify.
 
-    Instructions of other recipes are removed around a question, but not in a conversation. An answer in GSM8K's form is
-    split into solution and answer; the row's own solution goes before that one.
+    Instructions of other recipes are removed around a question; a conversation, whose JSON text neither begins nor ends
+    with one, stays as it is. An answer in GSM8K's form is split into solution and answer; the row's own solution goes
+    before that one.
     """
-    if turns.listed(question) is None:  # the turns of a conversation stay as they are
-        question = without_instructions(question)
+    question = without_instructions(question)
     if not question:
         return EMPTY_QUESTION
     if "<image" in question:
