@@ -16,7 +16,8 @@ from dasd_jax.fields import Fields, Range, above, anything, at_least, exactly, f
 from dasd_jax.mesh import MeshConfig
 from dasd_jax.methods import METHODS
 from dasd_jax.objective.contract import Method
-from dasd_jax.text.prompts import INSTRUCTIONS, PRIVILEGED
+from dasd_jax.text import wordings
+from dasd_jax.text.prompts import PRIVILEGED
 
 Raw = dict[str, dict[str, Any]]  # group → field → value
 
@@ -67,10 +68,23 @@ class DataGroup(Fields):
     benchmarks: tuple[str, ...] = field((), _ONCE, "specs as in sources: evaluated, and never trained on")
     heldout: int = field(128, at_least(0), "problems never trained on; evaluated unless there are benchmarks")
     shots: int = field(0, at_least(0), "worked examples before the problem, taken from the training problems")
-    instruction: str = field("boxed", one_of(*INSTRUCTIONS), "how the answer is asked for")
+    instruction: str = field("boxed", wordings.allowed("instruction"), "how the answer is asked for (docs/data.md)")
+    system: str = field("", wordings.allowed("system"), "the system turn; empty: the chat template's own")
     privileged: str = field("answer", one_of(*PRIVILEGED), "what a teacher is shown; sibling: a verified rollout")
+    privileged_wording: str = field(
+        wordings.DEFAULT, wordings.allowed("privileged_wording"), "how a teacher's context is put before it"
+    )
+    transition: str = field(
+        "default", wordings.allowed("transition"), "sentence behind the context; default: as privileged_wording has it"
+    )
     thinking: str = field("default", one_of("default", "on", "off"), "told to chat templates that know it")
     now: str = field("", _MOMENT, "told to chat templates that ask for the date; empty: when the run starts")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in wordings.FIELDS:
+            object.__setattr__(self, name, wordings.pinned(name, getattr(self, name)))
+        wordings.read(self.instruction, self.system, self.privileged_wording, self.transition)
 
     @property
     def enable_thinking(self) -> bool | None:

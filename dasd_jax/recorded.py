@@ -24,7 +24,7 @@ OPERATIONAL = {
 # What decides which prompts the model of a checkpoint has learnt to answer, and which problems it has not seen.
 PROMPTS = {
     "model.weights", "model.preset", "model.tokenizer", "data.sources", "data.heldout", "data.shots",
-    "data.instruction", "data.thinking", "data.now",
+    "data.instruction", "data.system", "data.thinking", "data.now",
 }  # fmt: skip
 
 

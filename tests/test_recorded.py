@@ -61,6 +61,7 @@ PROMPTS = {
     "model.weights": "y.gguf",
     "model.preset": "other",
     "data.instruction": "boxed",
+    "data.system": "Be brief.",
     "data.thinking": "off",
     "data.shots": 1,
     "data.sources": ("gym:lcm?size=50",),

@@ -67,6 +67,16 @@ def per_rollout(shown: frozenset[str]) -> bool:
     return not shown.isdisjoint(PER_ROLLOUT)
 
 
+def worded_as(shown: frozenset[str]) -> frozenset[str]:
+    """The kinds of `wordings.KINDS` that the texts of these `kinds` may have."""
+    also = {
+        "none": (),
+        "sibling_or_solution": ("sibling", "solution"),
+        "partial_solution": ("partial_solution", "answer"),
+    }
+    return frozenset(name for kind in shown for name in also.get(kind, (kind,)))
+
+
 def batch_shape(shown: frozenset[str], problems: int, group: int, count: int) -> tuple[int, ...]:
     """The leading axes of a TeacherBatch, before tokens: (B,) or (B, G, K).
 

@@ -15,6 +15,7 @@ from dasd_jax.data.rows import (
     NOT_ONE_ANSWER,
     Drop,
     Fields,
+    as_question,
     as_text,
     checked,
     split_marked,
@@ -23,6 +24,7 @@ from dasd_jax.data.rows import (
     unpacked,
 )
 from dasd_jax.errors import UserError
+from dasd_jax.text.turns import listed
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Fields))
 _NEEDED = ("question", "answer")
@@ -90,14 +92,14 @@ def _plain(
     row: Mapping[str, Any], question: str, answer: str, solution: str = "solution", hint: str = "hint"
 ) -> Fields | Drop:
     return unfit(row) or checked(
-        as_text(row, question), as_text(row, answer, number=True), as_text(row, solution), as_text(row, hint)
+        as_question(row, question), as_text(row, answer, number=True), as_text(row, solution), as_text(row, hint)
     )
 
 
 def _boxed(row: Mapping[str, Any], question: str) -> Fields | Drop:
-    asked, solution = as_text(row, question), as_text(row, "solution")
-    answer = boxed_answer(asked, solution)
-    return unfit(row) or (NOT_ONE_ANSWER if answer is None else checked(asked, answer, solution, as_text(row, "hint")))
+    text, solution = as_question(row, question), as_text(row, "solution")
+    answer = boxed_answer(text, solution)
+    return unfit(row) or (NOT_ONE_ANSWER if answer is None else checked(text, answer, solution, as_text(row, "hint")))
 
 
 def _verl(row: Mapping[str, Any]) -> Fields | Drop:
@@ -147,8 +149,8 @@ def _unwrapped(row: Mapping[str, Any], answer: str, solution: str = "") -> Field
 
 def _asked(row: Mapping[str, Any]) -> str | Drop:
     """The text in `prompt`, or that of the one user turn of its conversation, without system turns."""
-    turns = unpacked(row["prompt"])
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+    turns = listed(row["prompt"])
+    if turns is None:
         text = as_text(row, "prompt")
         return UNKNOWN_PROMPT if text.startswith("[{") else text  # a conversation, but not in JSON
     # A system turn holds a recipe's instructions, never the problem.

@@ -19,7 +19,7 @@ from dasd_jax.batch import PromptBatch, TeacherBatch
 from dasd_jax.data import contexts
 from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
-from dasd_jax.text import prompts
+from dasd_jax.text import prompts, wordings
 from dasd_jax.text.tokenizer import Tokenizer
 
 
@@ -27,12 +27,37 @@ from dasd_jax.text.tokenizer import Tokenizer
 class PromptText:
     """The prompt text around a problem, shared by student and teacher."""
 
-    instruction: str  # name in prompts.INSTRUCTIONS
+    instruction: str  # this and the fields without a comment: as in the config's group `data`
     sources: tuple[str, ...]  # data.sources, whose specs may name a context kind for their problems
     privileged: str  # the context kind for the other sources, a name in prompts.PRIVILEGED
     enable_thinking: bool | None
     shots: tuple[Problem, ...]
     now: datetime.datetime | None = None  # what a chat template that asks for the date is told; None: the present
+    system: str = ""
+    privileged_wording: str = wordings.DEFAULT
+    transition: str = "default"
+
+    @functools.cached_property
+    def words(self) -> wordings.Words:
+        """The texts of instruction, system, privileged_wording and transition.
+
+        Raises:
+            UserError: as `wordings.read`.
+        """
+        return wordings.read(self.instruction, self.system, self.privileged_wording, self.transition)
+
+    def check_worded(self, context: str) -> None:
+        """Checks that the wording has a text for every kind that a teacher with this context is shown.
+
+        Raises:
+            UserError: it has none for one of them.
+        """
+        given = self.privileged_wording.partition("#sha256=")[0]
+        for kind in sorted(contexts.worded_as(self.kinds(context)).difference(self.words.wording.contexts)):
+            raise UserError(
+                f"data.privileged_wording: {given[:80]!r}: a teacher of this run is shown context of kind {kind}: "
+                f"expected the slot {{context}} or {{{kind}}}"
+            )
 
     def student(self, tokenizer: Tokenizer, problem: Problem) -> list[int]:
         """Token ids of the prompt that the policy answers."""
@@ -51,19 +76,25 @@ class PromptText:
     ) -> list[int]:
         """Token ids of the student's prompt with a text of that kind inserted; a blank text inserts nothing."""
         messages = prompts.teacher_messages(
-            problem.question, context_kind=kind, context=text, with_question=with_question, **self._common()
+            problem.question,
+            context_kind=kind,
+            context=text,
+            wording=self.words.wording,
+            with_question=with_question,
+            **self._common(),
         )
         return self._encode(tokenizer, messages)
 
     def target(self, tokenizer: Tokenizer, problem: Problem) -> list[int]:
         """Token ids of the reference response with a final stop token: the target of supervised fine-tuning."""
-        answer = prompts.format_answer(problem.answer, self.instruction)
+        answer = prompts.format_answer(problem.answer, self.words.answer_style)
         text = f"{problem.solution}\n\n{answer}" if problem.solution else answer
         return prompts.encode_response(tokenizer, text)
 
     def _common(self) -> dict:
-        shots = [(shot.question, prompts.format_answer(shot.answer, self.instruction)) for shot in self.shots]
-        return {"instruction": prompts.INSTRUCTIONS[self.instruction], "shots": shots}
+        words = self.words
+        shots = [(shot.question, prompts.format_answer(shot.answer, words.answer_style)) for shot in self.shots]
+        return {"instruction": words.instruction, "system": words.system, "shots": shots}
 
     def _encode(self, tokenizer: Tokenizer, messages) -> list[int]:
         return prompts.encode_prompt(tokenizer, messages, enable_thinking=self.enable_thinking, now=self.now)

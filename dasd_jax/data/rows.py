@@ -9,6 +9,7 @@ from typing import Any
 
 from dasd_jax.data.instructions import without_instructions
 from dasd_jax.errors import UserError
+from dasd_jax.text import turns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +48,9 @@ _WORD = re.compile(r"[A-Za-z]{2,}")
 def checked(question: str, answer: str, solution: str = "", hint: str = "") -> Fields | Drop:
     """The problem of these texts, or why they are none that a program can verify.
 
-    Instructions of other recipes around the question are removed. An answer in GSM8K's form is split into solution and
-    answer; the row's own solution goes before that one.
+    Instructions of other recipes are removed around a question; a conversation, whose JSON text neither begins nor ends
+    with one, stays as it is. An answer in GSM8K's form is split into solution and answer; the row's own solution goes
+    before that one.
     """
     question = without_instructions(question)
     if not question:
@@ -120,6 +122,21 @@ def as_text(row: Mapping[str, Any], column: str, *, number: bool = False) -> str
     if any("\ud800" <= char <= "\udfff" for char in value):
         raise UserError(f"field {column!r} is {value!r:.50}, expected valid UTF-8 text")
     return value.strip()
+
+
+def as_question(row: Mapping[str, Any], column: str) -> str:
+    """The question in a column: a text, or a conversation (text/turns.py) as a list or as its JSON text.
+
+    Raises:
+        UserError: a value of another type, or a conversation that is none.
+    """
+    conversation = turns.listed(row.get(column))
+    if conversation is None:
+        return as_text(row, column)
+    try:
+        return turns.as_question(conversation)
+    except UserError as error:
+        raise UserError(f"field {column!r}: {error}") from error
 
 
 def texts(row: Mapping[str, Any], column: str) -> list[str]:

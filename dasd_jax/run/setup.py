@@ -151,6 +151,9 @@ def prompt_text(config: Config, train: list[Problem]) -> PromptText:
         enable_thinking=config.data.enable_thinking,
         shots=tuple(train[: config.data.shots]),
         now=config.data.moment,
+        system=config.data.system,
+        privileged_wording=config.data.privileged_wording,
+        transition=config.data.transition,
     )
 
 
@@ -165,6 +168,8 @@ def open_prompts(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, Promp
     """
     train, heldout, counts = open_problems(config)
     text = prompt_text(config, train)
+    for context in ["", *(view.context for view in config.method.views(config.hp).values())]:
+        text.check_worded(context)
     train_set = PromptSet(
         train[config.data.shots :],
         tokenizer,

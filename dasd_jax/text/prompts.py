@@ -11,17 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from dasd_jax.errors import UserError
-from dasd_jax.text import controls, templates
+from dasd_jax.text import controls, slots, templates
 from dasd_jax.text.tokenizer import Tokenizer
-
-Message = dict[str, str]  # {"role": "user" | "assistant", "content": text}
-
-INSTRUCTIONS = {
-    # Verbatim from the Qwen model cards for mathematics: reasoning models have seen it in training.
-    "boxed": "Please reason step by step, and put your final answer within \\boxed{}.",
-    # A model too small to reason step by step loses its answer on the way, so it is asked for the answer line only.
-    "answer_line": "Reply with a single line 'Answer: X', where X is the final answer.",
-}
+from dasd_jax.text.turns import Message
+from dasd_jax.text.turns import read as read_turns
+from dasd_jax.text.wordings import DASD, Wording
 
 _ANSWERS = {"boxed": "\\boxed{%s}", "answer_line": "Answer: %s"}
 
@@ -38,41 +32,29 @@ CONTEXTS = (
     "without_problem",
 )
 
-# The teacher scores tokens of a student that has not seen the context. Without this instruction it expects a reply that
-# quotes the context and assigns low probability to an independent solution.
-_USE = "Use it to reach the right answer in your own steps, and do not mention that you were given it."
-_AVOID = "Avoid its mistake, reach the right answer in your own steps, and do not mention that you were given it."
 
-# The text before and after each kind of context.
-_CONTEXT_TEMPLATES = {
-    "answer": ("The correct answer to this problem is: {}", _USE),
-    "solution": ("Here is a correct solution to this problem:\n{}", _USE),
-    "hint": ("Here is a hint for this problem:\n{}", _USE),
-    # A response of the same policy that the verifier accepted: its answer is correct, its reasoning may not be.
-    "sibling": ("Here is an attempt at this problem that reached the correct answer:\n{}", _USE),
-    "partial_solution": (
-        "Here is the beginning of a correct solution to this problem, and its final answer:\n{}",
-        _USE,
-    ),
-    "wrong_siblings": ("Here is an attempt at this problem that reached a wrong answer:\n{}", _AVOID),
-}
-
-
-def student_messages(question: str, *, instruction: str, shots: Sequence[tuple[str, str]] = ()) -> list[Message]:
+def student_messages(
+    question: str, *, instruction: str, system: str = "", shots: Sequence[tuple[str, str]] = ()
+) -> list[Message]:
     """The messages of the student prompt.
 
     Args:
-      question: the problem.
-      instruction: the answer format, one of `INSTRUCTIONS` or a user's own text; may be empty.
+      question: the problem; it may be the JSON text of a conversation (text/turns.py).
+      instruction: how the answer is asked for, a text with the slot {question} or without; may be empty.
+      system: the system turn, unless the problem has its own; "": none, and the template applies its default.
       shots: pairs (question, answer text), rendered as earlier turns with the same instruction.
 
     Returns:
-      Messages that end with a user turn. No system message is added: the template applies its default.
+      Messages that end with a user turn: system, shots, the turns of the problem.
     """
-    messages = []
+    turns = read_turns(question)
+    messages = [{"role": "system", "content": system}] if system else []
+    if turns[0]["role"] == "system":
+        messages = [turns.pop(0)]
     for shot_question, answer_text in shots:
-        messages += [_user(shot_question, instruction), {"role": "assistant", "content": answer_text}]
-    return [*messages, _user(question, instruction)]
+        shot = [turn for turn in read_turns(shot_question) if turn["role"] != "system"]
+        messages += [*_asked(shot, instruction), {"role": "assistant", "content": answer_text}]
+    return messages + _asked(turns, instruction)
 
 
 def teacher_messages(
@@ -81,28 +63,32 @@ def teacher_messages(
     instruction: str,
     context_kind: str,
     context: str,
+    system: str = "",
     shots: Sequence[tuple[str, str]] = (),
+    wording: Wording = DASD,
     with_question: bool = True,
 ) -> list[Message]:
     """The messages of the student prompt with privileged context in the last turn.
 
     Args:
-      question, instruction, shots: as in `student_messages`.
-      context_kind: answer, solution, hint, sibling, partial_solution or wrong_siblings; selects the text around the
-        context.
+      question, instruction, system, shots: as in `student_messages`.
+      context_kind: a kind that the wording has a text for.
       context: the privileged text. A blank one gives exactly the student's messages, so that the gap is 0.
+      wording: the text around the context.
       with_question: False omits the question from the last turn, for a teacher that sees only the context.
 
     Raises:
       ValueError: an unknown `context_kind`.
     """
-    if context_kind not in _CONTEXT_TEMPLATES:
-        raise ValueError(f"context_kind {context_kind!r}: expected one of {', '.join(_CONTEXT_TEMPLATES)}")
-    messages = student_messages(question, instruction=instruction, shots=shots)
+    if context_kind not in wording.contexts:
+        raise ValueError(f"context_kind {context_kind!r}: expected one of {', '.join(wording.contexts)}")
+    messages = student_messages(question, instruction=instruction, system=system, shots=shots)
     if context.strip():
-        before, after = _CONTEXT_TEMPLATES[context_kind]
-        privileged = f"{before.format(context.strip())}\n\n{after}"
-        messages[-1] = _user(question if with_question else "", privileged, instruction)
+        text = wording.contexts[context_kind]
+        asked = read_turns(question)[-1]["content"] if with_question else ""
+        values = {"question": asked, "context": context.strip(), context_kind: context.strip()}
+        before = "" if "question" in slots.names(text) else asked
+        messages[-1] = _user(instruction, before, slots.fill(text, values), wording.transitions[context_kind])
     return messages
 
 
@@ -112,7 +98,7 @@ def partial_solution(beginning: str, answer: str) -> str:
 
 
 def format_answer(answer: str, style: str) -> str:
-    """The assistant's text for `answer` in the format that `INSTRUCTIONS[style]` asks for; for shots and SFT targets.
+    """The assistant's text for `answer`, in a box or in a line of its own; for shots and SFT targets.
 
     Raises:
       ValueError: an unknown `style`.
@@ -220,5 +206,15 @@ def _pad(sequences, width, pad_id, *, left):
     return tokens, mask
 
 
-def _user(*parts: str) -> Message:
-    return {"role": "user", "content": "\n\n".join(part for part in parts if part)}
+def _asked(turns: Sequence[Message], instruction: str) -> list[Message]:
+    """The turns with the instruction in the last one."""
+    return [*turns[:-1], _user(instruction, turns[-1]["content"])]
+
+
+def _user(instruction: str, *parts: str) -> Message:
+    """A user's turn: the parts that are not empty, inside the instruction or before it."""
+    rest = "\n\n".join(part for part in parts if part)
+    text = slots.fill(instruction, {"question": rest})
+    if "question" in slots.names(instruction):
+        return {"role": "user", "content": text}
+    return {"role": "user", "content": "\n\n".join(part for part in (rest, text) if part)}

@@ -162,7 +162,8 @@ def test_a_real_qwen_agrees_with_transformers_on_its_most_likely_tokens(mesh):
     if not QWEN.exists():
         pytest.skip(f"{QWEN} is not there: set DASD_QWEN_GGUF to a Qwen2.5 GGUF file")
     from dasd_jax.data.sources import load_source
-    from dasd_jax.text.prompts import INSTRUCTIONS, encode_prompt, student_messages
+    from dasd_jax.text.prompts import encode_prompt, student_messages
+    from dasd_jax.text.wordings import INSTRUCTIONS
 
     tokenizer = load_tokenizer(str(QWEN))
     config, params = weights.load(str(QWEN), mesh)

@@ -7,7 +7,6 @@ import pytest
 
 from dasd_jax.errors import UserError
 from dasd_jax.text.prompts import (
-    INSTRUCTIONS,
     encode_prompt,
     format_answer,
     left_pad,
@@ -18,6 +17,7 @@ from dasd_jax.text.prompts import (
 )
 from dasd_jax.text.tokenizer import CHATML_TEMPLATE, PLAIN_TEMPLATE
 from dasd_jax.text.tokenizer_files import load_tokenizer
+from dasd_jax.text.wordings import INSTRUCTIONS
 
 QUESTION = "What is \\frac{1}{2} + {x} for x = 3?"
 CONTEXT = "the sum {0} is \\boxed{3.5} %s"
@@ -52,7 +52,7 @@ def test_context_stands_word_for_word_in_the_teachers_last_turn_only(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_views_start_with_the_problem_and_end_with_the_same_instruction(kind):
-    for instruction in INSTRUCTIONS.values():
+    for instruction in (INSTRUCTIONS["boxed"], INSTRUCTIONS["answer_line"]):
         for turn in (messages[-1]["content"] for messages in views(kind, instruction=instruction)):
             assert turn.startswith(QUESTION) and turn.endswith("\n\n" + instruction)
 
