@@ -175,7 +175,7 @@ def looked_at(mesh, steps, rows, params, parts):
     return jax.device_get((*inspect(steps, params, {}, *put_rows(mesh, of_rows), states, logged, chosen), logged))
 
 
-@pytest.mark.parametrize("where", ["mesh", "mesh8"])
+@pytest.mark.parametrize("where", [pytest.param("mesh", marks=pytest.mark.slow), "mesh8"])
 def test_the_alternatives_of_logged_rollouts_are_each_views_likeliest_tokens(where, request):
     """At the tokens where the teacher's share is largest: ids and probabilities by the unsharded model alone."""
     mesh, parts = request.getfixturevalue(where), batch()

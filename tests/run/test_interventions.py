@@ -348,6 +348,7 @@ def test_a_greedy_student_without_a_teacher_leaves_nothing_to_change(call, monke
         call("--context=none", "--config.run.eval_temperature=0")
 
 
+@pytest.mark.slow
 def test_problems_without_what_the_teacher_is_to_be_shown_are_one_line(tmp_path):
     command = [
         TINY, f"--workdir={tmp_path}", "--checkpoint=start", "--config.data.sources=('gym:chain_sum?size=40',)",
