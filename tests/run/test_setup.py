@@ -164,6 +164,7 @@ def test_a_checkpoint_has_the_tokenizer_and_needs_no_other_file(kind, mesh, tmp_
     folder = writer.save(TrainState(np.int32(3), params, (), np.int32(7), {}))
     writer.wait()
     shutil.rmtree(source)
+    assert setup.open_tokenizer(ModelGroup(weights=str(tmp_path / "run"))).stop_ids == own.stop_ids
     alone = shutil.move(folder, tmp_path / "alone")
     assert not checkpoint.damage(Path(alone))
     group = ModelGroup(weights=str(alone))
