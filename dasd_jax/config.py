@@ -12,7 +12,20 @@ from typing import Any, ClassVar, get_type_hints
 
 from dasd_jax.errors import UserError
 from dasd_jax.field_names import MOVED, nearest
-from dasd_jax.fields import Fields, Range, above, anything, at_least, exactly, field, inside, one_of, require, span
+from dasd_jax.fields import (
+    TRUE_OR_FALSE,
+    Fields,
+    Range,
+    above,
+    anything,
+    at_least,
+    exactly,
+    field,
+    inside,
+    one_of,
+    require,
+    span,
+)
 from dasd_jax.mesh import MeshConfig
 from dasd_jax.methods import METHODS
 from dasd_jax.objective.contract import Method
@@ -47,7 +60,7 @@ class ModelGroup(Fields):
 
     group: ClassVar[str] = "model"
 
-    weights: str = field("", anything("a path"), ".gguf file, Hugging Face folder, checkpoint, or random (of `preset`)")
+    weights: str = field("", anything("a path"), ".gguf file, Hugging Face folder, checkpoint, run, or random")
     sha256: str = field("", _SHA256, "expected checksum of a .gguf file; empty: not checked")
     preset: str = field("", anything("a name"), "architecture of random weights, as qwen3_tiny; empty: from `weights`")
     tokenizer: str = field("", anything("a path, or byte"), ".gguf, .model or .json file; empty: from `weights`")
@@ -200,7 +213,8 @@ class RunGroup(Fields):
     checkpoint_every: int = field(10, at_least(1, "steps"), "steps from one checkpoint to the next")
     keep_checkpoints: int = field(2, at_least(1), "the newest N stay, and the best of those evaluated (eval_every)")
     keep_every: int = field(0, at_least(0, "steps", off=True), "checkpoints of these steps stay for good")
-    grace_s: float = field(25.0, above(0, "seconds"), "after a SIGTERM, when a run ends wherever it is")
+    keep_optimizer: bool = field(True, TRUE_OR_FALSE, "false: removed at the end, after which no step can follow")
+    grace_s: float = field(25.0, above(0, "seconds"), "after SIGTERM or Ctrl-C, when a run ends wherever it is")
     eval_every: int = field(0, at_least(0, "steps"), "between held-out evaluations; 0: only before and after the run")
     noise_every: int = field(50, at_least(1, "steps"), "between measurements of the rounding in gaps, from step 1 on")
     eval_problems: int = field(128, at_least(0), "of each benchmark, or held out and at most data.heldout; 0: all")

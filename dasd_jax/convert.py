@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from dasd_jax import cli, files, formats
+from dasd_jax import cli, files
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import MeshConfig, make_mesh
@@ -55,18 +55,8 @@ def _source(path: Path) -> tuple[Path, str]:
     """(path of the weights, path of their tokenizer or "" if unknown) for a --source."""
     if not os.path.exists(path):
         raise UserError(f"--source: {path} does not exist: expected a .gguf file, a folder of weights or a run")
-    if (path / "checkpoints").is_dir():
-        try:
-            group = formats.read_object(path / "config.json")["model"]
-            tokenizer = str(group["tokenizer"] or group["weights"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"--source: {path} has checkpoints but no config.json of a run ({type(error).__name__}): "
-                "expected a run, or the folder of one checkpoint"
-            ) from error
-        return checkpoint.find(path, ""), "" if tokenizer == "byte" else tokenizer
-    has_one = path.is_file() or any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
-    return path, str(path) if has_one else ""
+    where, tokenizer = setup.located(str(path), "--source")
+    return where, "" if tokenizer == "byte" else tokenizer
 
 
 if __name__ == "__main__":

@@ -4,22 +4,53 @@ import dataclasses
 import datetime
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from dasd_jax import files, formats, hosts
-from dasd_jax.config import Config, GuardsGroup, older
+from dasd_jax.config import SHARED, Config, GuardsGroup, declared, from_dict, older
 from dasd_jax.errors import UserError
 
 NAME = "config.json"
+CHANGES = "changes.jsonl"  # of the same folder; run/changes.py
 
 # What may change between two starts of the same run: where and how it is computed, exact to the bit on the same mesh.
 OPERATIONAL = {
     "mesh.data", "mesh.fsdp", "mesh.tensor", "rollout.verifier_workers", "rollout.verifier_memory_mb",
-    "run.checkpoint_every", "run.keep_checkpoints", "run.keep_every", "run.grace_s", "run.profile_step",
+    "run.checkpoint_every", "run.keep_checkpoints", "run.keep_every", "run.keep_optimizer", "run.grace_s",
+    "run.profile_step", "run.logged_rollouts", "run.samples_mb", "run.eval_every",
     *(f"guards.{field.name}" for field in dataclasses.fields(GuardsGroup) if field.name != "on_collapse"),
 }  # fmt: skip
+
+# How held-out problems are answered. Evaluations with other values are not compared.
+EVALUATION = {
+    "run.eval_problems", "run.eval_samples", "run.eval_temperature", "run.eval_top_k", "run.eval_top_p",
+}  # fmt: skip
+
+# What may change from one step of a run to the next, and is noted: each step reads it anew, and the training state
+# holds nothing that was made with it. A method's own numbers are added in `_may_change`.
+FROM_A_STEP = {
+    "run.steps", "run.noise_every", "guards.on_collapse", "optim.learning_rate", "optim.schedule",
+    "optim.warmup_steps", "optim.weight_decay", "optim.eps", "optim.grad_clip", "optim.microbatches",
+    "objective.clip_low", "objective.clip_high", "objective.clip_dual", "objective.token_chunk", "rollout.slots",
+    "model.remat", "model.attention",
+}  # fmt: skip
+
+# A method's own numbers that decide which copies its teachers keep, or what its memory of earlier steps is.
+REMEMBERED = {
+    "objective.rate", "objective.refresh", "objective.wrong", "objective.measured_steps", "objective.off_below",
+}  # fmt: skip
+
+# By field or group, what of a run would not hold with another value.
+_LOST = {
+    "run": "the order of its data and its random draws",
+    "model": "what its weights are, and are read and computed with",
+    "data": "its place in the data and the problems held out of it",
+    "rollout": "its place in the data, and rewards and lengths that compare with those before",
+    "objective": "what its method remembers, and rewards that compare with those before",
+    "optim": "the optimiser's moments and the count of its updates",
+}
 
 # What decides which prompts the model of a checkpoint has learnt to answer, and which problems it has not seen.
 PROMPTS = {
@@ -41,27 +72,77 @@ def read(workdir: Path) -> dict[str, Any] | None:
         return formats.read_object(path)
 
 
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A field, as GROUP.FIELD, with its value in the run so far and from now on."""
+
+    field: str
+    before: Any
+    after: Any
+
+
 def check_same(config: Config, theirs: dict[str, Any], workdir: Path) -> None:
-    """Refuses to continue a run with another config, or to take its result for that of another.
+    """Refuses to take the result of a run for that of a run with another config.
+
+    Args:
+        theirs: the content of its config.json.
+        workdir: of the run.
+
+    Raises:
+        UserError: naming the first field that differs, but for the operational ones, or that was changed on the way.
+    """
+    _check_version(theirs, workdir)
+    if found := _difference(config, theirs, workdir, lambda name: name not in OPERATIONAL):
+        raise UserError(f"{_belongs(workdir, *found)}: expected the same config, or another --workdir")
+    if os.path.exists(workdir / CHANGES):
+        raise UserError(
+            f"--workdir: {workdir} holds a run that was changed on the way ({CHANGES}): expected one with the same "
+            "config from its first step on, or another --workdir"
+        )
+
+
+def changes(config: Config, theirs: dict[str, Any], workdir: Path) -> list[Change]:
+    """What the next start of a run changes from its next step on; operational fields are not among it.
 
     Args:
         theirs: the content of its config.json.
         workdir: of the run, for the message.
 
     Raises:
-        UserError: naming the first field that differs, but for the operational ones.
+        UserError: naming the first field that cannot change within a run, and what would be lost.
     """
+    _check_version(theirs, workdir)
+    if found := _difference(config, theirs, workdir, lambda name: not _may_change(name, config)):
+        raise UserError(
+            f"{_belongs(workdir, *found)}, which would lose {_LOST[found[0].partition('.')[0]]}: expected the same "
+            f"config, or a new run from its weights: the same command with --workdir={workdir}-2 --from={workdir}"
+        )
+    differences = list(_differences(config, theirs, workdir, lambda name: name not in OPERATIONAL))
+    if differences:
+        try:
+            from_dict(theirs)
+        except UserError as error:
+            raise UserError(f"--workdir: {workdir / NAME}: {error}: restore the file") from error
+    return [Change(name, before=other, after=value) for name, value, other in differences]
+
+
+def _may_change(name: str, config: Config) -> bool:
+    group, _, field = name.partition(".")
+    if group == "objective" and field not in SHARED:
+        return declared(config.objective.method)[group][field].type in (int, float) and name not in REMEMBERED
+    return name in OPERATIONAL | EVALUATION | FROM_A_STEP
+
+
+def _check_version(theirs: dict[str, Any], workdir: Path) -> None:
     if older(theirs):
         raise UserError(
             f"--workdir: {workdir} was written by another version of this program, whose runs cannot be continued: "
             "expected another --workdir; evaluate and generate still read its checkpoints"
         )
-    if found := _difference(config, theirs, workdir, lambda name: name not in OPERATIONAL):
-        name, value, other = found
-        raise UserError(
-            f"--workdir: {workdir} belongs to a run with {name} = {other!r}, not {value!r}: "
-            "expected the same config, or another --workdir"
-        )
+
+
+def _belongs(workdir: Path, name: str, value: Any, other: Any) -> str:
+    return f"--workdir: {workdir} belongs to a run with {name} = {other!r}, not {value!r}"
 
 
 def for_checkpoint(config: Config, workdir: Path, which: str) -> Config:
@@ -101,13 +182,24 @@ def dated(config: Config, workdir: Path) -> Config:
 def _difference(
     config: Config, theirs: dict[str, Any], workdir: Path, matters: Callable[[str], bool]
 ) -> tuple[str, Any, Any] | None:
-    """(GROUP.FIELD, value, theirs) of the first field that matters and differs, among those that both have."""
-    for group, fields in json.loads(json.dumps(config.to_dict())).items():
+    """The first of `_differences`; None if there is none."""
+    return next(_differences(config, theirs, workdir, matters), None)
+
+
+def _differences(
+    config: Config, theirs: dict[str, Any], workdir: Path, matters: Callable[[str], bool]
+) -> Iterator[tuple[str, Any, Any]]:
+    """(GROUP.FIELD, value, theirs) of the fields that matter and differ, among those that both have."""
+    for group, fields in as_json(config).items():
         for name, value in fields.items():
             full = f"{group}.{name}"
             with files.reading(workdir / NAME, "--workdir"):
                 other = theirs.get(group, {}).get(name, value)
             # No moment is asked for where it is empty.
             if other != value and matters(full) and not (full == "data.now" and value == ""):
-                return full, value, other
-    return None
+                yield full, value, other
+
+
+def as_json(config: Config) -> dict[str, dict[str, Any]]:
+    """Group → field → value, as they are read back from config.json."""
+    return json.loads(json.dumps(config.to_dict()))

@@ -2,10 +2,13 @@
 
 Writes in the workdir: config.json, metrics.jsonl, tensorboard/, samples.jsonl, verdicts.jsonl, checkpoints/, heldout/,
 and done.json last. The same command again goes on from the last checkpoint. On several hosts the same command runs on
-each, with a workdir that all of them share.
+each, with a workdir that all of them share. With a larger run.steps a finished run goes on; what else may change on the
+way, and is then noted in changes.jsonl: docs/reliability.md. --from=RUN[:STEP] starts a new run from a checkpoint of
+another one.
 """
 
 import contextlib
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -17,19 +20,20 @@ from dasd_jax import cli, files, hosts, recorded
 from dasd_jax.batch import TeacherBatch
 from dasd_jax.config import Config
 from dasd_jax.errors import TrainingError
+from dasd_jax.learner import checkpoint
 from dasd_jax.learner.inspection import inspect
 from dasd_jax.learner.optim import updates_done
 from dasd_jax.learner.step import Experience, rounding_noise, score_step, train_step
 from dasd_jax.mesh import fetch, make_mesh, put_rows, replicate, row_shards
 from dasd_jax.objective.contract import NOISE
-from dasd_jax.run import checks, guards, setup, summary, workdir
+from dasd_jax.run import checks, guards, origin, setup, summary, workdir
 from dasd_jax.run.collect import Collected
 from dasd_jax.run.display import Clock
 from dasd_jax.run.evaluation import Answers, as_line, evaluate, problems_at_a_time
 from dasd_jax.run.runlog import LEFT_OUT
 from dasd_jax.run.samples import choose, samples
 from dasd_jax.run.start import Run, start
-from dasd_jax.run.stopping import StopRequest
+from dasd_jax.run.stopping import StopRequest, exit_code
 from dasd_jax.verify.verifier import Verifier
 
 
@@ -38,6 +42,8 @@ def loop(run: Run) -> None:
     config = run.config
     if run.step == 0:
         run.log.write(0, evaluate_heldout(run))
+    elif run.step == run.evaluated_since:
+        evaluate_heldout(run)  # as from now on, for what the later ones are compared with
     for step in range(run.step + 1, config.run.steps + 1):
         metrics, rollouts = learn(run, step)
         last, best = step == config.run.steps, False
@@ -57,6 +63,8 @@ def loop(run: Run) -> None:
             stands = save_between_steps(run)
             hosts.barrier()
             run.display.say(f"stopped {stopping} {stands}")
+            if code := exit_code(stopping):
+                sys.exit(code)
             return
         run.stop.release()
     run.checkpoints.wait()
@@ -191,23 +199,29 @@ def obey_guards(run: Run) -> None:
 def main(argv: list[str]) -> None:
     """The command."""
     flags = cli.parser(__doc__)
+    origin.add_flags(flags)
     hosts.add_flags(flags)
     command = cli.parse(flags, argv)
-    hosts.start(command.flags, command.settings())
-    train(command.config, command.workdir)
+    asked, optimizer = command.flags.from_run, command.flags.from_optimizer
+    hosts.start(command.flags, {"--from": asked, "--from-optimizer": optimizer, **command.settings()})
+    train(command.config, command.workdir, origin.resolve(asked, optimizer, command.workdir))
 
 
-def train(config: Config, folder: Path) -> None:
+def train(config: Config, folder: Path, started_from: origin.Origin | None = None) -> None:
     """Runs or resumes the training that `config` describes in `folder`.
+
+    Args:
+        started_from: the checkpoint of another run that this one starts, or has started, from.
 
     Raises:
         UserError: anything in the config, the data, the weights or the workdir that a person has to mend; nothing is
             written before all of it is checked.
         TrainingError: the sampler and the score pass disagree, or a guard stops the run (run/guards.py).
     """
-    workdir.check(config, folder)
+    changes = workdir.check(config, folder)
     config = recorded.dated(config, folder)
-    if hosts.from_main(lambda: (folder / "done.json").exists()):
+    finished = hosts.from_main(lambda: (folder / "done.json").exists())
+    if finished and not workdir.check_finished(folder, changes):
         if hosts.is_main():
             text = summary.read(folder)
             print(f"{folder} holds a finished run:\n{text}")
@@ -220,9 +234,10 @@ def train(config: Config, folder: Path) -> None:
         StopRequest(config.run.grace_s) as stop,
         Verifier(*limits) as verifier,
     ):
-        run = start(config, folder, mesh, verifier, stop)
+        run = start(config, folder, mesh, verifier, stop, changes, started_from)
         try:
-            stop.save = lambda: save_at_the_end(run)
+            stop.save, stop.say = lambda: save_at_the_end(run), run.display.say
+            stop.stands = lambda: goes_on_after(run)
             loop(run)
         finally:
             run.display.close()
@@ -250,6 +265,12 @@ def save_between_steps(run: Run) -> str:
         save(run, best=False)
     run.checkpoints.wait()
     return f"after step {run.step}; the same command goes on from here"
+
+
+def goes_on_after(run: Run) -> str:
+    """In words where the same command goes on from if the process ends in this moment."""
+    finished = run.checkpoints.finished
+    return f"at once; the same command {f'goes on after step {finished}' if finished else 'begins it again'}"
 
 
 def save_at_the_end(run: Run) -> str:
@@ -315,9 +336,9 @@ def say_left_out(run: Run, count: int) -> None:
 
 
 def is_best(run: Run, metrics: dict[str, float]) -> bool:
-    """Whether no earlier evaluation of this run, after at least one step, had as high an average."""
+    """Whether no earlier evaluation of this run, after at least one step and made like this one, was as high."""
     name = f"eval/{'macro/' if run.config.data.benchmarks else ''}avg@{run.config.run.eval_samples}"
-    earlier = [line[name] for line in run.log.lines if line["step"] > 0 and name in line]
+    earlier = [line[name] for line in run.log.lines if line["step"] > run.evaluated_since and name in line]
     return all(metrics[name] > value for value in earlier)
 
 
@@ -325,9 +346,12 @@ def finish(run: Run) -> None:
     """Writes done.json, the one sign that a run is finished, and prints what it came to."""
     if hosts.is_main():
         with files.reading(run.workdir / "heldout", "--workdir"):
-            done = summary.summarise(run.config, run.workdir, run.log.lines, time.monotonic() - run.started)
+            seconds = time.monotonic() - run.started
+            done = summary.summarise(run.config, run.workdir, run.log.lines, seconds, run.evaluated_since)
             text = summary.as_text(done)
         files.write_json(run.workdir / "done.json", done)
+        if not run.config.run.keep_optimizer:  # not before: a run that is not finished needs it
+            checkpoint.keep_params_alone(run.workdir)
         run.display.say(text)
     hosts.barrier()  # the others may end when the last checkpoint counts
 

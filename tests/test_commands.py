@@ -225,9 +225,12 @@ def test_a_checkpoint_is_not_asked_in_words_that_its_run_did_not_use(main, finis
 def test_a_workdir_of_another_config_is_refused_and_left_alone(finished, refused):
     workdir, _ = finished
     before = sorted((path, path.stat().st_mtime_ns) for path in workdir.rglob("*"))
-    assert refused(TINY, f"--workdir={workdir}", *SHORT, "--config.objective.beta=0.3") == (
-        f"error: --workdir: {workdir} belongs to a run with objective.beta = 0.1, not 0.3: "
-        "expected the same config, or another --workdir\n"
+    said = refused(TINY, f"--workdir={workdir}", *SHORT, "--config.rollout.max_new_tokens=8")
+    assert said.startswith(
+        f"error: --workdir: {workdir} belongs to a run with rollout.max_new_tokens = 16, not 8, which would lose "
+    )
+    assert refused(TINY, f"--workdir={workdir}", *SHORT, "--config.objective.beta=0.3").startswith(
+        f"error: objective.beta: 0.3: the run in {workdir} is finished with 0.1: expected more run.steps as well"
     )
     assert sorted((path, path.stat().st_mtime_ns) for path in workdir.rglob("*")) == before
 

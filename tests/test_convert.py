@@ -146,7 +146,7 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(folder, tmp_path, monkey
         ),
         (
             [f"--source={tmp_path / 'run'}", f"--output={tmp_path / 'out'}"],
-            f"--source: {tmp_path / 'run'} has checkpoints",
+            f"--source: {tmp_path / 'run'} has no finished checkpoint",
         ),
         (
             [f"--source={folder}", f"--output={tensors}/out"],

@@ -219,7 +219,11 @@ def test_suspicious_numbers_give_a_warning_each(said, run):
     assert sorted(line[: len(start)] for start in said for line in warnings if line.startswith(start)) == sorted(said)
 
 
-def in_the_middle(phase, workdir, *fields, signals=1):
+# Signal → what a run calls it, and its exit code where everything was saved.
+SIGNALS = {signal.SIGTERM: ("a signal", 0), signal.SIGINT: ("Ctrl-C", 130)}
+
+
+def in_the_middle(phase, workdir, *fields, signals=1, number=signal.SIGTERM):
     """(exit code, the last line it said, seconds from the first signal on) of a training that hangs in a phase."""
     args = [phase, TINY, f"--workdir={workdir}", *(f"--config.{field}" for field in (*SMALL, "run.steps=3", *fields))]
     script = [sys.executable, str(ROOT / "tests" / "hanging_train.py"), *args]
@@ -228,26 +232,31 @@ def in_the_middle(phase, workdir, *fields, signals=1):
     assert "hangs\n" in iter(process.stdout.readline, "")
     started = time.monotonic()
     for _ in range(signals):
-        os.kill(process.pid, signal.SIGTERM)
+        os.kill(process.pid, number)
         time.sleep(0.5)
     # Read to the end of stdout: a child that were left behind would hold it open.
     said = process.stdout.read().splitlines()
     return process.wait(timeout=60), said[-1] if said else "", time.monotonic() - started
 
 
-def test_a_signal_before_the_first_step_ends_the_run_that_has_nothing_to_lose(tmp_path):
-    code, said, seconds = in_the_middle("start-up", tmp_path / "w", "run.grace_s=600")
-    assert code == 0 and seconds < 10
-    assert said == "stopped by a signal before the run has begun; the same command begins it"
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_before_the_first_step_ends_the_run_that_has_nothing_to_lose(number, tmp_path):
+    name, expected = SIGNALS[number]
+    code, said, seconds = in_the_middle("start-up", tmp_path / "w", "run.grace_s=600", number=number)
+    assert code == expected and seconds < 10
+    assert said == f"stopped by {name} before the run has begun; the same command begins it"
     assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.slow
-def test_a_signal_while_nothing_changes_saves_the_step_before_and_gives_this_one_up(run, tmp_path):
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_while_nothing_changes_saves_the_step_before_and_gives_this_one_up(number, run, tmp_path):
     """No checkpoint is due before the last step."""
-    code, said, seconds = in_the_middle("score", tmp_path / "w", "run.checkpoint_every=3", "run.grace_s=600")
-    assert code == 0 and seconds < 10
-    assert said == "stopped by a signal after step 1; the same command goes on from here"
+    name, expected = SIGNALS[number]
+    fields = ("run.checkpoint_every=3", "run.grace_s=600")
+    code, said, seconds = in_the_middle("score", tmp_path / "w", *fields, number=number)
+    assert code == expected and seconds < 10
+    assert said == f"stopped by {name} after step 1; the same command goes on from here"
     assert (tmp_path / "w" / "checkpoints" / "000001" / "manifest.json").exists()
     code, out, err = run("run.steps=3", "run.checkpoint_every=3")
     assert (code, err) == (0, "") and f"resumed from {tmp_path / 'w' / 'checkpoints' / '000001'}" in out
@@ -255,13 +264,18 @@ def test_a_signal_while_nothing_changes_saves_the_step_before_and_gives_this_one
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("signals", [1, 2])
-def test_an_update_that_outlasts_the_grace_is_given_up_and_a_second_signal_ends_it(signals, tmp_path):
+def test_an_update_that_outlasts_the_grace_is_given_up_and_a_second_signal_ends_it(signals, number, tmp_path):
     workdir, grace = tmp_path / "w", 2 if signals == 1 else 600
-    fields = ["run.checkpoint_every=1", f"run.grace_s={grace}"]
-    code, said, seconds = in_the_middle("update", workdir, *fields, signals=signals)
-    assert code == (0 if signals == 1 else 128 + signal.SIGTERM) and seconds < 10
-    assert said.startswith("stopped by a signal 2 s after it, in the middle of a step; ") == (signals == 1)
+    fields, (name, saved) = ["run.checkpoint_every=1", f"run.grace_s={grace}"], SIGNALS[number]
+    code, said, seconds = in_the_middle("update", workdir, *fields, signals=signals, number=number)
+    assert code == (saved if signals == 1 else 128 + number) and seconds < 10
+    assert said == (
+        f"stopped by {name} 2 s after it, in the middle of a step; the same command goes on from the last checkpoint"
+        if signals == 1
+        else f"ended by {name} at once; the same command goes on after step 1"
+    )
     assert (workdir / "checkpoints" / "000001" / "manifest.json").exists()
     assert [line["step"] for line in lines_of(workdir / "metrics.jsonl")] == [0, 1]
 

@@ -1,13 +1,17 @@
 """What a run's config.json decides for the next start of the run, and for the commands that use its checkpoints."""
 
+import dataclasses
 import datetime
 import json
+from pathlib import Path
 
 import pytest
 from tiny import config
 
 from dasd_jax import cli, recorded
+from dasd_jax import config as config_module
 from dasd_jax.errors import UserError
+from dasd_jax.methods import METHODS
 
 
 def run(folder, *overrides):
@@ -117,6 +121,52 @@ def test_a_damaged_file_is_one_line(content, tmp_path):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError):
         recorded.for_checkpoint(config(), tmp_path, "")
+
+
+# ------------------------------------------------------------------------------------------------ what a run may change
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_remembers_nothing_that_was_made_with_a_number_that_may_change(method):
+    """Neither its teachers' copies nor its memory of the log, nor which prompts a batch has."""
+    lines = [{"step": 0}] + [
+        {"step": step, "antisd/teacher_entropy_median": step / 10, "antisd/gate": 1.0} for step in range(1, 9)
+    ]
+    before = config(f"objective.method={method}", "rollout.rollouts=8")
+    own = {each.name: each for each in dataclasses.fields(METHODS[method].fields)}
+    numbers = [name for name, each in own.items() if each.type in (int, float)]
+    for name in numbers:
+        value = getattr(before.hp, name)
+        others = (value + 1, value * 0.9, value / 2 + 0.01, 0.5)
+        other = next(each for each in others if each != value and own[name].metadata["range"].fits(each))
+        other = other if own[name].type is float else int(other)
+        after = dataclasses.replace(before, hp=dataclasses.replace(before.hp, **{name: other}))
+        kept = [
+            (each.method.views(each.hp), each.method.memory(lines, each.hp), each.method.scored(each.hp))
+            for each in (before, after)
+        ]
+        if f"objective.{name}" not in recorded.REMEMBERED:
+            assert kept[0] == kept[1], name
+            asked = recorded.changes(after, recorded.as_json(before), Path("w"))
+            assert asked == [recorded.Change(f"objective.{name}", value, other)]
+        else:
+            with pytest.raises(UserError, match=f"objective.{name} = "):
+                recorded.changes(after, recorded.as_json(before), Path("w"))
+
+
+def test_the_lists_of_what_may_change_name_fields_that_exist_once_each():
+    every = {name for method in METHODS for name in config_module.names(method)}
+    lists = (recorded.OPERATIONAL, recorded.EVALUATION, recorded.FROM_A_STEP, recorded.REMEMBERED, recorded.PROMPTS)
+    assert all(each <= every for each in lists)
+    assert sum(map(len, lists)) == len(set().union(*lists))
+
+
+def test_the_result_of_a_run_that_changed_on_the_way_is_not_taken_for_that_of_its_last_config(tmp_path):
+    workdir = run(tmp_path / "w")
+    recorded.check_same(config(), recorded.read(workdir), workdir)
+    (workdir / "changes.jsonl").write_text("{}")
+    with pytest.raises(UserError, match="holds a run that was changed on the way"):
+        recorded.check_same(config(), recorded.read(workdir), workdir)
 
 
 # ------------------------------------------------------------------------------------------------ the date

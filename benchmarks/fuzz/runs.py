@@ -16,6 +16,7 @@ from dasd_jax import cli, convert, evaluate, files, recorded, train
 from dasd_jax.config import Config
 from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import MeshConfig, make_mesh
+from dasd_jax.run import changes, origin
 from dasd_jax.run import workdir as run_folder
 from dasd_jax.run.runlog import RunLog
 from dasd_jax.verify.journal import Journal
@@ -103,6 +104,10 @@ def workdirs(rng: random.Random, _samples: Path, folder: Path):
             point = sweep.Point({"run.seed": 0}, tiny, workdir, ())
             sweep.table([point], [sweep.result(point)], {})
             train.train(tiny, workdir)
+        elif path.name == "changes.jsonl":
+            changes.after(changes.read(workdir), 1, [], _tiny(), 2)
+        elif path.name == "from.json":
+            origin.resolve("", False, workdir)
         elif path.name == "verdicts.jsonl":
             Journal(path, SimpleNamespace(verify=lambda *_: [])).verify(0, [], [])
         elif path.parent.name == "heldout":
@@ -117,7 +122,8 @@ def _end_of_a_run(workdir: Path) -> None:
     """What is left of a run that was killed between its last checkpoint and done.json."""
     config = _tiny("--config.run.steps=4")
     lines = [{"step": step, "reward/mean": 0.5} for step in range(5)]
-    train.finish(SimpleNamespace(config=config, workdir=workdir, log=SimpleNamespace(lines=lines), started=0.0))
+    log = SimpleNamespace(lines=lines)
+    train.finish(SimpleNamespace(config=config, workdir=workdir, log=log, started=0.0, evaluated_since=0))
 
 
 def _finished(workdir: Path) -> None:
@@ -142,6 +148,10 @@ def _finished(workdir: Path) -> None:
     ]
     tiny = _tiny()
     files.write_json(workdir / "config.json", tiny.to_dict())
+    files.write_json(workdir / "from.json", {"run": "/first", "step": 4, "weights": "ab", "optimizer": False})
+    files.write_lines(
+        workdir / "changes.jsonl", [{"step": 2, "field": "optim.learning_rate", "before": 1e-6, "after": 3e-6}]
+    )
     files.write_json(workdir / "heldout" / "0.json", figures)
     files.write_json(workdir / "heldout" / "4.json", figures)
     files.write_json(

@@ -2,7 +2,9 @@
 
     checkpoints/000020/params/      the parameters, sufficient for evaluation and generation
     checkpoints/000020/rest/        every other field of TrainState: optimiser state, step, data position, teachers
-    checkpoints/000020/manifest.json    architecture, whether it is the best so far, sha256 of every file; written last
+    checkpoints/000020/tokenizer.json …    the tokenizer's files, as `text.tokenizer_files.copy_tokenizer` names them
+    checkpoints/000020/manifest.json    architecture, whether it is the best so far, data position, sha256 of every
+                                        file; written last
 
 Every process writes the arrays of its own devices to a shared folder, then process 0 writes the manifest. A folder is
 valid only if its files match its manifest: Orbax itself restores corrupted bytes silently and takes an empty folder for
@@ -13,7 +15,7 @@ import contextlib
 import dataclasses
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,28 @@ class Writer:
     """Writes the checkpoints of one run asynchronously.
 
     A failed write is raised by the next call of any method.
+
+    Attributes:
+        finished: the step of the newest complete checkpoint; 0 where there is none.
     """
 
-    def __init__(self, workdir: Path, model: ModelConfig, *, keep: int, keep_every: int = 0):
-        """Keeps the newest `keep` finished checkpoints, the best, and those of every `keep_every`-th step (0: none)."""
+    def __init__(
+        self,
+        workdir: Path,
+        model: ModelConfig,
+        *,
+        keep: int,
+        keep_every: int = 0,
+        finished: int = 0,
+        beside: Mapping[str, bytes] | None = None,
+    ):
+        """Keeps the newest `keep` finished checkpoints, the best, and those of every `keep_every`-th step (0: none).
+
+        Args:
+            finished: the step that the run goes on from.
+            beside: name → content of small files that belong into every checkpoint: the tokenizer's.
+        """
+        self.finished, self._beside = finished, dict(beside or {})
         self._workdir, self._model, self._keep, self._keep_every = workdir, model, keep, keep_every
         self._thread, self._failure = None, None
 
@@ -64,7 +84,9 @@ class Writer:
             if hosts.is_main():
                 shutil.rmtree(folder, ignore_errors=True)
             hosts.barrier()
-            finish = begin(folder, self._model, {"params": state.params, "rest": _rest(state)}, best=best)
+            trees = {"params": state.params, "rest": _rest(state)}
+            noted = {"best": best, "batches_drawn": int(state.batches_drawn)}
+            finish = begin(folder, self._model, trees, noted, self._beside)
         except Exception as error:
             raise self._failed(folder, error) from error
         self._thread = threading.Thread(target=self._finish, args=(folder, finish), name="checkpoint")
@@ -85,6 +107,7 @@ class Writer:
     def _finish(self, folder: Path, finish: Callable[[], None]) -> None:
         try:
             finish()
+            self.finished = int(folder.name)
             if hosts.is_main():
                 self._remove_old()
         except Exception as error:  # any error of the storage backend must reach the main thread
@@ -105,13 +128,19 @@ class Writer:
                 shutil.rmtree(old)
 
 
-def write(folder: Path, model: ModelConfig, trees: dict[str, Any], *, best: bool = False) -> None:
+def write(folder: Path, model: ModelConfig, trees: dict[str, Any]) -> None:
     """Writes each tree of arrays into a subfolder of its name, then the manifest of all files in `folder`."""
-    begin(folder, model, trees, best=best)()
+    begin(folder, model, trees, {"best": False}, {})()
 
 
-def begin(folder: Path, model: ModelConfig, trees: dict[str, Any], *, best: bool = False) -> Callable[[], None]:
+def begin(
+    folder: Path, model: ModelConfig, trees: dict[str, Any], noted: dict[str, Any], beside: dict[str, bytes]
+) -> Callable[[], None]:
     """Starts `write`; the arrays are copied to host memory before it returns.
+
+    Args:
+        noted: entries of the manifest beside architecture and files.
+        beside: name → content of further files.
 
     Returns:
         A function that finishes the write, in any thread: it waits until the arrays are written, then adds the
@@ -129,7 +158,9 @@ def begin(folder: Path, model: ModelConfig, trees: dict[str, Any], *, best: bool
     def finish() -> None:
         writing.close()  # waits; in process 0 also for the parts of the other processes
         if hosts.is_main():
-            manifest = {"architecture": dataclasses.asdict(model), "best": best, "files": _checksums(folder)}
+            for name, content in beside.items():
+                (folder / name).write_bytes(content)
+            manifest = {"architecture": dataclasses.asdict(model), **noted, "files": _checksums(folder)}
             files.write_json(folder / "manifest.json", manifest)
 
     return finish
@@ -168,31 +199,31 @@ def latest(workdir: Path, *, set_aside: bool) -> Path | None:
     return None
 
 
-def find(workdir: Path, which: str) -> Path:
-    """The checkpoint that --checkpoint selects: "" for the newest, "best", a step number, or a path.
+def find(workdir: Path, which: str, flag: str = "--checkpoint") -> Path:
+    """The checkpoint that a flag selects: "" for the newest, "best", a step number, or a path.
 
     Raises:
-        UserError: it does not exist, is not valid or cannot be read.
+        UserError: it does not exist, is not valid or cannot be read; starts with the flag.
     """
     try:
-        return _find(workdir, which)
+        return _find(workdir, which, flag)
     except OSError as error:
         where = error.filename or workdir
-        raise UserError(f"--checkpoint: {where}: {error.strerror or error}: expected readable files") from error
+        raise UserError(f"{flag}: {where}: {error.strerror or error}: expected readable files") from error
 
 
-def _find(workdir: Path, which: str) -> Path:
+def _find(workdir: Path, which: str, flag: str) -> Path:
     if not which:
         folder = latest(workdir, set_aside=False)
         if folder is None:
             raise UserError(
-                f"--checkpoint: {workdir} has no valid checkpoint: expected the workdir of a run that has saved one"
+                f"{flag}: {workdir} has no valid checkpoint: expected the workdir of a run that has saved one"
             )
         return folder
     if which == "best":
         which = _best(workdir)
         if not which:
-            raise UserError(f"--checkpoint: best: {workdir} has no best checkpoint: expected a run with run.eval_every")
+            raise UserError(f"{flag}: best: {workdir} has no best checkpoint: expected a run with run.eval_every")
     folder = workdir / "checkpoints" / f"{int(which):06d}" if which.isdecimal() else Path(which).expanduser()
     try:
         there = folder.is_dir()
@@ -200,11 +231,39 @@ def _find(workdir: Path, which: str) -> Path:
         there = False
     if not there:
         have = ", ".join(str(int(path.name)) for path in _folders(workdir)) or "none"
-        raise UserError(f"--checkpoint: {which}: {folder} does not exist: expected a path or a step of {have}")
+        raise UserError(f"{flag}: {which}: {folder} does not exist: expected a path or a step of {have}")
     problem = damage(folder)
     if problem:
-        raise UserError(f"--checkpoint: {which}: {folder} is damaged: {problem}")
+        raise UserError(f"{flag}: {which}: {folder} is damaged: {problem}")
     return folder
+
+
+def newest(workdir: Path) -> Path | None:
+    """The newest checkpoint that was finished, whose files are not read; None if there is none."""
+    return next((path for path in reversed(_folders(workdir)) if (path / "manifest.json").exists()), None)
+
+
+def keep_params_alone(workdir: Path) -> None:
+    """Takes from every finished checkpoint of a run what only training reads: optimiser, teachers, step.
+
+    The manifest is changed first, by a rename: whatever else lies in rest/ then belongs to no checkpoint.
+    """
+    for folder in _folders(workdir):
+        # One that is damaged stays as it is.
+        with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
+            manifest = formats.read_object(folder / "manifest.json")
+            kept = {name: checksum for name, checksum in manifest["files"].items() if not _is_rest(name)}
+            files.write_json(folder / "manifest.json", {**manifest, "files": kept})
+            shutil.rmtree(folder / "rest")
+
+
+def goes_on(folder: Path) -> bool:
+    """Whether a valid checkpoint has more than the parameters."""
+    return any(map(_is_rest, formats.read_object(folder / "manifest.json")["files"]))
+
+
+def _is_rest(name: str) -> bool:
+    return name.startswith("rest/")
 
 
 def restore_params(folder: Path, mesh: Mesh) -> tuple[ModelConfig, Params]:
@@ -229,15 +288,36 @@ def restore(
     return model, TrainState(params=params, **_restore_tree(folder / "rest", rest))
 
 
+def restore_fields(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
+    """Some fields of the state of a valid checkpoint, other than the parameters.
+
+    Args:
+        fields: name → abstract arrays, as those of `abstract_state`; other dtypes than the checkpoint's are cast to.
+
+    Raises:
+        UserError: it does not have them.
+    """
+    target = ocp.args.PyTreeRestore(
+        fields, restore_args=ocp.checkpoint_utils.construct_restore_args(fields), partial_restore=True
+    )
+    with _reading(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore((folder / "rest").absolute(), target)
+
+
 def _rest(state: TrainState) -> dict[str, Any]:
     """All fields of the state except the parameters."""
     return {name: value for name, value in vars(state).items() if name != "params"}
 
 
 def _restore_tree(folder: Path, target: Any) -> Any:
+    with _reading(folder), ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(folder.absolute(), target)
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(folder.absolute(), target)
+        yield
     except Exception as error:  # Orbax, TensorStore and their parsers have no common base class
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"checkpoint {folder}: its arrays do not match its manifest: {reason}") from error
@@ -291,6 +371,8 @@ def damage(folder: Path) -> str:
     if not isinstance(expected, dict):
         return "its manifest is damaged"
     found = _checksums(folder)
+    if not any(map(_is_rest, expected)):  # a kill may have left a part of it behind
+        found = {name: checksum for name, checksum in found.items() if not _is_rest(name)}
     for name in sorted(expected.keys() | found.keys()):
         if found.get(name) != expected.get(name):
             return f"{name} differs from its manifest"

@@ -1,5 +1,6 @@
 """The optimiser: global-norm clipping, AdamW and a learning-rate schedule over optimiser steps."""
 
+import jax
 import optax
 
 from dasd_jax.config import OptimGroup
@@ -36,3 +37,16 @@ def make_optimizer(config: OptimGroup, num_updates: int) -> optax.GradientTransf
 def updates_done(opt_state: optax.OptState) -> int:
     """The number of updates applied, without skipped ones."""
     return int(optax.tree_utils.tree_get(opt_state, "ScaleByScheduleState").count)
+
+
+def begun_anew(opt_state: optax.OptState) -> optax.OptState:
+    """The same moments, with the learning rate at the beginning of its schedule."""
+
+    def is_schedule(part) -> bool:
+        return isinstance(part, optax.ScaleByScheduleState)
+
+    return jax.tree.map(
+        lambda part: optax.ScaleByScheduleState(part.count * 0) if is_schedule(part) else part,
+        opt_state,
+        is_leaf=is_schedule,
+    )

@@ -1,13 +1,15 @@
 """What every command needs before it can start: the tokenizer, the problems and the model that a config names."""
 
 import dataclasses
+import os
+import tempfile
 from collections import Counter
 from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 
-from dasd_jax import hosts
+from dasd_jax import formats, hosts
 from dasd_jax.batch import Params
 from dasd_jax.config import Config, ModelGroup
 from dasd_jax.data.duplicates import normalise
@@ -25,7 +27,7 @@ from dasd_jax.objective.surrogate import ClipRange
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import slots_that_fit
 from dasd_jax.text.tokenizer import Tokenizer
-from dasd_jax.text.tokenizer_files import load_tokenizer
+from dasd_jax.text.tokenizer_files import copy_tokenizer, load_tokenizer
 
 # Padding of a vocabulary to a round number is common; more than this is another model's tokenizer, unless the files
 # beside it have a model of just this size.
@@ -47,8 +49,56 @@ def open_tokenizer(group: ModelGroup) -> Tokenizer:
         weights.check(group.weights, group.sha256)
     elif not group.tokenizer:
         raise UserError("model.tokenizer: empty: expected one beside random weights, such as byte")
-    path = group.tokenizer or group.weights
+    path = tokenizer_path(group)
     return load_tokenizer(path if path == "byte" else str(Path(path).expanduser()))
+
+
+def tokenizer_path(group: ModelGroup) -> str:
+    """What `load_tokenizer` reads: the tokenizer that the config names, or the one that lies with the weights."""
+    return group.tokenizer or located(group.weights, "model.weights")[1] or group.weights
+
+
+def tokenizer_files(group: ModelGroup) -> dict[str, bytes]:
+    """Name → content of the files that a checkpoint needs to be loaded without any other; none of `byte`, or in gs://."""
+    path = tokenizer_path(group)
+    if path == "byte" or "://" in path or not hosts.is_main():
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        copy_tokenizer(path, Path(folder))
+        return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
+
+
+def located(path: str, flag: str) -> tuple[Path, str]:
+    """Where weights are, and their tokenizer or "" where it is not known.
+
+    Args:
+        path: a .gguf file, a Hugging Face folder, a checkpoint of ours, or the workdir of a run, whose newest
+            checkpoint is taken. Where that has no tokenizer, of older versions, it is the one that the run names.
+
+    Raises:
+        UserError: a run without a checkpoint, or without a config.json that can be read; starts with the flag.
+    """
+    where = Path(path).expanduser()
+    if not os.path.exists(where):
+        return where, ""
+    run = where if (is_run := (where / "checkpoints").is_dir()) else where.parent.parent
+    if is_run:
+        newest = hosts.from_main(lambda: str(checkpoint.newest(where) or ""))
+        if not newest:
+            raise UserError(f"{flag}: {path} has no finished checkpoint: expected a run that has saved one")
+        where = Path(newest)
+    if where.is_file() or any((where / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        return where, str(where)
+    if where.parent.name != "checkpoints" or not (run / "config.json").exists():
+        return where, ""
+    try:
+        group = formats.read_object(run / "config.json")["model"]
+        return where, str(group["tokenizer"] or group["weights"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{flag}: {run / 'config.json'} is damaged ({type(error).__name__}): expected that of a run, which names "
+            "the tokenizer, or a checkpoint that has one"
+        ) from error
 
 
 def open_model(config: Config, mesh: Mesh) -> tuple[ModelConfig, Params]:
@@ -63,22 +113,22 @@ def open_model(config: Config, mesh: Mesh) -> tuple[ModelConfig, Params]:
     else:
         model, params = load_weights(group.weights, mesh)
         if group.preset:
-            _check_architecture(model, group.preset, group.weights)
+            check_architecture(model, group.preset, group.weights)
     model = configured(config, model)
     return model, param_table.init(model, mesh, config.run.seed) if params is None else params
 
 
 def load_weights(path: str, mesh: Mesh) -> tuple[ModelConfig, Params]:
-    """Architecture and float32 parameters of a .gguf file, a Hugging Face folder, or a checkpoint of ours.
+    """Architecture and float32 parameters of what `located` finds.
 
     Raises:
         UserError: they are damaged, or of a model that is not supported.
     """
-    where = Path(path).expanduser()
+    where, _ = located(path, "model.weights")
     if not (where / "manifest.json").is_file():
         return weights.load(path, mesh)
     if problem := hosts.from_main(lambda: checkpoint.damage(where)):
-        raise UserError(f"model.weights: {path} is damaged: {problem}")
+        raise UserError(f"model.weights: {where} is damaged: {problem}")
     return checkpoint.restore_params(where, mesh)
 
 
@@ -325,7 +375,12 @@ def step_config(config: Config, model: ModelConfig, mesh: Mesh) -> StepConfig:
     )
 
 
-def _check_architecture(model: ModelConfig, name: str, path: str) -> None:
+def check_architecture(model: ModelConfig, name: str, path: str) -> None:
+    """Refuses weights of another architecture than `model.preset` names.
+
+    Raises:
+        UserError: naming the first size that differs.
+    """
     expected = preset(name)
     for field in ("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "ff", "vocab_size"):
         if getattr(model, field) != getattr(expected, field):

@@ -3,28 +3,32 @@
 import dataclasses
 import math
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 
-from dasd_jax import files, hosts
+from dasd_jax import files, hosts, recorded
 from dasd_jax.batch import Array, TrainState
 from dasd_jax.config import Config
 from dasd_jax.data.pipeline import PromptSet
+from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
-from dasd_jax.learner.optim import make_optimizer, make_schedule
+from dasd_jax.learner.optim import make_optimizer, make_schedule, updates_done
 from dasd_jax.learner.step_config import StepConfig
 from dasd_jax.mesh import replicate, row_shards
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.param_table import num_params
 from dasd_jax.objective.contract import NOISE
+from dasd_jax.recorded import Change
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import bytes_a_device
-from dasd_jax.run import guards, setup, workdir
+from dasd_jax.run import changes, guards, origin, setup, workdir
 from dasd_jax.run.collect import Collector
 from dasd_jax.run.display import Compilations, Display
+from dasd_jax.run.origin import Origin
 from dasd_jax.run.runlog import RunLog
 from dasd_jax.run.stopping import StopRequest
 from dasd_jax.text.tokenizer import Tokenizer
@@ -57,6 +61,7 @@ class Run:
     slots: int  # rows that a device decodes at a time
     saved: int  # the step that the newest checkpoint is of
     teacher_weight: float  # the share of the teacher's part in the next step
+    evaluated_since: int  # the step since whose end held-out problems have been answered as now
     views_checked: bool = False
     started: float = dataclasses.field(default_factory=time.monotonic)  # of this process
     checkpoint_s: float = 0.0  # that the loop has waited for checkpoints since the last line of the log
@@ -83,8 +88,20 @@ class Run:
         return replicate(self.mesh, {name: np.float32(value) for name, value in knobs.items()})
 
 
-def start(config: Config, folder: Path, mesh: jax.sharding.Mesh, verifier: Verifier, stop: StopRequest) -> Run:
+def start(
+    config: Config,
+    folder: Path,
+    mesh: jax.sharding.Mesh,
+    verifier: Verifier,
+    stop: StopRequest,
+    asked: Sequence[Change] = (),
+    started_from: Origin | None = None,
+) -> Run:
     """Opens data and model, then the workdir, and says what the run is.
+
+    Args:
+        asked: what the config changes in the run that the workdir holds.
+        started_from: another run's checkpoint that this run starts from.
 
     Raises:
         UserError: anything in the config, the data, the weights or the workdir that the user has to correct.
@@ -99,11 +116,19 @@ def start(config: Config, folder: Path, mesh: jax.sharding.Mesh, verifier: Verif
     views = config.method.views(config.hp)
 
     found = hosts.from_main(lambda: str(checkpoint.latest(folder, set_aside=True) or ""))
-    resumed = Path(found) if found else None
+    resumed, said = Path(found) if found else None, ""
     if resumed:
         workdir.check_shared(resumed / "manifest.json")
+        workdir.check_steps(folder, config.run.steps, int(resumed.name))
+        if not checkpoint.goes_on(resumed):
+            raise UserError(
+                f"--workdir: {folder} holds a run whose optimiser was not kept (run.keep_optimizer) and cannot go on: "
+                f"a new run starts from its weights: the same command with --workdir={folder}-2 --from={folder}"
+            )
         model, state = checkpoint.restore(resumed, mesh, optimizer, views)
         model = setup.configured(config, model)
+    elif started_from:
+        model, state, said = origin.load(started_from, config, mesh, optimizer)
     else:
         model, params = setup.open_model(config, mesh)
         state = jax.jit(lambda p: checkpoint.new_state(p, optimizer, views), donate_argnums=0)(params)
@@ -113,7 +138,15 @@ def start(config: Config, folder: Path, mesh: jax.sharding.Mesh, verifier: Verif
     journal = Journal(folder / "verdicts.jsonl", verifier)
     rows = config.rollout.problems * config.rollout.rollouts // row_shards(mesh)
 
+    if not resumed and hosts.from_main(lambda: (folder / "done.json").exists()):
+        raise UserError(f"--workdir: {folder} holds a finished run without checkpoints: expected another --workdir")
+    changed = _changed(config, folder, state, asked) if resumed else []
     if hosts.is_main():
+        # First: a run with this file is finished.
+        (folder / "done.json").unlink(missing_ok=True)
+        if started_from:
+            origin.write(folder, started_from)
+        changes.write(folder, changed)
         files.write_json(folder / "config.json", config.to_dict())
     hosts.barrier()
     workdir.check_shared(folder / "config.json")
@@ -136,7 +169,12 @@ def start(config: Config, folder: Path, mesh: jax.sharding.Mesh, verifier: Verif
         schedule=make_schedule(config.optim, planned),
         collector=Collector(config, mesh, model, tokenizer, sampling, prompts, journal),
         checkpoints=checkpoint.Writer(
-            folder, model, keep=config.run.keep_checkpoints, keep_every=config.run.keep_every
+            folder,
+            model,
+            keep=config.run.keep_checkpoints,
+            keep_every=config.run.keep_every,
+            finished=int(state.step),
+            beside=setup.tokenizer_files(config.model),
         ),
         log=log,
         display=Display(config.run.steps, int(state.step), config.run.eval_every),
@@ -144,13 +182,36 @@ def start(config: Config, folder: Path, mesh: jax.sharding.Mesh, verifier: Verif
         slots=sampling.slots_of(rows),
         saved=int(state.step),
         teacher_weight=guards.judge(log.lines, config).teacher_weight,
+        evaluated_since=changes.evaluated_alike_from(changed),
     )
     _introduce(run, counts, rows)
     if resumed:
         run.display.say(f"resumed from {resumed}")
+        for note in _notes(run, changed):
+            run.display.say(note)
     elif begins_again:
         run.display.say("no checkpoint was finished: the run begins again")
+    if said:
+        run.display.say(said)
     return run
+
+
+def _changed(config: Config, folder: Path, state: TrainState, asked: Sequence[Change]) -> list[dict]:
+    """The lines of changes.jsonl of a run that goes on from `state`."""
+    lines, step = hosts.from_main(lambda: changes.read(folder)), int(state.step)
+    found = changes.after(lines, step, asked, config, updates_done(state.opt_state))
+    return changes.until(lines, step) + changes.as_lines(found, step)
+
+
+def _notes(run: Run, changed: list[dict]) -> Iterator[str]:
+    """What is said of the changes that count from the next step on."""
+    new = {line["field"]: line for line in changed if line["step"] > run.step}
+    for line in new.values():
+        yield changes.as_text(line)
+    if "run.steps" in new and changes.RATE not in new:
+        yield f"the learning rate stays {changes.rate(run.config, updates_done(run.state.opt_state)):.4g}"
+    if new.keys() & recorded.EVALUATION:
+        yield "held-out problems are answered anew: earlier evaluations are not compared with those from here on"
 
 
 def _introduce(run: Run, counts: dict[str, int], rows: int) -> None:

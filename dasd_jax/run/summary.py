@@ -25,20 +25,22 @@ def read(workdir: Path) -> str:
     return text
 
 
-def summarise(config: Config, workdir: Path, lines: Sequence[dict], seconds: float) -> dict:
+def summarise(config: Config, workdir: Path, lines: Sequence[dict], seconds: float, since: int = 0) -> dict:
     """The object of done.json.
 
     Args:
         lines: the objects of metrics.jsonl.
         seconds: that this process has spent on the run.
+        since: the first step whose evaluation was made like the last one, with which that is compared.
     """
-    before, after = (formats.read_object(workdir / "heldout" / f"{step}.json") for step in (0, config.run.steps))
+    before, after = (formats.read_object(workdir / "heldout" / f"{step}.json") for step in (since, config.run.steps))
     k = after["samples"]
     change, error = rise(before, after)
     lines = [line for line in lines if line["step"] > 0]
     return {
         "workdir": str(workdir),
         "steps": config.run.steps,
+        "compared_with_step": since,
         "objective": config.to_dict()["objective"],
         "heldout": {
             f"avg@{k}": [before[f"avg@{k}"], after[f"avg@{k}"]],
@@ -67,10 +69,11 @@ def as_text(done: dict) -> str:
     error = held["rise_standard_error"]
     errors = f"{held['rise'] / error:.1f} standard errors" if error else "no spread"
     means = [(name, f"{value:.4g}") for name, value in done["mean_over_steps"].items()]
+    since = f" since step {done['compared_with_step']}" if done.get("compared_with_step") else ""
     lines = [
         f"held-out {average}: {held[average][0]:.3f} ± {held['standard_error'][0]:.3f} before, "
         f"{held[average][1]:.3f} ± {held['standard_error'][1]:.3f} after, {held['problems']} problems",
-        f"rise: {held['rise']:+.3f} ± {held['rise_standard_error']:.3f}, {errors} by problem",
+        f"rise{since}: {held['rise']:+.3f} ± {held['rise_standard_error']:.3f}, {errors} by problem",
         f"held-out {passed}: {held[passed][0]:.3f} before, {held[passed][1]:.3f} after",
         *([terminal.table(("mean over the steps", ""), means, None)] if means else []),
         f"{done['seconds_this_session'] / 60:.1f} min, peak memory {done['peak_memory_gib']:.1f} GiB",

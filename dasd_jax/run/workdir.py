@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -12,19 +13,56 @@ from dasd_jax.config import Config
 from dasd_jax.errors import TrainingError, UserError
 from dasd_jax.learner.step import Experience
 from dasd_jax.mesh import fetch
+from dasd_jax.recorded import Change
 
 _SHARED_WITHIN_S = 30  # a mounted bucket shows new files late
 
 
-def check(config: Config, workdir: Path) -> None:
-    """Refuses a folder that cannot be written or belongs to another config.
+def check(config: Config, workdir: Path) -> list[Change]:
+    """Refuses a folder that cannot be written or belongs to a run that cannot go on with this config.
+
+    Returns:
+        What the run in it changes if it goes on; nothing where there is none.
 
     Raises:
-        UserError: saying why, or naming the first field that differs.
+        UserError: saying why, or naming the first field that cannot change.
     """
     files.check_writable(workdir, "--workdir")
-    if theirs := recorded.read(workdir):
-        recorded.check_same(config, theirs, workdir)
+    theirs = recorded.read(workdir)
+    return recorded.changes(config, theirs, workdir) if theirs else []
+
+
+def check_finished(workdir: Path, asked: Sequence[Change]) -> bool:
+    """Whether a run that is finished is to go on: with more steps than it has done.
+
+    Raises:
+        UserError: it is to have fewer, or something else changes and no step is left for it to count in.
+    """
+    steps = next((change for change in asked if change.field == "run.steps"), None)
+    if steps and steps.after > steps.before:
+        return True
+    if steps:
+        raise _too_few(workdir, steps.after, steps.before)
+    for change in asked:
+        raise UserError(
+            f"{change.field}: {change.after!r}: the run in {workdir} is finished with {change.before!r}: expected more "
+            "run.steps as well, in which the change counts, or another --workdir"
+        )
+    return False
+
+
+def check_steps(workdir: Path, steps: int, done: int) -> None:
+    """Refuses a number of steps that a run cannot end at, `done` of which its newest checkpoint has.
+
+    Raises:
+        UserError: it has done more, or as many and was not evaluated there, as at its end.
+    """
+    if steps < done or (steps == done and not (workdir / "heldout" / f"{done}.json").exists()):
+        raise _too_few(workdir, steps, done)
+
+
+def _too_few(workdir: Path, steps: int, done: int) -> UserError:
+    return UserError(f"run.steps: {steps}: the run in {workdir} has done {done}: expected more, or another --workdir")
 
 
 def check_shared(path: Path) -> None:

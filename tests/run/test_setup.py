@@ -2,13 +2,20 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from text import tokenizer_samples
 from tiny import config
 
+from dasd_jax.batch import TrainState
+from dasd_jax.config import ModelGroup
 from dasd_jax.errors import UserError
+from dasd_jax.learner import checkpoint
+from dasd_jax.model import param_table
 from dasd_jax.model.presets import preset
 from dasd_jax.run import setup
 from dasd_jax.text.tokenizer import ByteTokenizer
@@ -132,3 +139,55 @@ def test_templates_that_ask_for_the_date_are_told_that_of_the_run(files):
     assert setup.open_evaluation(of_the_run, tokenizer)[0].digest() == evaluated.digest()
     another_day = tiny([source], [first], "data.now=2026-03-10")
     assert setup.open_evaluation(another_day, tokenizer)[0].digest() != evaluated.digest()
+
+
+KINDS = {
+    "Hugging Face": lambda folder: tokenizer_samples.write_hub(folder, generation={"eos_token_id": [2, 0]}),
+    "GGUF": lambda folder: tokenizer_samples.write_gguf(
+        folder / "x.gguf", tokenizer_samples.train_bpe(tokenizer_samples.SMOLLM_WORDS), eot=0
+    ),
+    "SentencePiece": lambda folder: tokenizer_samples.write_sentencepiece(folder / "tokenizer.model"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_has_the_tokenizer_and_needs_no_other_file(kind, mesh, tmp_path):
+    """Also where the source is gone and the checkpoint stands elsewhere."""
+    source = tmp_path / "source"
+    source.mkdir()
+    path = KINDS[kind](source)
+    own = load_tokenizer(str(path))
+    beside = setup.tokenizer_files(ModelGroup(weights="random", tokenizer=str(path)))
+    model = dataclasses.replace(preset("qwen3_tiny"), vocab_size=512)
+    params = param_table.init(model, mesh, 0)
+    writer = checkpoint.Writer(tmp_path / "run", model, keep=1, beside=beside)
+    folder = writer.save(TrainState(np.int32(3), params, (), np.int32(7), {}))
+    writer.wait()
+    shutil.rmtree(source)
+    assert setup.open_tokenizer(ModelGroup(weights=str(tmp_path / "run"))).stop_ids == own.stop_ids
+    alone = shutil.move(folder, tmp_path / "alone")
+    assert not checkpoint.damage(Path(alone))
+    group = ModelGroup(weights=str(alone))
+    tokenizer = setup.open_tokenizer(group)
+    for name in ("stop_ids", "pad_id", "vocab_size", "chat_template", "bos_token", "eos_token", "control"):
+        assert getattr(tokenizer, name) == getattr(own, name), name
+    for text in tokenizer_samples.TEXTS:
+        assert tokenizer.encode(text) == own.encode(text)
+    (Path(alone) / "generation_config.json").write_text("{}")
+    assert checkpoint.damage(Path(alone)) == "generation_config.json differs from its manifest"
+
+
+def test_weights_without_a_checkpoint_or_a_config_that_can_be_read_are_one_line(mesh, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    group = ModelGroup(weights=str(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"^model.weights: .*/run has no finished checkpoint: expected a run that has"):
+        setup.open_tokenizer(group)
+    folder = tmp_path / "run" / "checkpoints" / "000002"
+    checkpoint.write(folder, preset("qwen3_tiny"), {"params": param_table.init(preset("qwen3_tiny"), mesh, 0)})
+    with pytest.raises(UserError, match="^model.tokenizer="):  # none is known
+        setup.open_tokenizer(group)
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"^model.weights: .*/run/config.json is damaged \(KeyError\): expected that"):
+        setup.open_tokenizer(group)
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config().to_dict()))
+    assert setup.open_tokenizer(group).stop_ids == setup.open_tokenizer(ModelGroup(weights=str(folder))).stop_ids

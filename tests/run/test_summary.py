@@ -43,3 +43,9 @@ def test_the_end_of_a_run_fits_80_columns_and_has_all_figures():
 
 def test_a_run_without_means_says_nothing_of_them():
     assert "mean over" not in as_text(done(mean_over_steps={}))
+
+
+def test_a_rise_since_a_later_evaluation_says_so():
+    text = as_text(done(compared_with_step=24))
+    assert "\nrise since step 24: +0.330 ± 0.035" in text and max(map(cell_len, text.split("\n"))) <= 80
+    assert "\nrise: +0.330" in as_text(done(compared_with_step=0))

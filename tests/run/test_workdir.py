@@ -10,6 +10,7 @@ from dasd_jax.batch import PromptBatch, TeacherBatch
 from dasd_jax.errors import UserError
 from dasd_jax.learner.step import Experience
 from dasd_jax.objective.contract import Signal
+from dasd_jax.recorded import Change
 from dasd_jax.run import workdir
 
 
@@ -19,24 +20,81 @@ def begun(folder, *overrides):
 
 
 @pytest.mark.parametrize(
-    "changed", ["mesh.tensor=2", "run.checkpoint_every=3", "guards.entropy_stop=0.1", "rollout.verifier_workers=2"]
-)
+    "changed",
+    [
+        "mesh.tensor=2", "run.checkpoint_every=3", "guards.entropy_stop=0.1", "rollout.verifier_workers=2",
+        "run.logged_rollouts=1", "run.samples_mb=1", "run.eval_every=2", "run.keep_optimizer=False",
+    ],
+)  # fmt: skip
 def test_where_and_how_a_run_is_computed_and_its_levels_may_change(changed, tmp_path):
-    workdir.check(config(changed), begun(tmp_path))
+    assert workdir.check(config(changed), begun(tmp_path)) == []
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "before", "after"),
     [
-        ("objective.beta=0.3", "objective.beta = 0.1, not 0.3"),
-        ("guards.on_collapse=anneal", "guards.on_collapse = 'stop', not 'anneal'"),
-        ("objective.method=grpo", "objective.method = 'dasd', not 'grpo'"),
-        ("run.steps=7", "run.steps = 6, not 7"),
+        ("objective.beta=0.3", 0.1, 0.3),
+        ("objective.min_tokens=5", 4, 5),
+        ("objective.clip_high=0.3", 0.2, 0.3),
+        ("optim.learning_rate=1e-6", 1e-3, 1e-6),
+        ("optim.schedule=constant", "cosine", "constant"),
+        ("guards.on_collapse=anneal", "stop", "anneal"),
+        ("run.steps=7", 6, 7),
+        ("run.eval_samples=8", 4, 8),
     ],
 )
-def test_what_a_run_learns_may_not_change(changed, said, tmp_path):
-    with pytest.raises(UserError, match=f"belongs to a run with {said}: expected the same config"):
+def test_what_each_step_reads_anew_may_change_and_is_told(changed, before, after, tmp_path):
+    name = changed.partition("=")[0]
+    assert workdir.check(config(changed), begun(tmp_path)) == [Change(name, before, after)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said", "lost"),
+    [
+        ("objective.method=grpo", "objective.method = 'dasd', not 'grpo'", "what its method remembers"),
+        ("objective.gate=hard", "objective.gate = 'sigmoid', not 'hard'", "what its method remembers"),
+        ("rollout.rollouts=2", "rollout.rollouts = 4, not 2", "its place in the data"),
+        ("run.seed=3", "run.seed = 0, not 3", "the order of its data"),
+        ("optim.b1=0.8", "optim.b1 = 0.9, not 0.8", "the optimiser's moments"),
+        ("data.heldout=9", "data.heldout = 8, not 9", "its place in the data"),
+        ("model.compute_dtype=bfloat16", "model.compute_dtype = 'float32', not 'bfloat16'", "what its weights are"),
+    ],
+)
+def test_what_would_lose_something_is_refused_with_the_way_to_a_new_run(changed, said, lost, tmp_path):
+    with pytest.raises(UserError) as refused:
         workdir.check(config(changed), begun(tmp_path))
+    line = str(refused.value)
+    assert line.startswith(f"--workdir: {tmp_path} belongs to a run with {said}, which would lose {lost}")
+    assert line.endswith(f"the same command with --workdir={tmp_path}-2 --from={tmp_path}") and "\n" not in line
+
+
+def test_a_finished_run_goes_on_with_more_steps_alone(tmp_path):
+    more, fewer, rate = Change("run.steps", 6, 9), Change("run.steps", 6, 5), Change("optim.learning_rate", 1e-3, 1e-6)
+    assert workdir.check_finished(tmp_path, [rate, more]) and not workdir.check_finished(tmp_path, [])
+    with pytest.raises(
+        UserError, match=r"^run.steps: 5: the run in .* has done 6: expected more, or another --workdir$"
+    ):
+        workdir.check_finished(tmp_path, [rate, fewer])
+    with pytest.raises(UserError, match=r"^optim.learning_rate: 1e-06: the run in .* is finished with 0.001: expected"):
+        workdir.check_finished(tmp_path, [rate])
+
+
+def test_a_run_ends_after_what_it_has_done_or_there_if_it_was_evaluated(tmp_path):
+    workdir.check_steps(tmp_path, 7, done=6)
+    for steps in (5, 6):
+        with pytest.raises(UserError, match=f"^run.steps: {steps}: the run in .* has done 6: expected more"):
+            workdir.check_steps(tmp_path, steps, done=6)
+    (tmp_path / "heldout").mkdir()
+    (tmp_path / "heldout" / "6.json").touch()
+    workdir.check_steps(tmp_path, 6, done=6)
+
+
+def test_a_damaged_config_of_a_run_is_one_line(tmp_path):
+    raw = config().to_dict()
+    raw["run"]["steps"] = "six"
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=r"^--workdir: .*config.json: run.steps: 'six': expected a whole number"):
+        workdir.check(config(), tmp_path)
 
 
 def test_a_run_of_another_version_is_refused(tmp_path):
