@@ -12,19 +12,21 @@ from dasd_jax.config import Config
 from dasd_jax.errors import TrainingError, UserError
 from dasd_jax.learner.step import Experience
 from dasd_jax.mesh import fetch
+from dasd_jax.run import user_files
 
 _SHARED_WITHIN_S = 30  # a mounted bucket shows new files late
 
 
 def check(config: Config, workdir: Path) -> None:
-    """Refuses a folder that cannot be written or belongs to another config.
+    """Refuses a folder that cannot be written or belongs to another config, or to other files of the user's.
 
     Raises:
-        UserError: saying why, or naming the first field that differs.
+        UserError: saying why, or naming the first field or file that differs.
     """
     files.check_writable(workdir, "--workdir")
     if theirs := recorded.read(workdir):
         recorded.check_same(config, theirs, workdir)
+        user_files.check_same(config, theirs, workdir)
 
 
 def check_shared(path: Path) -> None:
