@@ -69,14 +69,16 @@ def main(memory_mb: int, deadline_s: float, folder: str) -> None:
     for pair in _FIRST_USES:
         grade(*pair)
     gc.freeze()  # garbage collection in a child would copy every page that it shares with the keeper
-    os.write(replies, b"[]\n")
     keeper = Keeper(memory_mb, deadline_s, (requests.fileno(), replies))
     try:
+        os.write(replies, b"[]\n")
         for line in requests:
             clock_s, *job = json.loads(line)
             os.write(replies, json.dumps(keeper.score(clock_s, job)).encode() + b"\n")
     finally:
         keeper.end_child()
+        with contextlib.suppress(OSError):  # the trainer was killed and did not remove it
+            os.rmdir(folder)
 
 
 class Keeper:
