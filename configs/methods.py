@@ -101,7 +101,7 @@ def get_config(arg=""):
 def tiny(method):
     """The random-weight model and the problems beside this file."""
     config = qwen_math.get_config(f"tiny,method={method}")
-    config.data.update({"sources": (f"jsonl:{_TINY}?scorer=checksum",), "privileged": "solution"})
+    config.data.update({"sources": (f"jsonl:{_TINY}?verifier=checksum",), "privileged": "solution"})
     config.rollout.update(
         {
             "problems": 4,

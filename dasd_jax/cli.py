@@ -211,6 +211,7 @@ def _json_config(path: str) -> Raw:
         raise UserError(f"--config: {path} is no JSON that can be read: {error}") from error
     if not isinstance(raw, dict):
         raise UserError(f"--config: {path} holds no object: expected the config.json of a run")
+    raw.pop(config_module.FILES, None)  # they are hashed anew where they are used
     return raw
 
 

@@ -90,6 +90,11 @@ class DataGroup(Fields):
     transition: str = field(
         "default", wordings.allowed("transition"), "sentence behind the context; default: as privileged_wording has it"
     )
+    verifier: str = field(
+        "",
+        anything("a name, FILE.py:FUNCTION, MODULE:FUNCTION or nothing"),
+        "what judges responses; empty: math, or task",
+    )
     thinking: str = field("default", one_of("default", "on", "off"), "told to chat templates that know it")
     now: str = field("", _MOMENT, "told to chat templates that ask for the date; empty: when the run starts")
 
@@ -358,9 +363,12 @@ def unknown(name: str, method: str) -> str:
     return f"no such field; expected GROUP.FIELD with a group of {', '.join(GROUPS)}"
 
 
+FILES = "files"  # in config.json beside the groups: the sha256 of each file of the user's that decides results
+
+
 def older(raw: Raw) -> bool:
     """Whether a config.json was written by a version with other fields."""
-    if raw.keys() != GROUPS.keys() or not all(isinstance(fields, dict) for fields in raw.values()):
+    if raw.keys() - {FILES} != GROUPS.keys() or not all(isinstance(fields, dict) for fields in raw.values()):
         return True
     method = next((name for name in METHODS if name == raw["objective"].get("method")), None)
     return method is None or any(raw[group].keys() != fields.keys() for group, fields in declared(method).items())

@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 
 from dasd_jax import cli, files, formats, hosts, recorded, terminal
 from dasd_jax.config import Config
+from dasd_jax.data import verifiers
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
@@ -63,6 +64,8 @@ def main(argv: list[str]) -> None:
         ) as verifier,
     ):
         tokenizer = setup.open_tokenizer(config.model)
+        prompts, counts = setup.open_evaluation(config, tokenizer)
+        verifier.probe(prompts.problems)
         if which == "start":
             name, manifest, (model, params) = "start", "", setup.open_model(config, mesh)
         else:
@@ -72,7 +75,6 @@ def main(argv: list[str]) -> None:
             model, params = checkpoint.restore_params(folder, mesh)
             model = setup.configured(config, model)
         setup.check_vocabulary(tokenizer, model)
-        prompts, counts = setup.open_evaluation(config, tokenizer)
         hosts.check_same(lambda: {"data": prompts.digest()})
         example_ids = setup.evaluated(config, prompts)
         asked = [prompts.problems[i] for i in example_ids]
@@ -245,6 +247,7 @@ def _settings(
     # The number of workers is the only field of its group that does not affect the results.
     rollout = {field: value for field, value in groups["rollout"].items() if field != "verifier_workers"}
     deciding = {"model": groups["model"], "data": groups["data"], "rollout": rollout, "run": run}
+    scorers = {problem.scorer for problem in asked}
     texts = json.dumps([[problem.source, problem.question, problem.answer] for problem in asked])
     return {
         "checkpoint": name,
@@ -253,6 +256,8 @@ def _settings(
         "devices": [jax.devices()[0].device_kind, *mesh.devices.shape],
         "problems": hashlib.sha256(texts.encode()).hexdigest(),
         "prompts": prompts.digest(),
+        # The files of reward functions of the user's own.
+        **{name: verifiers.located(name)[1] for name in sorted(scorers) if verifiers.is_own(name)},
         **{f"{group}.{field}": value for group, fields in deciding.items() for field, value in fields.items()},
     }
 

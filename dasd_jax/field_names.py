@@ -30,6 +30,7 @@ _ELSEWHERE = {
     "data.system": "system_prompt system_message",
     "data.privileged_wording": "reprompt_template solution_template",
     "data.transition": "transition_prompt",
+    "data.verifier": "scorer reward_fn reward_func reward_funcs reward_function custom_reward_function compute_score",
     "rollout.problems": "batch_size train_batch_size per_device_train_batch_size global_batch_size num_prompts prompts",
     "rollout.rollouts": "group_size num_generations num_samples n_samples_per_prompt num_return_sequences samples n k",
     "rollout.prompt_length": "max_prompt_length max_prompt_len prompt_max_len",

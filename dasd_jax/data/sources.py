@@ -9,9 +9,8 @@
 Paths may be in a bucket (gs://…).
 
 `privileged=answer|solution|hint|sibling` in any query selects the default teacher context of its problems.
-`scorer=checksum` calls a response right if a checksum of its text is even, whatever it says: for trying a set-up with a
-model that solves nothing. Every error in a spec or a file is a `UserError` that starts with the config field that names
-the spec.
+`verifier=NAME` says likewise how their responses are judged (data/verifiers.py). Every error in a spec or a file is a
+`UserError` that starts with the config field that names the spec.
 """
 
 import ast
@@ -21,16 +20,18 @@ import difflib
 import functools
 import hashlib
 import itertools
+import json
 import re
 import signal
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from etils import epath
 
-from dasd_jax.data import buckets, layouts, tables
+from dasd_jax.data import buckets, layouts, tables, verifiers
 from dasd_jax.data.duplicates import normalise, twins
 from dasd_jax.data.rows import Drop
 from dasd_jax.errors import UserError
@@ -42,7 +43,6 @@ _NONDETERMINISTIC_TASKS = frozenset(
     ["isomorphic_strings", "knight_swap", "list_functions", "polynomial_multiplication", "ransom_note", "word_ladder"]
 )
 
-_SCORERS = ("math", "checksum")  # of rows in files
 _MAX_GYM_PROBLEMS = 100_000  # per reasoning-gym source; more would delay the first step by minutes
 _PROBLEM_TIMEOUT_S = 5.0  # per reasoning-gym problem; the slowest tasks take a few milliseconds
 
@@ -57,19 +57,43 @@ class Problem:
     hint: str = ""
     source: str  # the spec it came from
     index: int  # its position in that source, before duplicates are removed
-    scorer: str  # "math": rules against `answer` | "task": the reasoning-gym task's own | "checksum": of the text
+    scorer: str  # its verifier, a name of data/verifiers.py
     privileged: str = ""  # default teacher context if the spec names one; "" means data.privileged
+    columns: str = ""  # JSON of its whole row, for a reward function of the user's own; "" for other scorers
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a reward function of the user's own is told: the columns of the row, and over them our fields."""
+        own = ("question", "answer", "solution", "hint", "source")
+        return (json.loads(self.columns) if self.columns else {}) | {name: getattr(self, name) for name in own}
 
 
-def load_source(spec: str, field: str = "data.sources") -> list[Problem]:
+class _Spec(NamedTuple):
+    """The parts of a spec."""
+
+    scheme: str
+    target: str
+    query: dict[str, str]  # without the two that follow
+    privileged: str  # "" where it names none
+    verifier: str  # likewise
+
+
+def load_source(spec: str, field: str = "data.sources", verifier: str = "") -> list[Problem]:
     """Every problem of one source, in source order.
 
+    Args:
+        verifier: that of its problems, unless the spec names one; "": the task's own, or `math`.
+
     Raises:
-        UserError: the spec or its data are invalid; starts with `field`, the config field that names the spec.
+        UserError: the spec or its data are invalid; starts with `field`, the config field that names the spec, or with
+            data.verifier.
     """
     with _prefix_errors(field, spec):
-        scheme, target, query, privileged = _parsed(spec)
-        problems = list(_LOADERS[scheme](spec, target, query))
+        scheme, target, query, privileged, named = _parsed(spec)
+    default = "task" if scheme == "gym" else "math"
+    with _prefix_errors(field, spec) if named else _prefix_errors("data.verifier", verifier):
+        verifiers.check(named or verifier or default, of_task=scheme == "gym")
+    with _prefix_errors(field, spec):
+        problems = list(_LOADERS[scheme](spec, target, query, named or verifier or default))
         if not problems:
             raise UserError("it holds no problems, expected at least one")
     return [dataclasses.replace(problem, privileged=privileged) for problem in problems]
@@ -82,7 +106,27 @@ def privileged_of(spec: str, field: str = "data.sources") -> str:
         UserError: the spec is invalid; starts with `field`.
     """
     with _prefix_errors(field, spec):
-        return _parsed(spec)[-1]
+        return _parsed(spec).privileged
+
+
+def own_files(specs: Mapping[str, Sequence[str]], verifier: str) -> dict[str, Path]:
+    """The files of the user's own reward functions, under their names as the config has them; loads no source.
+
+    Args:
+        specs: those of each config field that has some.
+        verifier: data.verifier.
+
+    Raises:
+        UserError: a spec is invalid, or names a file or module that is not there; starts with the field.
+    """
+    named = [(field, spec) for field, of_field in specs.items() for spec in of_field]
+    found = {}
+    for field, value in [*named, ("data.verifier", verifier)]:
+        with _prefix_errors(field, value):
+            name = value if field == "data.verifier" else _parsed(value).verifier
+            if verifiers.is_own(name):
+                found[name.rpartition(":")[0]] = verifiers.file_of(name)
+    return found
 
 
 @contextlib.contextmanager
@@ -93,8 +137,7 @@ def _prefix_errors(field: str, spec: str) -> Iterator[None]:
         raise UserError(f"{field}: {spec!r}: {error}") from error
 
 
-def _parsed(spec: str) -> tuple[str, str, dict[str, str], str]:
-    """(scheme, target, query without `privileged`, value of `privileged` or "")."""
+def _parsed(spec: str) -> _Spec:
     scheme, colon, rest = spec.partition(":")
     if not colon or scheme not in _LOADERS:
         raise UserError(f"unknown scheme, expected one of {', '.join(f'{name}:' for name in _LOADERS)}")
@@ -102,18 +145,21 @@ def _parsed(spec: str) -> tuple[str, str, dict[str, str], str]:
     privileged = query.pop("privileged", "")
     if privileged and privileged not in PRIVILEGED:
         raise UserError(f"privileged={privileged}: expected one of {', '.join(PRIVILEGED)}")
-    return scheme, target, query, privileged
+    return _Spec(scheme, target, query, privileged, query.pop("verifier", ""))
 
 
-def load_problems(specs: Sequence[str]) -> tuple[list[Problem], dict[str, int]]:
+def load_problems(specs: Sequence[str], verifier: str = "") -> tuple[list[Problem], dict[str, int]]:
     """Concatenates the sources; of problems with the same question (`normalise`) only the first is kept.
+
+    Args:
+        verifier: as for `load_source`.
 
     Returns:
       The problems, and the counts `read`, `duplicates` and `kept` = read - duplicates.
     """
     if not specs:
         raise UserError(f"data.sources: {specs!r}: no sources, expected at least one")
-    read = list(itertools.chain.from_iterable(map(load_source, specs)))
+    read = list(itertools.chain.from_iterable(load_source(spec, verifier=verifier) for spec in specs))
     first_of: dict[str, Problem] = {}
     for problem in read:
         first_of.setdefault(normalise(problem.question), problem)
@@ -121,12 +167,12 @@ def load_problems(specs: Sequence[str]) -> tuple[list[Problem], dict[str, int]]:
     return kept, {"read": len(read), "duplicates": len(read) - len(kept), "kept": len(kept)}
 
 
-def load_benchmarks(specs: Sequence[str]) -> list[Problem]:
+def load_benchmarks(specs: Sequence[str], verifier: str = "") -> list[Problem]:
     """Concatenates the benchmarks, each in the order of `split_heldout` and otherwise as published.
 
     The first problems of a benchmark are therefore a mixture of its parts, whatever the order of the file.
     """
-    return [problem for spec in specs for problem in _by_hash(load_source(spec, "data.benchmarks"))]
+    return [problem for spec in specs for problem in _by_hash(load_source(spec, "data.benchmarks", verifier))]
 
 
 def labels(specs: Iterable[str]) -> dict[str, str]:
@@ -194,7 +240,8 @@ def gym_dataset(spec: str) -> Any:
     from reasoning_gym.factory import DATASETS, create_dataset
 
     task, query = _split_query(spec.removeprefix("gym:"))
-    query.pop("privileged", None)
+    for name in ("privileged", "verifier"):
+        query.pop(name, None)
     if task not in DATASETS:
         raise UserError(f"no reasoning-gym task {task!r}, nearest are {_nearest(task, DATASETS)}")
     if task in _NONDETERMINISTIC_TASKS:
@@ -215,7 +262,7 @@ def gym_dataset(spec: str) -> Any:
         raise UserError(f"task {task!r} rejects its fields: {error}") from error
 
 
-def _gym_problems(spec: str, _task: str, _query: Mapping[str, str]) -> Iterator[Problem]:
+def _gym_problems(spec: str, _task: str, _query: Mapping[str, str], verifier: str) -> Iterator[Problem]:
     dataset = gym_dataset(spec)
     for index in range(len(dataset)):
         try:
@@ -232,7 +279,7 @@ def _gym_problems(spec: str, _task: str, _query: Mapping[str, str]) -> Iterator[
             solution=entry["metadata"].get("answer_cot", ""),
             source=spec,
             index=index,
-            scorer="task",
+            scorer=verifier,
         )
 
 
@@ -255,15 +302,15 @@ def _time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _jsonl_problems(spec: str, path: str, query: Mapping[str, str]) -> Iterator[Problem]:
-    return _mapped_problems(spec, tables.read_jsonl(path), query)
+def _jsonl_problems(spec: str, path: str, query: Mapping[str, str], verifier: str) -> Iterator[Problem]:
+    return _mapped_problems(spec, tables.read_jsonl(path), query, verifier)
 
 
-def _parquet_problems(spec: str, path: str, query: Mapping[str, str]) -> Iterator[Problem]:
-    return _mapped_problems(spec, tables.read_parquet(path), query)
+def _parquet_problems(spec: str, path: str, query: Mapping[str, str], verifier: str) -> Iterator[Problem]:
+    return _mapped_problems(spec, tables.read_parquet(path), query, verifier)
 
 
-def _tfds_problems(spec: str, path: str, query: Mapping[str, str]) -> Iterator[Problem]:
+def _tfds_problems(spec: str, path: str, query: Mapping[str, str], verifier: str) -> Iterator[Problem]:
     import tensorflow_datasets as tfds
 
     columns = dict(query)
@@ -284,10 +331,10 @@ def _tfds_problems(spec: str, path: str, query: Mapping[str, str]) -> Iterator[P
             raise UserError(f"TFDS cannot read split {split!r} of {path!r}: {reason}") from error
 
     if not buckets.is_bucket(folder):
-        return _mapped_problems(spec, rows(folder), columns)
+        return _mapped_problems(spec, rows(folder), columns, verifier)
     # All rows are read anyway: copying reads each file once, with the bucket client that the other sources use.
     with buckets.local_copy(folder) as copy:
-        return _mapped_problems(spec, rows(copy), columns)
+        return _mapped_problems(spec, rows(copy), columns, verifier)
 
 
 _LOADERS = {
@@ -298,15 +345,13 @@ _LOADERS = {
 }
 
 
-def _mapped_problems(spec: str, rows: Iterable[tables.Row], columns: Mapping[str, str]) -> Iterator[Problem]:
+def _mapped_problems(
+    spec: str, rows: Iterable[tables.Row], columns: Mapping[str, str], verifier: str
+) -> Iterator[Problem]:
     """One problem per row, read as `prepare` reads it; what that would drop is an error here.
 
     The layout is that of the columns named in the spec, else the one that the first row's columns tell.
     """
-    columns = dict(columns)
-    scorer = columns.pop("scorer", "math")
-    if scorer not in _SCORERS:
-        raise UserError(f"scorer={scorer}: expected one of {', '.join(_SCORERS)}")
     layout = layouts.of_columns(columns) if columns else None
     for index, (where, row) in enumerate(rows):
         layout = layout or layouts.recognise(row) or layouts.of_columns({})
@@ -316,7 +361,15 @@ def _mapped_problems(spec: str, rows: Iterable[tables.Row], columns: Mapping[str
                 f"{where}: {found.reason}: expected a problem with one verifiable answer in each row; "
                 "python -m dasd_jax.prepare makes a data set without the others"
             )
-        yield Problem(**vars(found), source=spec, index=index, scorer=scorer)
+        kept = json.dumps(dict(row), default=_as_json) if verifiers.is_own(verifier) else ""
+        yield Problem(**vars(found), source=spec, index=index, scorer=verifier, columns=kept)
+
+
+def _as_json(value: Any) -> Any:
+    """A value of a Parquet file or a TFDS data set that JSON has no form for: arrays as lists, others as text."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _split_query(rest: str) -> tuple[str, dict[str, str]]:

@@ -267,8 +267,8 @@ def _notice(hp: DasdParams, rollouts: int, graded: bool) -> str:
         return ""
     if graded:
         return (
-            f"warning: the teacher's term reaches {loudest:.3f} and can change the sign of an advantage: rewards that "
-            "objective.overlong_tokens grades by length leave advantages as small as any"
+            f"warning: the teacher's term reaches {loudest:.3f} and can change the sign of an advantage: graded "
+            "rewards (of objective.overlong_tokens, or a function in data.verifier) leave advantages as small as any"
         )
     if loudest <= smallest:
         return ""

@@ -16,6 +16,7 @@ from dasd_jax.config import Config
 from dasd_jax.data import contexts
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.sources import Problem
+from dasd_jax.data.verifiers import is_own
 from dasd_jax.health import figures
 from dasd_jax.mesh import fetch, put_rows, replicate
 from dasd_jax.model.config import ModelConfig
@@ -24,6 +25,7 @@ from dasd_jax.rollout.repetition import repeated_frac
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
 from dasd_jax.run.display import Clock
 from dasd_jax.run.evaluation import texts_of
+from dasd_jax.text.shown import shown
 from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify.journal import Journal
 from dasd_jax.verify.verifier import COUNTED, Verdict
@@ -59,6 +61,7 @@ class Collected:
         health = figures.of_responses(self.texts[some], lengths[some].tolist())
         del health["length_p95"], health["length_max"]  # of all responses, the former stands below beside the mean
         return {
+            **{f"reward/{name}": float(np.mean(values)) for name, values in self._parts().items()},
             "reward/mean": float(self.outcomes.reward.mean()),
             "reward/score_mean": float(np.mean([verdict.score for verdict in self.verdicts])),
             "reward/mixed_groups_frac": float(np.mean(mixed(self.outcomes.reward, group))),
@@ -76,6 +79,26 @@ class Collected:
             "tokens/generated_per_s": self.generated / seconds["time/rollout_s"],
         }
 
+    def failures(self) -> dict[str, str]:
+        """Of each reward function of the user's own that could not judge a response: why, and what comes of it."""
+        ends = {"timeout": "out of time", "memory": "out of memory", "crash": "its process died"}
+        found: dict[str, str] = {}
+        for problem, verdict in zip(self.problems, self.verdicts, strict=False):  # no verdicts where nothing is sampled
+            if is_own(problem.scorer) and verdict.error in ends and problem.scorer not in found:
+                found[problem.scorer] = (
+                    f"{shown(verdict.detail) or ends[verdict.error]}: the reward is 0; later ones are only counted, in "
+                    f"reward/{verdict.error}_frac of the log"
+                )
+        return found
+
+    def _parts(self) -> dict[str, list[float]]:
+        """What reward functions returned beside the reward, of each part the values of the responses that have it."""
+        found: dict[str, list[float]] = {}
+        for verdict in self.verdicts:
+            for name, value in verdict.parts.items():
+                found.setdefault(name, []).append(value)
+        return found
+
 
 def mixed(reward: np.ndarray, group: int) -> np.ndarray:
     """bool[B]: the groups whose rewards are not all equal; f32[B*G]."""
@@ -83,25 +106,31 @@ def mixed(reward: np.ndarray, group: int) -> np.ndarray:
     return groups.min(axis=1) < groups.max(axis=1)
 
 
+def before_length(config: Config, verdicts: Sequence[Verdict], finished: np.ndarray) -> np.ndarray:
+    """f32[rows]: what verdicts are worth whatever the length of the responses; by it groups are mixed."""
+    reward = np.array([verdict.reward for verdict in verdicts], np.float32)
+    return reward if config.objective.truncated == "score" else np.where(finished, reward, np.float32(0))
+
+
 def outcomes(config: Config, verdicts: Sequence[Verdict], finished: np.ndarray, length: np.ndarray) -> Outcomes:
     """What verdicts are worth: 0 for what is truncated, and less for what is nearly too long.
 
     The penalty grows linearly from 0 to 1/2 over the last `objective.overlong_tokens` of the budget, so that a right
-    answer of any length stays above a wrong one. Source: arXiv 2503.14476, equation 13, whose penalty of up to 1 is for
-    rewards of -1 and 1: half as much for rewards of 0 and 1.
+    answer of any length stays above one with reward 0. Source: arXiv 2503.14476, equation 13, whose penalty of up to 1
+    is for rewards of -1 and 1: half as much for rewards of 0 and 1.
 
     Args:
         finished: bool[rows].
         length: i[rows], tokens.
     """
     objective, budget = config.objective, config.rollout.max_new_tokens
-    correct = np.array([verdict.reward for verdict in verdicts], np.float32)
+    correct = np.array([verdict.correct for verdict in verdicts], np.float32)
     if objective.truncated != "score":
         correct = np.where(finished, correct, np.float32(0))
-    reward = correct
+    reward = before_length(config, verdicts, finished)
     if objective.overlong_tokens:
         over = (length - (budget - objective.overlong_tokens)) / objective.overlong_tokens
-        reward = correct - np.float32(0.5) * np.clip(over, 0, 1).astype(np.float32)
+        reward = reward - np.float32(0.5) * np.clip(over, 0, 1).astype(np.float32)
     return Outcomes(correct, reward, in_loss=finished | (objective.truncated != "drop_from_loss"))
 
 
@@ -132,15 +161,20 @@ class Collector:
         """
         if not self._config.method.rollouts:
             return self._references(batches_drawn)
-        size, group = self._config.rollout.problems, self._config.rollout.rollouts
+        size = self._config.rollout.problems
         with clock.phase("relayout"):
             params = jax.block_until_ready(relayout(self._model, params))
         rounds = [self._round(params, batches_drawn, clock)]
         while len(rounds) <= self._config.rollout.resample:
-            if sum(mixed(drawn.outcomes.correct, group).sum() for drawn in rounds) >= size:
+            if sum(self._mixed(drawn).sum() for drawn in rounds) >= size:
                 break
             rounds.append(self._round(params, batches_drawn + len(rounds), clock))
-        return rounds[0] if len(rounds) == 1 else _first_mixed(rounds, size, group)
+        return rounds[0] if len(rounds) == 1 else _first_mixed(rounds, list(map(self._mixed, rounds)), size)
+
+    def _mixed(self, drawn: Collected) -> np.ndarray:
+        """bool[B]: the groups of a round that are mixed, whatever their lengths cost."""
+        reward = before_length(self._config, drawn.verdicts, drawn.rollouts.finished)
+        return mixed(reward, self._config.rollout.rollouts)
 
     def teacher_batches(
         self, collected: Collected, views: Mapping[str, View], arguments: Mapping[str, Any]
@@ -219,14 +253,19 @@ class Collector:
         )
 
 
-def _first_mixed(rounds: list[Collected], size: int, group: int) -> Collected:
-    """The first `size` groups of several batches, mixed ones before the others."""
+def _first_mixed(rounds: list[Collected], is_mixed: list[np.ndarray], size: int) -> Collected:
+    """The first `size` groups of several batches, mixed ones before the others.
+
+    Args:
+        is_mixed: bool[B] of each batch.
+    """
 
     def joined(name: str):
         return jax.tree.map(lambda *parts: np.concatenate(parts), *(getattr(drawn, name) for drawn in rounds))
 
-    is_mixed = np.concatenate([mixed(drawn.outcomes.correct, group) for drawn in rounds])
-    groups = np.sort(np.argsort(~is_mixed, kind="stable")[:size])
+    every = np.concatenate(is_mixed)
+    group = len(rounds[0].texts) // len(is_mixed[0])
+    groups = np.sort(np.argsort(~every, kind="stable")[:size])
     rows = (groups[:, None] * group + np.arange(group)).reshape(-1)
 
     def chosen(name: str) -> list:

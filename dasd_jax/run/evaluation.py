@@ -18,7 +18,7 @@ from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
 from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify.journal import verify
-from dasd_jax.verify.verifier import COUNTED, Verifier
+from dasd_jax.verify.verifier import COUNTED, REWARD_THRESHOLD, Verifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Answers:
     example_id: int
     text: list[str]
     extracted: list[str | None]  # the answer that was found in the text
-    reward: list[float]
+    reward: list[float]  # 0 or 1, or graded by a reward function of the user's own
     length: list[int]  # tokens, the stop token among them
     finished: list[bool]
     error: list[str]  # as in Verdict
@@ -170,7 +170,8 @@ def summary(problems: Sequence[Problem] | Mapping[int, Problem], answers: Sequen
 
     Returns:
         Figures over all problems; under "benchmarks" those of each source by its label; under "macro" their means,
-        each benchmark counting once; and "per_problem" with the share of right samples of each problem.
+        each benchmark counting once; and "per_problem" with the mean reward of each problem's samples, where rewards
+        are 0 and 1 the share of right ones.
     """
     groups: dict[str, list[Answers]] = {}
     for answer in answers:
@@ -187,15 +188,16 @@ def summary(problems: Sequence[Problem] | Mapping[int, Problem], answers: Sequen
 
 
 def _figures(answers: Sequence[Answers]) -> dict:
-    correct = np.array([answer.reward for answer in answers])
+    reward = np.array([answer.reward for answer in answers])
+    num_correct = (reward >= REWARD_THRESHOLD).sum(axis=1)
     errors = np.array([answer.error for answer in answers])
-    samples = correct.shape[1]
+    samples = reward.shape[1]
     ks = sorted({2**i for i in range(samples.bit_length()) if 2**i <= samples} | {samples})
     return {
-        "problems": len(correct),
-        f"avg@{samples}": float(correct.mean()),
-        "standard_error": standard_error(correct.mean(axis=1)),
-        **{f"pass@{k}": pass_at_k(samples, correct.sum(axis=1), k) for k in ks},
+        "problems": len(reward),
+        f"avg@{samples}": float(reward.mean()),
+        "standard_error": standard_error(reward.mean(axis=1)),
+        **{f"pass@{k}": pass_at_k(samples, num_correct, k) for k in ks},
         "length_mean": float(np.mean([answer.length for answer in answers])),
         "truncated_frac": 1.0 - float(np.mean([answer.finished for answer in answers])),
         **{f"{name}_frac": float(np.mean(errors == error)) for name, error in COUNTED.items()},

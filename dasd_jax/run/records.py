@@ -28,6 +28,7 @@ from pathlib import Path
 from dasd_jax import files, formats
 from dasd_jax.errors import UserError
 
+_RIGHT = 0.99  # the verifier's REWARD_THRESHOLD, without loading the verifier
 _FORK_SHARE = 0.2  # of a response's tokens, by entropy: forks. Source: arXiv 2506.01939, and rho of DASD
 
 
@@ -102,6 +103,11 @@ def whole_lines(path: Path, flag: str, *, stepped: bool = True, numbers: bool = 
 
 
 # --------------------------------------------------------------------------------------------- of one rollout
+
+
+def is_right(rollout: dict) -> bool:
+    """Whether the verifier took the response for right: rewards may be graded."""
+    return rollout["reward"] >= _RIGHT
 
 
 def pieces(rollout: dict) -> list[str]:

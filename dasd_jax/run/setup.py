@@ -4,6 +4,7 @@ import dataclasses
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -28,6 +29,7 @@ from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import slots_that_fit
 from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.text.tokenizer_files import copy_tokenizer, load_tokenizer
+from dasd_jax.verify import shipped
 
 # Padding of a vocabulary to a round number is common; more than this is another model's tokenizer, unless the files
 # beside it have a model of just this size.
@@ -175,8 +177,9 @@ def open_problems(config: Config) -> tuple[list[Problem], list[Problem], dict[st
     Raises:
         UserError: sources or benchmarks that cannot be read, or too few problems in them.
     """
-    problems, counts = load_problems(config.data.sources)
-    benchmarks = load_benchmarks(config.data.benchmarks)
+    problems, counts = load_problems(config.data.sources, config.data.verifier)
+    benchmarks = load_benchmarks(config.data.benchmarks, config.data.verifier)
+    check_references([*problems, *benchmarks])
     if benchmarks:
         asked = {normalise(problem.question) for problem in benchmarks}
         unasked = [problem for problem in problems if normalise(problem.question) not in asked]
@@ -190,6 +193,20 @@ def open_problems(config: Config) -> tuple[list[Problem], list[Problem], dict[st
     if benchmarks and heldout:
         counts["held out and not evaluated"] = len(heldout)
     return train, benchmarks or heldout, counts
+
+
+def check_references(problems: Iterable[Problem]) -> None:
+    """Refuses references that their problems' verifiers cannot judge answers by.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for problem in problems:
+        if expected := shipped.unfit(problem.scorer, problem.answer):
+            raise UserError(
+                f"data.verifier: {problem.scorer!r}: the answer {problem.answer!r:.100} of problem {problem.index} of "
+                f"{problem.source!r}: expected {expected}"
+            )
 
 
 def prompt_text(config: Config, train: list[Problem]) -> PromptText:
@@ -247,7 +264,8 @@ def open_evaluation(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, di
         UserError: sources or benchmarks that cannot be read, or nothing that fits.
     """
     if config.data.benchmarks and not config.data.shots:
-        train, heldout = [], load_benchmarks(config.data.benchmarks)
+        train, heldout = [], load_benchmarks(config.data.benchmarks, config.data.verifier)
+        check_references(heldout)
     else:
         train, heldout, _ = open_problems(config)
     prompts = _evaluation_set(config, heldout, tokenizer, prompt_text(config, train))

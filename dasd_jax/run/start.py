@@ -14,6 +14,7 @@ from dasd_jax import files, hosts, recorded
 from dasd_jax.batch import Array, TrainState
 from dasd_jax.config import Config
 from dasd_jax.data.pipeline import PromptSet
+from dasd_jax.data.verifiers import is_own
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.learner.optim import make_optimizer, make_schedule, updates_done
@@ -25,7 +26,7 @@ from dasd_jax.objective.contract import NOISE
 from dasd_jax.recorded import Change
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import bytes_a_device
-from dasd_jax.run import changes, guards, origin, setup, workdir
+from dasd_jax.run import changes, guards, origin, setup, user_files, workdir
 from dasd_jax.run.collect import Collector
 from dasd_jax.run.display import Compilations, Display
 from dasd_jax.run.origin import Origin
@@ -64,6 +65,7 @@ class Run:
     evaluated_since: int  # the step since whose end held-out problems have been answered as now
     views_checked: bool = False
     started: float = dataclasses.field(default_factory=time.monotonic)  # of this process
+    warned: set[str] = dataclasses.field(default_factory=set)  # reward functions whose errors have been said
     checkpoint_s: float = 0.0  # that the loop has waited for checkpoints since the last line of the log
 
     @property
@@ -109,7 +111,9 @@ def start(
     setup.check_rows(config, mesh)
     tokenizer = setup.open_tokenizer(config.model)
     prompts, heldout, counts = setup.open_prompts(config, tokenizer)
-    hosts.check_same(lambda: {"data.sources": [prompts.digest(), heldout.digest()]})
+    mine = user_files.of(config)
+    hosts.check_same(lambda: {"data.sources": [prompts.digest(), heldout.digest()], "data.verifier": mine})
+    verifier.probe([*prompts.problems, *heldout.problems])
     compilations = Compilations()
     planned = config.run.steps * config.optim.minibatches
     optimizer = make_optimizer(config.optim, planned)
@@ -135,7 +139,7 @@ def start(
     setup.check_vocabulary(tokenizer, model)
     sampling = setup.training_sampling(config, tokenizer)
     sampling = _with_slots(config, sampling, model, state, config.rollout.problems, mesh)
-    journal = Journal(folder / "verdicts.jsonl", verifier)
+    journal = Journal(folder / "verdicts.jsonl", verifier, mine)
     rows = config.rollout.problems * config.rollout.rollouts // row_shards(mesh)
 
     if not resumed and hosts.from_main(lambda: (folder / "done.json").exists()):
@@ -147,7 +151,7 @@ def start(
         if started_from:
             origin.write(folder, started_from)
         changes.write(folder, changed)
-        files.write_json(folder / "config.json", config.to_dict())
+        files.write_json(folder / "config.json", user_files.as_written(config, mine))
     hosts.barrier()
     workdir.check_shared(folder / "config.json")
     begins_again = not resumed and (folder / "metrics.jsonl").exists()
@@ -229,7 +233,7 @@ def _introduce(run: Run, counts: dict[str, int], rows: int) -> None:
             f"warning: the teacher's weights are copied every {every} steps, and run.steps is {config.run.steps}: "
             "they stay those of the start"
         )
-    graded = bool(config.objective.overlong_tokens)
+    graded = bool(config.objective.overlong_tokens) or any(is_own(problem.scorer) for problem in run.prompts.problems)
     if notice := config.method.notice(config.hp, config.rollout.rollouts, graded):
         say(notice)
 

@@ -14,22 +14,26 @@ from dasd_jax.errors import TrainingError, UserError
 from dasd_jax.learner.step import Experience
 from dasd_jax.mesh import fetch
 from dasd_jax.recorded import Change
+from dasd_jax.run import user_files
 
 _SHARED_WITHIN_S = 30  # a mounted bucket shows new files late
 
 
 def check(config: Config, workdir: Path) -> list[Change]:
-    """Refuses a folder that cannot be written or belongs to a run that cannot go on with this config.
+    """Refuses a folder that cannot be written or belongs to a run that cannot go on with this config or these files.
 
     Returns:
         What the run in it changes if it goes on; nothing where there is none.
 
     Raises:
-        UserError: saying why, or naming the first field that cannot change.
+        UserError: saying why, or naming the first field or file that cannot change.
     """
     files.check_writable(workdir, "--workdir")
     theirs = recorded.read(workdir)
-    return recorded.changes(config, theirs, workdir) if theirs else []
+    if not theirs:
+        return []
+    user_files.check_same(config, theirs, workdir)
+    return recorded.changes(config, theirs, workdir)
 
 
 def check_finished(workdir: Path, asked: Sequence[Change]) -> bool:

@@ -23,7 +23,7 @@ def verdict(rollout: dict) -> str:
     """One of VERDICTS; a response that was cut off is "truncated", whatever it earned."""
     if not rollout.get("finished", True):
         return "truncated"
-    return "right" if rollout["reward"] > 0 else "wrong"
+    return "right" if records.is_right(rollout) else "wrong"
 
 
 @dataclass(frozen=True)

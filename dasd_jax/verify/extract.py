@@ -39,7 +39,7 @@ def extract_answer(text: str) -> str | None:
 
 
 def checksum(text: str) -> str:
-    """Sixteen hexadecimal digits of a text, the answer of problems whose scorer is "checksum"."""
+    """Sixteen hexadecimal digits of a text, the answer of problems whose verifier is `checksum`."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 

@@ -5,8 +5,9 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from dasd_jax import formats, hosts
 from dasd_jax.data.sources import Problem
@@ -31,19 +32,23 @@ class Journal:
 
     Deadlines and memory limits take effect at slightly different points each time, so that a second verification may
     differ. The file is append-only, one JSON object per batch. A line is valid for its batch number and exactly the
-    responses that it was written for; of several such lines the last counts.
+    responses and the files of reward functions that it was written for; of several such lines the last counts.
     """
 
-    def __init__(self, path: Path, verifier: Verifier):
-        """Neither reads nor writes the file before the first call of `verify`."""
-        self._path, self._verifier = path, verifier
+    def __init__(self, path: Path, verifier: Verifier, files: Mapping[str, str] = MappingProxyType({})):
+        """Neither reads nor writes the file before the first call of `verify`.
+
+        Args:
+            files: the sha256 of each file of the user's that verdicts depend on.
+        """
+        self._path, self._verifier, self._files = path, verifier, dict(files)
         self._known: dict[tuple[int, str], list] | None = None
 
     def verify(
         self, batch: int, problems: Sequence[Problem], texts: Sequence[str], progress: Progress = no_progress
     ) -> list[Verdict]:
         """Verdicts on `texts[i]` as a response to `problems[i]`, for the batch with this number."""
-        digest = _digest(problems, texts)
+        digest = _digest(problems, texts, self._files)
         known = hosts.from_main(lambda: self._recall(batch, digest))
         if known is not None and len(known) == len(texts):
             return [Verdict(*fields) for fields in known]
@@ -71,25 +76,28 @@ class Journal:
                 file.truncate(len(whole))
         known = {}
         for text in whole.splitlines():
-            with contextlib.suppress(ValueError, LookupError, TypeError):  # a damaged line: its batch is verified again
+            # A damaged line: its batch is verified again.
+            with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):
                 line = formats.parse_object(text, "line")
                 verdicts = [dataclasses.astuple(_verdict(*fields)) for fields in line["verdicts"]]
                 known[int(line["batch"]), str(line["responses"])] = verdicts
         return known
 
 
-def _verdict(reward: float, score: float, answer: str | None, error: str) -> Verdict:
+def _verdict(
+    reward: float, score: float, answer: str | None, error: str, detail: str, parts: dict[str, float]
+) -> Verdict:
     """A verdict from its fields.
 
     Raises:
         ValueError: a field has the wrong type or is not finite.
     """
-    numbers = all(type(number) is float and math.isfinite(number) for number in (reward, score))
-    if not numbers or not isinstance(answer, str | None) or not isinstance(error, str):
+    numbers = all(type(number) is float and math.isfinite(number) for number in (reward, score, *parts.values()))
+    if not numbers or not isinstance(answer, str | None) or not all(isinstance(text, str) for text in (error, detail)):
         raise ValueError("no verdict")
-    return Verdict(reward, score, answer, error)
+    return Verdict(reward, score, answer, error, detail, parts)
 
 
-def _digest(problems: Sequence[Problem], texts: Sequence[str]) -> str:
-    asked = [(problem.source, problem.index, problem.answer) for problem in problems]
-    return hashlib.sha256(json.dumps([asked, list(texts)]).encode()).hexdigest()
+def _digest(problems: Sequence[Problem], texts: Sequence[str], files: dict[str, str]) -> str:
+    asked = [(problem.source, problem.index, problem.answer, problem.scorer) for problem in problems]
+    return hashlib.sha256(json.dumps([asked, list(texts), files]).encode()).hexdigest()

@@ -1,7 +1,8 @@
 """Rewards: answers are extracted from responses and scored by worker processes with a deadline and a memory limit.
 
-Scorers run symbolic algebra on text that a model wrote, so any answer may loop, exhaust memory or kill its process.
-They run only in `dasd_jax.verify.worker`; this process imports none of them and only extracts answers.
+Scorers run symbolic algebra, or a reward function of the user's own, on text that a model wrote, so any answer may
+loop, exhaust memory or kill its process. They run only in `dasd_jax.verify.worker`; this process imports none of them
+and only extracts answers.
 """
 
 import contextlib
@@ -13,16 +14,20 @@ import selectors
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from dasd_jax.data import verifiers
 from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
-from dasd_jax.verify.extract import checksum, extract_answer
+from dasd_jax.verify import own
+from dasd_jax.verify.extract import MAX_RESPONSE_CHARS, checksum, extract_answer
 
-REWARD_THRESHOLD = 0.99  # task scorers give partial credit, which does not count as correct
+REWARD_THRESHOLD = 0.99  # a response with a lower reward is not correct
 # Wall-clock seconds that an answer may take per second of its CPU deadline: at first, and when it is retried alone.
 CLOCK, CLOCK_ALONE = 8.0, 32.0
 _START_S = 120.0  # for a worker to start, mostly imports, on a busy host
@@ -36,12 +41,23 @@ _GRACE_S = 0.3  # for a keeper to report a late answer, which takes milliseconds
 class Verdict:
     """The verifier's judgement of one response."""
 
-    reward: float  # 1.0 if score >= REWARD_THRESHOLD, else 0.0
+    # The score of a reward function of the user's own; of the others, whose partial credit is no reward, 1.0 or 0.0:
+    # whether the score reaches REWARD_THRESHOLD.
+    reward: float
     score: float  # of the scorer, in [0, 1]
     answer: str | None  # as extracted; None if there is none
     # "" | "parse": no answer found | "unreadable": the answer is not mathematics | "timeout" | "memory": above the
-    # limit | "crash": the scorer raised or its process died
+    # limit | "crash": the scorer raised or returned no reward, or its process died
     error: str = ""
+    detail: str = ""  # of a crash: what was raised; may quote the response
+    parts: dict[str, float] = dataclasses.field(
+        default_factory=dict
+    )  # what a reward function returned beside the reward
+
+    @property
+    def correct(self) -> bool:
+        """Whether the response counts as right: for Pass@k, and as a sibling's verified rollout."""
+        return self.reward >= REWARD_THRESHOLD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +69,9 @@ class Slowest:
 
 
 # Errors of verdicts that are logged as fractions, by the name of the metric.
-COUNTED = {"parse_failure": "parse", "unreadable": "unreadable", "timeout": "timeout"}
+COUNTED = {
+    "parse_failure": "parse", "unreadable": "unreadable", "timeout": "timeout", "memory": "memory", "crash": "crash",
+}  # fmt: skip
 
 
 # Called with (answers scored, answers to score) as they are scored; equal answers to one problem count once.
@@ -62,6 +80,19 @@ Progress = Callable[[int, int], None]
 
 def no_progress(done: int, total: int) -> None:
     """Tells nobody."""
+
+
+class Outcome(NamedTuple):
+    """What a worker says of one text; the error may also be one of _RETRIED."""
+
+    score: float
+    error: str
+    detail: str = ""
+    parts: dict[str, float] = {}
+
+
+# A problem, and what its scorer judges: the answer, or for a reward function of the user's own the response.
+_Pair = tuple[Problem, str]
 
 
 class Verifier:
@@ -82,6 +113,8 @@ class Verifier:
         self._deadline_s = deadline_s
         self._memory_mb = memory_mb
         self._failed_starts = 0
+        self._own: dict[str, tuple[str, str]] = {}  # what workers are told of a reward function
+        self._folder = tempfile.TemporaryDirectory(prefix="dasd_jax_verifier_", ignore_cleanup_errors=True)
         self._selector = selectors.DefaultSelector()
         self._workers = [self._start() for _ in range(num_workers)]
 
@@ -96,6 +129,7 @@ class Verifier:
         while self._workers:
             self._end(self._workers.pop())
         self._selector.close()
+        self._folder.cleanup()
 
     def verify(
         self, problems: Sequence[Problem], texts: Sequence[str], progress: Progress = no_progress
@@ -105,33 +139,47 @@ class Verifier:
         Raises:
           UserError: the workers cannot start, usually because `memory_mb` is too small.
         """
-        pairs = [
-            (problem, checksum(text) if problem.scorer == "checksum" else extract_answer(text))
-            for problem, text in zip(problems, texts, strict=True)
-        ]
+        pairs = [(problem, _judged(problem, text)) for problem, text in zip(problems, texts, strict=True)]
         outcomes = self._score([pair for pair in dict.fromkeys(pairs) if pair[1] is not None], progress)
         verdicts = []
-        for pair in pairs:
-            score, error = outcomes.get(pair, (0.0, "parse"))
-            verdicts.append(Verdict(float(score >= REWARD_THRESHOLD), score, pair[1], error))
+        for (problem, judged), text in zip(pairs, texts, strict=True):
+            score, error, detail, parts = outcomes.get((problem, judged), Outcome(0.0, "parse"))
+            if verifiers.is_own(problem.scorer):
+                verdicts.append(Verdict(score, score, extract_answer(text), error, detail, parts))
+            else:
+                verdicts.append(Verdict(float(score >= REWARD_THRESHOLD), score, judged, error, detail))
         return verdicts
 
-    def _score(
-        self, pairs: list[tuple[Problem, str]], progress: Progress
-    ) -> dict[tuple[Problem, str], tuple[float, str]]:
-        """(score, error) of every pair."""
+    def probe(self, problems: Iterable[Problem]) -> None:
+        """Calls each reward function of the user's own once, with its first problem and an empty response.
+
+        Raises:
+          UserError: one cannot be imported or called, or returns no reward; or the workers cannot start.
+        """
+        first = {problem.scorer: problem for problem in reversed(list(problems)) if verifiers.is_own(problem.scorer)}
+        for name, problem in first.items():
+            pair = problem, ""
+            outcome = self._score([pair], no_progress)[pair]
+            ends = {
+                "timeout": f"an empty response takes more than rollout.verifier_deadline_s = {self._deadline_s:g} s",
+                "memory": f"it needs more than rollout.verifier_memory_mb = {self._memory_mb} MiB",
+            }
+            if outcome.error:
+                why = outcome.detail or ends.get(outcome.error, "its process died")
+                raise UserError(f"data.verifier: {name!r}: {why}: {own.SIGNATURE}")
+
+    def _score(self, pairs: list[_Pair], progress: Progress) -> dict[_Pair, Outcome]:
+        """The outcome of every pair."""
         outcomes = self._try(pairs, CLOCK * self._deadline_s, progress)
-        again = [pair for pair in pairs if outcomes[pair][1] in _RETRIED]
+        again = [pair for pair in pairs if outcomes[pair].error in _RETRIED]
         for number, pair in enumerate(again):
             progress(len(pairs) + number, len(pairs) + len(again))
-            score, error = self._try([pair], CLOCK_ALONE * self._deadline_s, no_progress)[pair]
-            outcomes[pair] = score, _RETRIED.get(error, error)
+            outcome = self._try([pair], CLOCK_ALONE * self._deadline_s, no_progress)[pair]
+            outcomes[pair] = outcome._replace(error=_RETRIED.get(outcome.error, outcome.error))
         return outcomes
 
-    def _try(
-        self, pairs: list[tuple[Problem, str]], clock_s: float, progress: Progress
-    ) -> dict[tuple[Problem, str], tuple[float, str]]:
-        """(score, error) of every pair after one attempt; the error may also be one of _RETRIED."""
+    def _try(self, pairs: list[_Pair], clock_s: float, progress: Progress) -> dict[_Pair, Outcome]:
+        """The outcome of every pair after one attempt."""
         for worker in [worker for worker in self._workers if worker.pair]:
             self._replace(worker)  # of a call that was interrupted: its reply would be taken for another pair's
         waiting = deque(pairs)
@@ -140,17 +188,27 @@ class Verifier:
             progress(len(outcomes), len(pairs))
             for worker in [worker for worker in self._workers if not worker.busy][: len(waiting)]:
                 try:
-                    worker.ask(waiting[0], clock_s)
+                    worker.ask(waiting[0], self._request(waiting[0], clock_s), clock_s)
                     waiting.popleft()
+                    if worker.unsent:
+                        self._selector.register(worker.process.stdin, selectors.EVENT_WRITE, worker)
                 except BrokenPipeError:  # it died between two answers, so no answer caused it
                     self._replace(worker)
             first_deadline = min(worker.deadline for worker in self._workers if worker.busy)
             for key, _ in self._selector.select(max(0.0, first_deadline - time.monotonic())):
                 worker = key.data
+                if worker not in self._workers:  # replaced for what the other end of it has said
+                    continue
+                if key.fileobj is worker.process.stdin:
+                    with contextlib.suppress(BrokenPipeError):  # its end is seen where replies are read
+                        worker.send()
+                    if not worker.unsent:
+                        self._selector.unregister(worker.process.stdin)
+                    continue
                 # A reply is one write of less than PIPE_BUF, hence atomic, and a worker has one request at a time.
                 line = os.read(key.fd, 65536)
                 if worker.pair:
-                    outcomes[worker.pair] = self._settled(worker, json.loads(line) if line else (0.0, "lost", 0.0))
+                    outcomes[worker.pair] = self._settled(worker, json.loads(line) if line else _unjudged("lost"))
                 if line:
                     worker.ready, worker.pair, self._failed_starts = True, None, 0
                 else:
@@ -158,24 +216,41 @@ class Verifier:
             # After reading: a reply that is in the pipe came in time, even if this process was suspended.
             for worker in [worker for worker in self._workers if worker.busy and time.monotonic() > worker.deadline]:
                 if worker.pair:
-                    outcomes[worker.pair] = self._settled(worker, (0.0, "late", 0.0))
+                    outcomes[worker.pair] = self._settled(worker, _unjudged("late"))
                 self._replace(worker)
         progress(len(pairs), len(pairs))
         return outcomes
 
-    def _settled(self, worker: "_Worker", reply: Sequence) -> tuple[float, str]:
-        score, error, cpu_s = reply
+    def _request(self, pair: _Pair, clock_s: float) -> bytes:
+        """What the worker reads, see `dasd_jax.verify.worker`.
+
+        Raises:
+          UserError: the file of a reward function is gone.
+        """
+        problem, text = pair
+        scorer: str | tuple[str, str] = problem.scorer
+        # The source and index of an entry, not the entry: the worker generates it again, so that nothing is pickled.
+        known = {"source": problem.source, "index": problem.index, "answer": problem.answer}
+        if verifiers.is_own(problem.scorer):
+            if problem.scorer not in self._own:
+                self._own[problem.scorer] = verifiers.located(problem.scorer)
+            scorer, known = self._own[problem.scorer], problem.as_dict()
+        return json.dumps([clock_s, scorer, known, text]).encode() + b"\n"
+
+    def _settled(self, worker: "_Worker", reply: Sequence) -> Outcome:
+        score, error, cpu_s, detail, parts = reply
         over_s = time.monotonic() - worker.deadline + _GRACE_S
         self.slowest = Slowest(max(self.slowest.cpu_s, cpu_s), max(self.slowest.over_clock_s, over_s))
-        return score, error
+        return Outcome(score, error, detail, parts)
 
     def _start(self) -> "_Worker":
         # One thread: on a host with 200 cores the stacks of BLAS threads alone would exceed the memory limit.
         package_root = str(Path(__file__).parents[2])
         python_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": python_path}
+        folder = self._folder.name
         process = subprocess.Popen(
-            [sys.executable, "-m", "dasd_jax.verify.worker", str(self._memory_mb), str(self._deadline_s)],
+            [sys.executable, "-m", "dasd_jax.verify.worker", *map(str, (self._memory_mb, self._deadline_s, folder))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if os.environ.get("DASD_DEBUG") else subprocess.DEVNULL,
@@ -185,12 +260,15 @@ class Verifier:
             # group of their own lets a keeper and its child be killed together.
             start_new_session=True,
         )
+        os.set_blocking(process.stdin.fileno(), False)  # a worker that hangs does not hold up the others
         worker = _Worker(process, deadline=time.monotonic() + _START_S)
         self._selector.register(process.stdout, selectors.EVENT_READ, worker)
         return worker
 
     def _end(self, worker: "_Worker") -> None:
         self._selector.unregister(worker.process.stdout)
+        with contextlib.suppress(KeyError):  # nothing is on its way
+            self._selector.unregister(worker.process.stdin)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(worker.process.pid, signal.SIGKILL)
         worker.process.wait()
@@ -215,15 +293,41 @@ class _Worker:
     process: subprocess.Popen
     deadline: float  # time.monotonic() by which it has to have started or replied
     ready: bool = False
-    pair: tuple[Problem, str] | None = None
+    pair: _Pair | None = None
+    unsent: bytes = b""  # of the request: the pipe holds 64 KiB, and responses may be longer
 
     @property
     def busy(self) -> bool:
         return not self.ready or self.pair is not None
 
-    def ask(self, pair: tuple[Problem, str], clock_s: float) -> None:
-        problem, answer = pair
-        # The source and index of an entry, not the entry: the worker generates it again, so that nothing is pickled.
-        request = [clock_s, problem.scorer, problem.source, problem.index, problem.answer, answer]
-        self.process.stdin.write(json.dumps(request).encode() + b"\n")
+    def ask(self, pair: _Pair, request: bytes, clock_s: float) -> None:
+        """Begins to send a request.
+
+        Raises:
+            BrokenPipeError: the keeper is dead, and the request not on its way.
+        """
+        self.unsent = request
+        try:
+            self.send()
+        except BrokenPipeError:
+            self.unsent = b""
+            raise
         self.pair, self.deadline = pair, time.monotonic() + clock_s + _GRACE_S
+
+    def send(self) -> None:
+        """Sends as much of the request as the pipe takes."""
+        with contextlib.suppress(BlockingIOError):
+            while self.unsent:
+                self.unsent = self.unsent[os.write(self.process.stdin.fileno(), self.unsent) :]
+
+
+def _unjudged(error: str) -> tuple:
+    """The reply that did not come."""
+    return 0.0, error, 0.0, "", {}
+
+
+def _judged(problem: Problem, text: str) -> str | None:
+    """What the scorer of a problem is given of a response; None: the response has no answer."""
+    if verifiers.is_own(problem.scorer):
+        return text[-MAX_RESPONSE_CHARS:]
+    return checksum(text) if problem.scorer == "checksum" else extract_answer(text)

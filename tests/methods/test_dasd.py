@@ -369,7 +369,7 @@ def test_rewards_graded_by_length_have_no_smallest_advantage_and_the_run_says_so
     reward, live = np.array([1, 0.76, 0.5, 0], np.float32), np.ones(4, bool)
     smallest = np.abs(group_advantage(reward, live, 4)[:3]).min()
     assert smallest < dense_bound(DasdParams()) < smallest_advantage(4)
-    assert "objective.overlong_tokens grades by length" in METHOD.notice(DasdParams(), 4, True)
+    assert "graded rewards" in METHOD.notice(DasdParams(), 4, True)
     assert METHOD.notice(DasdParams(beta=0.0), 4, True) == ""
 
 

@@ -18,7 +18,7 @@ from verifier_table import ROWS, Row
 from dasd_jax.data.sources import Problem, load_source
 from dasd_jax.errors import UserError
 from dasd_jax.verify.extract import extract_answer
-from dasd_jax.verify.verifier import CLOCK, Verifier
+from dasd_jax.verify.verifier import CLOCK, Outcome, Verifier
 
 TOWER = r"\boxed{2003^{2002^{2001}}}"
 DEADLINE_S = 2.0
@@ -61,7 +61,7 @@ def test_progress_counts_what_is_tried_again(monkeypatch):
     told, problem = [], math_problem("4")
     with Verifier(num_workers=1, deadline_s=DEADLINE_S, memory_mb=1024) as pool:
         monkeypatch.setattr(
-            pool, "_try", lambda pairs, *_: {pair: (0.0, "late" if pair[1] == "3" else "") for pair in pairs}
+            pool, "_try", lambda pairs, *_: {pair: Outcome(0.0, "late" if pair[1] == "3" else "") for pair in pairs}
         )
         late, _ = pool.verify([problem] * 2, ["Answer: 3", "Answer: 4"], lambda *count: told.append(count))
     assert late.error == "timeout" and told == [(2, 3)]

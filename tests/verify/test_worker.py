@@ -23,7 +23,7 @@ from dasd_jax.verify import worker
 
 tries, leaked = mmap.mmap(-1, 1), []
 
-def score(answer, _):
+def score(answer, problem, _):
     tries[0] += 1
     if answer == "leak":  # a third of the cap stays behind; untouched, since clearing it costs CPU time
         leaked.append(mmap.mmap(-1, 170 << 20))
@@ -36,20 +36,20 @@ def score(answer, _):
     elif answer == "exit":
         sys.exit(0)
     elif answer == "nan":
-        return float("nan"), ""
+        return float("nan"), "", {}
     elif answer == "spin":
         while True:
             pass
     elif answer == "wait":
         select.select([], [], [], 60)
-    return 1.5, ""
+    return 1.5, "", {}
 
 worker._score = score
 resource.setrlimit(resource.RLIMIT_AS, (512 << 20, 512 << 20))
 keeper = worker.Keeper(512, 0.3, ())
 for answer in sys.argv[1:]:
     tries[0] = 0
-    score_, error, cpu_s = keeper.score(1.2, [answer, ""])
+    score_, error, cpu_s, *_ = keeper.score(1.2, [answer, {}, ""])
     print(json.dumps([answer, score_, error, cpu_s, tries[0]]))
 keeper.end_child()
 """
@@ -136,12 +136,13 @@ def closed():
 def test_scorers_that_evaluated_answers_take_the_right_one_and_run_no_other(task, closed, tmp_path):
     trace = tmp_path / "trace"
     for problem in load_source(f"gym:{task}?size=3"):
-        assert worker._score("task", problem.source, problem.index, problem.answer, problem.answer)[0] == 1.0
+        known = vars(problem)
+        assert worker._score("task", known, problem.answer)[0] == 1.0
         for attack in (f"open({str(trace)!r}, 'w')", f"[open({str(trace)!r}, 'w')]",
                        f"__import__('os').system('touch {trace}')", f"[__import__('os').system('touch {trace}')]",
                        f"lambdify([x], \"open({str(trace)!r}, 'w')\")(1)"):  # fmt: skip
             try:
-                score = worker._score("task", problem.source, problem.index, problem.answer, attack)[0]
+                score = worker._score("task", known, attack)[0]
             except Exception:
                 score = 0.0
             assert score < 0.99
