@@ -10,6 +10,7 @@ named and not checked.
 
 import dataclasses
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,6 +61,7 @@ def main(argv: list[str]) -> None:
     flags = cli.parser(__doc__)
     flags.add_argument("--topology", default="", metavar="v5e:4x4", help="a slice of TPU chips that the run is for")
     command = cli.parse(flags, argv)
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal's encoding may lack what a problem holds
     machine = open_machine(command.config, command.flags.topology)
     print(f"{command.flags.config}, method {command.config.objective.method}, on {machine.words}")
     under = jax.sharding.use_abstract_mesh if machine.away else jax.set_mesh
