@@ -15,7 +15,7 @@ its text, so that groups are mixed and both kinds of siblings exist; it takes a 
 
 from pathlib import Path
 
-from configs import qwen_math
+from dasd_jax.config_files import shipped
 from dasd_jax.errors import UserError
 from dasd_jax.methods import METHODS
 
@@ -91,16 +91,16 @@ def get_config(arg=""):
     if method in _OF_LORA:
         raise UserError(
             f"--config: configs/methods.py:{method}: {_OF_LORA[method]}, which this program does not have yet: "
-            f"configs/qwen_math.py:8b,method={method} trains all parameters"
+            f"--config=qwen_math:8b,method={method} trains all parameters"
         )
-    config = qwen_math.get_config(f"8b,method={method}")
+    config = shipped(f"qwen_math:8b,method={method}")
     config.update_from_flattened_dict(RECIPES[method])
     return config
 
 
 def tiny(method):
     """The random-weight model and the problems beside this file."""
-    config = qwen_math.get_config(f"tiny,method={method}")
+    config = shipped(f"qwen_math:tiny,method={method}")
     config.data.update({"sources": (f"jsonl:{_TINY}?verifier=checksum",), "privileged": "solution"})
     config.rollout.update(
         {

@@ -6,7 +6,7 @@ PATH is Qwen2.5-Coder-0.5B-Instruct as a GGUF file or a Hugging Face folder. 20 
 docs/results.md has the results. On an accelerator raise rollout.problems, rollout.rollouts and rollout.max_new_tokens.
 """
 
-from configs.common import base
+from dasd_jax.config_files import base
 
 
 def get_config(arg=""):

@@ -12,7 +12,7 @@ Prepare the data sets under data/ (docs/data.md), then run one of these on the n
 does: everything else is equal, what a teacher is shown among it. configs/methods.py has each method's own recipe.
 
 The paper trains for 200 rollout batches of four optimiser steps at a learning rate of 3e-6 with cosine decay, and
-evaluates with 16 samples at temperature 1.0 and top-p 0.9: those are the defaults of configs/common.py. It does not
+evaluates with 16 samples at temperature 1.0 and top-p 0.9: those are the defaults. It does not
 name its hardware; the slices (SLICES) are our choice. None has been run; docs/tpu.md lists those compiled for. All but
 v6e-8 have several hosts: run the command on each of them (launchers/README.md).
 
@@ -20,8 +20,8 @@ v6e-8 have several hosts: run the command on each of them (launchers/README.md).
 minute and learns nothing.
 """
 
-from configs.common import base
 from dasd_jax.config import require_method
+from dasd_jax.config_files import base
 from dasd_jax.errors import UserError
 
 BENCHMARKS = ("math500", "aime24", "aime25", "hmmt25", "minerva", "olympiadbench")  # prepared as in docs/data.md

@@ -3,7 +3,7 @@
 make train          (or: python -m dasd_jax.train --config=configs/smollm2_math.py)
 """
 
-from configs.common import base
+from dasd_jax.config_files import base
 
 WEIGHTS = "~/.cache/dasd_jax/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -2,8 +2,9 @@
 
 absl and ml_collections answer an unknown key with a page of traceback and exit code 1, so the flags are parsed here:
 
-    --config=FILE.py[:ARG]           a file with get_config(arg) → ConfigDict, or the config.json of a run, which
-                                     evaluate and generate take from --workdir where no other is given
+    --config=FILE.py[:ARG]           a file with get_config(arg) → ConfigDict, the name of a shipped one, or the
+                                     config.json of a run, which evaluate and generate take from --workdir where no
+                                     other is given
     --config.GROUP.FIELD=VALUE       an override, read as the type that the field has; a space does for the =
     --help-config [GROUP or word]    the fields, with their values under this command line
     --print-config                   the resolved configuration, as config.json holds it
@@ -12,7 +13,6 @@ absl and ml_collections answer an unknown key with a page of traceback and exit 
 import argparse
 import dataclasses
 import difflib
-import importlib.util
 import json
 import os
 import sys
@@ -26,10 +26,11 @@ import ml_collections
 from dasd_jax import config as config_module
 from dasd_jax import field_help, hosts
 from dasd_jax.config import Config, Raw, names, unknown
+from dasd_jax.config_files import call_file as call_file
+from dasd_jax.config_files import located
 from dasd_jax.credentials import refuse_secrets as refuse_secrets
 from dasd_jax.errors import TrainingError, UserError
 from dasd_jax.field_names import nearest
-from dasd_jax.fields import type_words
 from dasd_jax.methods import METHODS
 from dasd_jax.resolve import base_of, resolve
 
@@ -65,8 +66,8 @@ def parser(description: str, of_a_run: bool = False) -> argparse.ArgumentParser:
         epilog="--config.GROUP.FIELD=VALUE overrides a field; --help-config explains each of them.",
     )
     flags.set_defaults(of_a_run=of_a_run)
-    source = "configuration file and its argument" + (" (default: config.json of --workdir)" if of_a_run else "")
-    flags.add_argument("--config", required=not of_a_run, metavar="FILE.py[:ARG]", help=source)
+    source = "configuration: a file or a shipped name" + (" (default: config.json of --workdir)" if of_a_run else "")
+    flags.add_argument("--config", required=not of_a_run, metavar="FILE.py|NAME[:ARG]", help=source)
     flags.add_argument("--workdir", metavar="DIR", help="folder of the run (default: runs/NAME of the config)")
     flags.add_argument(
         "--help-config", action=_Show, nargs="?", metavar="WORD", help="explain the fields of a group, or about a word"
@@ -160,7 +161,7 @@ def _hint(item: str, flags: argparse.ArgumentParser) -> str:
 
 
 def load_config(path: str, arg: str = "") -> ml_collections.ConfigDict:
-    """The groups that a config file sets, for its method, as a locked ConfigDict.
+    """The groups that a config file sets, by its path or shipped name, for its method, as a locked ConfigDict.
 
     Raises:
         UserError: there is no such file, it fails, or it does not return a ConfigDict with the fields of its method.
@@ -174,7 +175,7 @@ def _loaded(path: str, arg: str) -> tuple[Raw, str]:
     if path.endswith(".json"):
         raw, base = _json_config(path), None
     else:
-        loaded = call_file("--config", path, "get_config", arg)
+        loaded = call_file("--config", located(path), "get_config", arg)
         if not isinstance(loaded, ml_collections.ConfigDict):
             raise UserError(f"--config: get_config of {path} returned {type(loaded).__name__}: expected a ConfigDict")
         raw, base = loaded.to_dict(), getattr(loaded, "base_method", None)
@@ -193,6 +194,8 @@ def _of_run(path: str, workdir: str | None) -> tuple[Raw, str]:
     """The same of the config.json that a run has left in its workdir."""
     if not workdir:
         raise UserError("--workdir: missing: expected the folder of a run, or --config=FILE.py")
+    if not os.path.isdir(os.path.dirname(path)):
+        raise UserError(f"--workdir: {workdir} does not exist: expected the folder of a run, or --config=FILE.py")
     if not os.path.isfile(path):
         raise UserError(f"--workdir: {workdir} holds no config.json: expected the folder of a run, or --config=FILE.py")
     raw = _json_config(path)
@@ -213,60 +216,6 @@ def _json_config(path: str) -> Raw:
         raise UserError(f"--config: {path} holds no object: expected the config.json of a run")
     raw.pop(config_module.FILES, None)  # they are hashed anew where they are used
     return raw
-
-
-def call_file(flag: str, path: str, function: str, *args: str) -> Any:
-    """What a function of a Python file returns.
-
-    Raises:
-        UserError: starting with the flag: there is no such file, or it fails.
-    """
-    if not os.path.isfile(path) or not path.endswith(".py"):
-        raise UserError(
-            f"{flag}: {path} is no Python file: expected one with {function}({', '.join(args and ['arg'])})"
-        )
-    # The file may import its neighbours as `configs.common`, from wherever the command is run.
-    root = str(Path(path).resolve().parent.parent)
-    if root not in sys.path:
-        sys.path.insert(0, root)
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        return getattr(module, function)(*args)
-    except UserError:
-        raise
-    except Exception as error:
-        if wrong := _field_error(error, path):
-            raise UserError(f"{flag}: {wrong}") from error
-        reason = " ".join(str(error).split())
-        raise UserError(f"{flag}: {path} failed: {type(error).__name__}: {reason}") from error
-
-
-def _field_error(error: Exception, path: str) -> str:
-    """FILE:LINE: GROUP.FIELD and what is wrong with it, where a config file sets one in a wrong way; "" otherwise.
-
-    The exceptions of ml_collections name neither file nor group: both are read from the frames that they passed.
-    """
-    line, owner, key, value, trace = 0, None, "", None, error.__traceback__
-    while trace:
-        here = trace.tb_frame.f_locals
-        if trace.tb_frame.f_code.co_filename == path:
-            line = trace.tb_lineno
-        if isinstance(here.get("self"), ml_collections.ConfigDict):
-            owner, key, value = here["self"], here.get("key", here.get("attribute")), here.get("value")
-        trace = trace.tb_next
-    if owner is None or not isinstance(key, str) or not isinstance(error, AttributeError | KeyError | TypeError):
-        return ""
-    method = next((name for name in METHODS if name == owner.get("method")), config_module.default_method())
-    groups = config_module.declared(method)
-    group = max(["", *groups], key=lambda name: len(owner.keys() & (groups[name] if name else groups).keys()))
-    name = f"{group}.{key}" if group else key
-    if key not in owner:
-        return f"{path}:{line}: {name}: {unknown(name, method)}"
-    if isinstance(error, TypeError) and group and key in groups[group]:
-        return f"{path}:{line}: {name}: {value!r:.80}: expected {type_words(groups[group][key].type)}"
-    return ""
 
 
 def _check_text(words: Iterable[str]) -> None:

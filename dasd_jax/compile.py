@@ -7,7 +7,6 @@ Needs Google's TPU compiler, libtpu; if it is not installed, the copy that `make
 """
 
 import dataclasses
-import difflib
 import importlib.util
 import json
 import os
@@ -23,7 +22,7 @@ from jax.sharding import Mesh
 from dasd_jax import cli, terminal
 from dasd_jax.config import Config
 from dasd_jax.cost import hlo
-from dasd_jax.cost.chips import CHIPS, Chip
+from dasd_jax.cost.chips import Chip, slice_of
 from dasd_jax.errors import UserError
 from dasd_jax.mesh import make_mesh
 from dasd_jax.model import param_table
@@ -96,14 +95,7 @@ def open_topology(name: str) -> tuple[Chip, list]:
     Raises:
         UserError: the compiler is not installed, or there is no such slice.
     """
-    generation, _, shape = name.partition(":")
-    if generation not in CHIPS:
-        raise UserError(f"--topology: {name!r}: expected GENERATION:SHAPE with a generation of {', '.join(CHIPS)}")
-    chip = CHIPS[generation]
-    if shape not in chip.shapes:
-        near = difflib.get_close_matches(shape, chip.shapes, n=3, cutoff=0.0)
-        nearest = ", ".join(f"{generation}:{each}" for each in near)
-        raise UserError(f"--topology: {name!r}: expected a known slice, nearest are {nearest}")
+    chip, _ = slice_of(name)
     sys.path.append(COMPILER)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("--topology: the TPU compiler libtpu is missing: run `make libtpu`")

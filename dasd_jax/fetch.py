@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
     """The command."""
     flags = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     flags.parse_args(argv)
-    default = cli.load_config("configs/smollm2_math.py").model
+    default = cli.load_config("smollm2_math").model
     weights = Path(default.weights).expanduser()
     fetch(weights, default.sha256)
     write_comparisons(weights.parent / "comparisons.jsonl", count=6000)

@@ -14,7 +14,7 @@ from typing import ClassVar
 import jax
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dasd_jax.errors import UserError
 from dasd_jax.fields import Fields, Range, field
@@ -64,6 +64,11 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     # A mesh axis may split a physical axis, as for 32 × 2 on a torus of 8 × 8.
     placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(placed, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh:
+    """The same over so many devices that need not be there: for shapes and shardings, not for computing."""
+    return AbstractMesh(config.shape(devices), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
 def spec(*axes: str | None, rules: dict = TRAIN) -> PartitionSpec:

@@ -1,4 +1,4 @@
-"""Post-trains a model: python -m dasd_jax.train --config=configs/smollm2_math.py [--workdir=DIR]
+"""Post-trains a model: python -m dasd_jax.train --config=smollm2_math [--workdir=DIR]
 
 Writes in the workdir: config.json, metrics.jsonl, tensorboard/, samples.jsonl, verdicts.jsonl, checkpoints/, heldout/,
 and done.json last. The same command again goes on from the last checkpoint. On several hosts the same command runs on

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+from dasd_jax.cost.chips import topology_of
 from dasd_jax.errors import UserError
 
 POLL_S = 30
@@ -16,6 +17,8 @@ MAX_BACKOFF_S = 1800
 # each connection for a minute.
 MAX_MISSES = 5
 LOST = ("FAILED", "PREEMPTED", "STOPPED", "SUSPENDED", "TERMINATED")  # states that a slice does not recover from
+
+TRAIN = ("python", "-m", "dasd_jax.train")  # how a training command begins
 
 _VM = "dasd_jax/launchers/vm.sh"
 
@@ -91,6 +94,7 @@ class Job:
         workdir: the command's --workdir.
         worker: the VM whose logs are shown.
         keep: do not delete the slice when the command is finished.
+        check: look at a training command on the local machine before the slice is requested.
         home: the local user's home folder.
     """
 
@@ -108,6 +112,7 @@ class Job:
     workdir: str
     worker: int
     keep: bool
+    check: bool
     home: Path
 
 
@@ -125,6 +130,15 @@ class Step:
 def plan(job: Job, action: str) -> list[Step]:
     """The commands of an action, in order; for `run`, those of an uninterrupted run."""
     return _PLANS[action](job)
+
+
+def _check(job: Job) -> list[Step]:
+    """What can be seen before a slice is billed; nothing for other commands, and for slices of an unknown shape."""
+    topology = topology_of(job.slice.name.partition("-")[0], job.slice.chips)
+    if not job.check or not topology or job.command[:3] != TRAIN:
+        return []
+    look = ("python", "-m", "dasd_jax.check", *job.command[3:], f"--topology={topology}")
+    return [Step("look at the run from this machine; --no-check leaves it out", look)]
 
 
 def _up(job: Job) -> list[Step]:
@@ -225,7 +239,7 @@ def _delete(job: Job) -> list[Step]:
 
 
 def _run(job: Job) -> list[Step]:
-    parts = ("result", "up", "wait", "probe", "copy", "setup", "start", "probe", "result")
+    parts = ("result", "check", "up", "wait", "probe", "copy", "setup", "start", "probe", "result")
     return [step for part in parts for step in plan(job, part)] + ([] if job.keep else _delete(job))
 
 
@@ -241,6 +255,7 @@ _PLANS: dict[str, Callable[[Job], list[Step]]] = {
     "delete": _delete,
     "run": _run,
     # Internal parts of other actions.
+    "check": _check,
     "describe": _describe,
     "probe": _probe,
     "result": lambda job: _read(job, "done.json", "check whether the run is finished"),

@@ -9,9 +9,10 @@
     status  prints the state of the slice and of COMMAND
     stop    asks COMMAND to save and exit
     delete  deletes the slice; it is billed until then
-    run     all of it: up, wait, copy, setup, start, watch until COMMAND's workdir holds done.json, delete. A preempted
-            slice is requested again, and COMMAND resumes from its last checkpoint. If interrupted, it leaves the slice
-            as it is; the same command resumes watching
+    run     all of it: look at COMMAND from here (python -m dasd_jax.check, unless --no-check), up, wait, copy, setup,
+            start, watch until COMMAND's workdir holds done.json, delete. A preempted slice is requested again, and
+            COMMAND resumes from its last checkpoint. If interrupted, it leaves the slice as it is; the same command
+            resumes watching
 
 --dry-run prints the commands of an action without running them. launchers/README.md walks through a first run.
 """
@@ -22,13 +23,14 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dasd_jax import cli
 from dasd_jax.errors import UserError
-from launchers.plan import ACTIONS, LOST, MAX_BACKOFF_S, MAX_MISSES, POLL_S, Job, Step, dry_run, plan, slice_of
+from launchers.plan import ACTIONS, LOST, MAX_BACKOFF_S, MAX_MISSES, POLL_S, TRAIN, Job, Step, dry_run, plan, slice_of
 
 MAX_LOSSES = 8  # slices in a row on which the command never ran
 
@@ -87,6 +89,10 @@ def run(job: Job, sleep: Callable[[float], None] = time.sleep) -> None:
             print(f"{job.name}: {seen}", flush=True)
             shown = seen
         if action == "up":
+            if not before and not _run_action(job, "check"):
+                raise SystemExit(
+                    f"error: {job.name}: no slice was requested: the run needs mending (above); --no-check goes on"
+                )
             if not _run_action(job, "up"):
                 if not losses:
                     raise SystemExit(f"error: {job.name}: the request was rejected (gcloud's output above)")
@@ -174,8 +180,9 @@ def _run_action(job: Job, action: str) -> bool:
 
 
 def _run_step(step: Step, capture: bool = False) -> subprocess.CompletedProcess[str]:
+    argv = (sys.executable, *step.argv[1:]) if step.argv[0] == "python" else step.argv
     try:
-        return subprocess.run(step.argv, check=False, text=True, capture_output=capture)
+        return subprocess.run(argv, check=False, text=True, capture_output=capture)
     except FileNotFoundError as error:
         raise UserError(f"{step.argv[0]}: not found: expected it on the PATH, or --dry-run") from error
 
@@ -250,6 +257,7 @@ def parse(argv: list[str]) -> tuple[str, Job, bool]:
         workdir=_workdir(command) if takes_command else "",
         worker=flags.worker,
         keep=flags.keep,
+        check=not flags.no_check,
         home=Path.home(),
     )
     if job.workdir.startswith("/bucket/") and not job.bucket:
@@ -300,6 +308,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("--worker", default=0, type=int, metavar="N", help="VM whose logs are shown")
     flags.add_argument("--keep", action="store_true", help="run: do not delete the slice when the command is finished")
+    flags.add_argument(
+        "--no-check", action="store_true", help="run: do not look at the run before a slice is requested"
+    )
     flags.add_argument("--dry-run", action="store_true", help="print the commands without running them")
     return flags
 
@@ -325,7 +336,7 @@ def _workdir(command: Sequence[str]) -> str:
             f"--workdir: {', '.join(found) or 'missing'}: expected one --workdir=DIR in the command after --, an "
             "absolute path on the VMs, as in /bucket/runs/NAME"
         )
-    if command[:3] == ("python", "-m", "dasd_jax.train"):
+    if command[:3] == TRAIN:
         cli.parse(cli.parser(""), list(command[3:]))
     return found[0]
 

@@ -52,7 +52,7 @@ def config_file(folder, *lines, start="base()"):
     """A config file that changes the defaults by some lines."""
     path = folder / "mine.py"
     body = "".join(f"    {line}\n" for line in [f"config = {start}", "config.data.sources = ('jsonl:x',)", *lines])
-    path.write_text(f"from configs.common import base\n\n\ndef get_config(arg):\n{body}    return config\n")
+    path.write_text(f"from dasd_jax.config_files import base\n\n\ndef get_config(arg):\n{body}    return config\n")
     return path
 
 

@@ -123,8 +123,9 @@ def test_a_secret_is_refused_at_the_door_and_not_repeated(place, refused, monkey
         monkeypatch.setenv(name, value)
     config = tmp_path / "config.py"
     config.write_text(
-        "from configs.qwen_math import get_config as tiny\n\n\ndef get_config(arg):\n"
-        "    config = tiny('tiny')\n    config.model.weights = 'hf_planted0123456789planted'\n    return config\n"
+        "from dasd_jax.config_files import shipped\n\n\ndef get_config(arg):\n"
+        "    config = shipped('qwen_math:tiny')\n"
+        "    config.model.weights = 'hf_planted0123456789planted'\n    return config\n"
     )
     args = [word.replace("CONFIG", str(config)) for word in SECRET_PLACES[place]]
     error = refused(f"--workdir={tmp_path / 'w'}", *args)

@@ -1,8 +1,10 @@
 """The configuration files: every recipe makes a configuration that a run accepts."""
 
+from pathlib import Path
+
 import pytest
 
-from dasd_jax import cli
+from dasd_jax import cli, config_files
 from dasd_jax.errors import UserError
 from dasd_jax.methods import METHODS
 
@@ -21,7 +23,9 @@ def test_every_method_has_a_shared_recipe_its_own_and_a_tiny_one(name):
     tiny = parsed(f"configs/methods.py:tiny,method={name}")
     assert tiny.objective.method == name and tiny.model.preset == "qwen3_tiny"
     if name in NEEDS_LORA:
-        with pytest.raises(UserError, match=f"^--config: configs/methods.py:{name}: .* LoRA .*method={name}"):
+        with pytest.raises(
+            UserError, match=f"^--config: configs/methods.py:{name}: .* LoRA .*qwen_math:8b,method={name}"
+        ):
             parsed(f"configs/methods.py:{name}")
     else:
         assert parsed(f"configs/methods.py:{name}").objective.method == name
@@ -35,3 +39,58 @@ def test_an_argument_that_is_no_method_is_refused_with_those_that_are(arg):
         parsed(f"configs/methods.py:{arg}")
     with pytest.raises(UserError, match="^(objective.method|--config).*dasd, grpo"):
         parsed("configs/qwen_math.py:8b,method=nobody")
+
+
+# ------------------------------------------------------------------------------------------------ names
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", ["methods", "qwen_coder_math", "qwen_math", "smollm2_math"])
+def test_a_shipped_file_is_found_by_its_name_from_any_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arg = {"methods": ":tiny,method=rlsd", "qwen_math": ":tiny"}.get(name, "")
+    command = cli.parse(cli.parser(""), [f"--config={name}{arg}"])
+    assert command.config == parsed(f"{ROOT}/configs/{name}.py{arg}")
+    assert command.workdir == Path("runs") / (name + arg.replace(":", "-"))
+    assert name in config_files.names()
+
+
+def test_a_path_wins_over_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "qwen_math").mkdir()  # a folder is no file of a configuration
+    assert parsed("qwen_math:tiny").run.steps == 6
+    (tmp_path / "qwen_math").rmdir()
+    (tmp_path / "qwen_math").write_text("not the shipped one")
+    with pytest.raises(UserError, match=r"^--config: qwen_math is no Python file"):
+        parsed("qwen_math:tiny")
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [("qwen_maths", "qwen_math"), ("configs/qwen_math.py:tiny", "qwen_math"), ("smollm_math.py", "smollm2_math")],
+)
+def test_an_unknown_name_lists_the_shipped_ones_and_the_nearest(given, near, tmp_path, monkeypatch):
+    """Also the path that a shipped file has in the repository, given elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as refused:
+        parsed(given)
+    said, path = str(refused.value), given.partition(":")[0]
+    assert said.startswith(f"--config: {path} is no Python file: expected one with get_config(arg)")
+    assert said.endswith(f"methods, qwen_coder_math, qwen_math, smollm2_math; did you mean --config={near}?")
+
+
+def test_a_file_of_ones_own_starts_from_the_defaults_or_from_a_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "from dasd_jax.config_files import base, shipped\n\n\ndef get_config(arg):\n"
+        "    config = shipped(arg) if arg else base('grpo')\n    config.run.steps = 7\n"
+        "    config.data.sources = ('jsonl:x',)\n    return config\n"
+    )
+    mine, theirs = parsed("mine.py:methods:tiny,method=rlsd"), parsed("methods:tiny,method=rlsd")
+    assert mine.run.steps == 7 and mine.rollout == theirs.rollout and mine.objective.method == "rlsd"
+    assert parsed("mine.py").objective.method == "grpo"
+    with pytest.raises(UserError, match=r"^--config: configs/qwen_math.py: unknown argument 'huge'"):
+        parsed("mine.py:qwen_math:huge")
+    with pytest.raises(UserError, match=r"^--config: .*nowhere.py is no Python file"):
+        parsed("mine.py:nowhere")

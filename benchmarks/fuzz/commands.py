@@ -12,9 +12,9 @@ from unittest import mock
 import jax
 
 from benchmarks.fuzz import mutate
-from configs import common
 from dasd_jax import cli, convert, evaluate, generate, prepare, train
 from dasd_jax import compile as compile_command
+from dasd_jax.config_files import base
 from dasd_jax.errors import UserError
 from dasd_jax.field_names import MOVED
 from dasd_jax.mesh import make_mesh
@@ -23,7 +23,7 @@ from launchers import tpu_vm
 
 ROOT = Path(__file__).parents[2]
 TINY = f"--config={ROOT}/configs/qwen_math.py:tiny"
-_FIELDS = [(group, field) for group, fields in common.base().to_dict().items() for field in fields]
+_FIELDS = [(group, field) for group, fields in base().to_dict().items() for field in fields]
 _OLD_NAMES = [tuple(name.split(".")) for name in MOVED]
 
 

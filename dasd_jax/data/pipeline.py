@@ -179,6 +179,11 @@ class PromptSet:
         tokens, mask = prompts.left_pad([self._student[index]], self._student_width, self._tokenizer.pad_id)
         return {"student_prompt": tokens[0], "student_prompt_mask": mask[0], "example_id": np.int32(index)}
 
+    def lengths(self) -> dict[str, list[int]]:
+        """Tokens of every problem's prompts and reference response, by what they are; only those that it has."""
+        made = {"student prompt": self._student, "teacher prompt": self._teacher, "reference response": self._target}
+        return {what: [len(ids) for ids in each] for what, each in made.items() if any(map(len, each))}
+
     def digest(self) -> str:
         """A checksum of all token ids: changes with the problems, the tokenizer or the prompt text."""
         arrays = (array for pair in (self._student, self._teacher, self._target) for array in pair)

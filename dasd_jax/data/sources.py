@@ -21,6 +21,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import re
 import signal
 import threading
@@ -33,6 +34,7 @@ from etils import epath
 
 from dasd_jax.data import buckets, layouts, tables, verifiers
 from dasd_jax.data.duplicates import normalise, twins
+from dasd_jax.data.published import how_to_prepare
 from dasd_jax.data.rows import Drop
 from dasd_jax.errors import UserError
 from dasd_jax.text.prompts import PRIVILEGED
@@ -146,6 +148,22 @@ def _parsed(spec: str) -> _Spec:
     if privileged and privileged not in PRIVILEGED:
         raise UserError(f"privileged={privileged}: expected one of {', '.join(PRIVILEGED)}")
     return _Spec(scheme, target, query, privileged, query.pop("verifier", ""))
+
+
+def absent(specs: Iterable[str], field: str = "data.sources") -> list[str]:
+    """Those of the specs whose local file or folder does not exist; buckets are not asked.
+
+    Raises:
+        UserError: a spec is invalid; starts with `field`.
+    """
+    found = []
+    for spec in specs:
+        with _prefix_errors(field, spec):
+            scheme, target, *_ = _parsed(spec)
+        path = epath.Path(target).expanduser()
+        if scheme != "gym" and not buckets.is_bucket(path) and not os.path.exists(path):
+            found.append(spec)
+    return found
 
 
 def load_problems(specs: Sequence[str], verifier: str = "") -> tuple[list[Problem], dict[str, int]]:
@@ -319,7 +337,7 @@ def _tfds_problems(spec: str, path: str, query: Mapping[str, str], verifier: str
     with buckets.client_errors(folder):
         found = folder.is_dir()
     if not found:
-        raise UserError(f"no such directory {path!r}")
+        raise UserError(f"no such directory {path!r}; {how_to_prepare(path)}")
 
     def rows(folder: epath.PathLike) -> list[tables.Row]:
         try:

@@ -272,11 +272,20 @@ def restore_params(folder: Path, mesh: Mesh) -> tuple[ModelConfig, Params]:
     Raises:
         UserError: the manifest or the arrays are not those of a checkpoint of ours.
     """
+    model = architecture(folder)
+    return model, _restore_tree(folder / "params", param_table.abstract(model, mesh))
+
+
+def architecture(folder: Path) -> ModelConfig:
+    """The architecture of a checkpoint, without reading its arrays.
+
+    Raises:
+        UserError: the manifest is not that of a checkpoint of ours.
+    """
     try:
-        model = ModelConfig.from_dict(formats.read_object(folder / "manifest.json")["architecture"])
+        return ModelConfig.from_dict(formats.read_object(folder / "manifest.json")["architecture"])
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"checkpoint {folder}: its manifest has no known architecture: {error}") from error
-    return model, _restore_tree(folder / "params", param_table.abstract(model, mesh))
 
 
 def restore(

@@ -15,7 +15,7 @@ from dasd_jax.errors import UserError
 from dasd_jax.model import gguf_rope
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.param_table import table
-from dasd_jax.model.placement import place
+from dasd_jax.model.placement import check, place
 
 _NAMES = {
     "model.embed_tokens": "token_embd",
@@ -51,6 +51,41 @@ def load(path: Path, mesh: Mesh) -> tuple[ModelConfig, Params]:
     Raises:
         UserError: a file is missing or damaged, or contains a model or a quantisation that is not supported.
     """
+    config, arch, stored = _described(path)
+
+    def read(name: str) -> np.ndarray:
+        kind = stored[name].tensor_type
+        try:
+            values = gguf.dequantize(stored[name].data, kind)
+        except NotImplementedError as error:
+            raise UserError(f"model.weights: {path} stores {name} as {kind.name}, which is not supported") from error
+        rotated = re.search(r"(q|k)_proj\.weight", name)
+        if arch == "llama" and rotated:
+            # llama.cpp rotates the pairs (2h, 2h + 1), `rotate` the pairs (h, h + H/2): undo the permutation of rows.
+            heads = config.num_heads if rotated[1] == "q" else config.num_kv_heads
+            values = values.reshape(heads, config.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(values.shape)
+        return values
+
+    return config, place(config, mesh, path, _shapes(stored), ((name, read(name).__getitem__) for name in stored))
+
+
+def header(path: Path) -> ModelConfig:
+    """The architecture of such a file, which has all of its tensors by name and shape; none of them is read.
+
+    Raises:
+        UserError: as `load`, but for a quantisation that is not supported.
+    """
+    config, _, stored = _described(path)
+    check(config, path, _shapes(stored))
+    return config
+
+
+def _shapes(stored: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in stored.items()}
+
+
+def _described(path: Path) -> tuple[ModelConfig, str, dict[str, Any]]:
+    """(architecture, its name in the file, tensors of all parts by their Hugging Face names)."""
     try:
         readers = _open_parts(path)
         fields = {name: field.contents() for name, field in readers[0].fields.items() if "tokenizer" not in name}
@@ -69,24 +104,8 @@ def load(path: Path, mesh: Mesh) -> tuple[ModelConfig, Params]:
         raise UserError(f"model.weights: {path} is not a valid GGUF file: {error!r}") from error
 
     ours = {gguf_name(name): name for leaf in table(config).values() for name in leaf.tensor_names}
-    # Unknown names stay as they are, so that `place` refuses them by the name in the file.
-    stored = {ours.get(name, name): tensor for name, tensor in stored.items()}
-
-    def read(name: str) -> np.ndarray:
-        kind = stored[name].tensor_type
-        try:
-            values = gguf.dequantize(stored[name].data, kind)
-        except NotImplementedError as error:
-            raise UserError(f"model.weights: {path} stores {name} as {kind.name}, which is not supported") from error
-        rotated = re.search(r"(q|k)_proj\.weight", name)
-        if arch == "llama" and rotated:
-            # llama.cpp rotates the pairs (2h, 2h + 1), `rotate` the pairs (h, h + H/2): undo the permutation of rows.
-            heads = config.num_heads if rotated[1] == "q" else config.num_kv_heads
-            values = values.reshape(heads, config.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(values.shape)
-        return values
-
-    found = {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in stored.items()}
-    return config, place(config, mesh, path, found, ((name, read(name).__getitem__) for name in stored))
+    # Unknown names stay as they are, so that `check` refuses them by the name in the file.
+    return config, arch, {ours.get(name, name): tensor for name, tensor in stored.items()}
 
 
 def gguf_name(name: str) -> str:

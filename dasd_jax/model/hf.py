@@ -21,7 +21,7 @@ from dasd_jax.errors import UserError
 from dasd_jax.model import hf_config
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.param_table import table
-from dasd_jax.model.placement import place
+from dasd_jax.model.placement import check, place
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 MAX_SHARD_BYTES = 4 * 10**9
@@ -43,6 +43,35 @@ def load(path: Path, mesh: Mesh) -> tuple[ModelConfig, Params]:
     Raises:
         UserError: files are missing or damaged, or contain a model that is not supported.
     """
+    with _described(path) as (config, files, shapes):
+
+        def tensors() -> Iterator[tuple[str, Callable]]:
+            for file in dict.fromkeys(file for file, _ in files.values()):
+                with _opened(file) as opened:
+                    for name in opened.keys():  # noqa: SIM118  not a dict
+                        if name in shapes and files[name][0] == file:
+                            yield name, opened.get_slice(name).__getitem__
+
+        return config, place(config, mesh, path, shapes, tensors())
+
+
+def header(path: Path) -> ModelConfig:
+    """The architecture of such a folder, whose files have all of its tensors by name and shape; none of them is read.
+
+    Raises:
+        UserError: as `load`.
+    """
+    with _described(path) as (config, _, shapes):
+        check(config, path, shapes)
+    return config
+
+
+@contextlib.contextmanager
+def _described(path: Path) -> Iterator[tuple[ModelConfig, dict[str, tuple[Path, tuple[int, ...]]], dict]]:
+    """(architecture, file and shape of each tensor in the files, shape of each that is a parameter).
+
+    What fails while they are used is the fault of the files too.
+    """
     from safetensors import SafetensorError
 
     try:
@@ -61,15 +90,7 @@ def load(path: Path, mesh: Mesh) -> tuple[ModelConfig, Params]:
                     "tie_word_embeddings true",
                     file=sys.stderr,
                 )
-
-        def tensors() -> Iterator[tuple[str, Callable]]:
-            for file in dict.fromkeys(file for file, _ in files.values()):
-                with _opened(file) as opened:
-                    for name in opened.keys():  # noqa: SIM118  not a dict
-                        if name in shapes and files[name][0] == file:
-                            yield name, opened.get_slice(name).__getitem__
-
-        return config, place(config, mesh, path, shapes, tensors())
+        yield config, files, shapes
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError) as error:
         # Mistyped fields of config.json raise where they are first used.
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"

@@ -41,18 +41,9 @@ def place(
     Raises:
         UserError: a parameter is missing, has another shape, or does not belong to the architecture.
     """
+    check(config, path, found)
     rows = table(config)
     places = {name: (leaf_path, i) for leaf_path, leaf in rows.items() for i, name in enumerate(leaf.tensor_names)}
-    missing, extra = sorted(places.keys() - found.keys()), sorted(found.keys() - places.keys())
-    if missing or extra:
-        problem = f"lacks {missing[0]}" if missing else f"contains {extra[0]}, which this architecture does not have"
-        raise UserError(f"model.weights: {path} {problem} ({len(missing)} missing, {len(extra)} unexpected)")
-    for name, (leaf_path, _) in places.items():
-        if found[name] != rows[leaf_path].stored_shape:
-            raise UserError(
-                f"model.weights: {path}: {name} has shape {found[name]}: expected {rows[leaf_path].stored_shape}"
-            )
-
     layout = traverse_util.flatten_dict(shardings(config, mesh), sep="/")
     leaves = {
         leaf_path: jax.jit(partial(jnp.zeros, leaf.shape, jnp.float32), out_shardings=layout[leaf_path])()
@@ -66,6 +57,25 @@ def place(
         tensor = jax.make_array_from_callback(leaf.layer_shape, named(mesh, *axes), partial(_read_part, leaf, read))
         leaves[leaf_path] = _write_layer(leaves[leaf_path], tensor, layer) if leaf.stacked else tensor
     return tree(leaves)
+
+
+def check(config: ModelConfig, path: Path, found: dict[str, tuple[int, ...]]) -> None:
+    """Refuses files whose tensors are not the parameters of the model.
+
+    Args:
+        path, found: as in `place`.
+
+    Raises:
+        UserError: a parameter is missing, has another shape, or does not belong to the architecture.
+    """
+    shapes = {name: leaf.stored_shape for leaf in table(config).values() for name in leaf.tensor_names}
+    missing, extra = sorted(shapes.keys() - found.keys()), sorted(found.keys() - shapes.keys())
+    if missing or extra:
+        problem = f"lacks {missing[0]}" if missing else f"contains {extra[0]}, which this architecture does not have"
+        raise UserError(f"model.weights: {path} {problem} ({len(missing)} missing, {len(extra)} unexpected)")
+    for name, shape in shapes.items():
+        if found[name] != shape:
+            raise UserError(f"model.weights: {path}: {name} has shape {found[name]}: expected {shape}")
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -24,6 +25,12 @@ def check(path: str, sha256: str) -> None:
     """
     where = Path(path).expanduser()
     if not os.path.exists(where):  # False for a name that no file can have, where Path.exists raises
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and where.suffix != ".gguf" and not where.parent.exists():
+            name = where.name
+            raise UserError(
+                f"model.weights: {path} does not exist; if it is a model of the Hugging Face hub: "
+                f"hf download {path} --local-dir {name}, then --config.model.weights={name}"
+            )
         raise UserError(
             f"model.weights: {path} does not exist: expected a .gguf file, a Hugging Face folder or a checkpoint "
             "(python -m dasd_jax.fetch brings the embedded default)"
@@ -56,6 +63,16 @@ def load(path: str, mesh: Mesh) -> tuple[ModelConfig, Params]:
     """
     where = Path(path).expanduser()
     return hf.load(where, mesh) if where.is_dir() else gguf_file.load(where, mesh)
+
+
+def header(path: str) -> ModelConfig:
+    """The architecture of what `load` would load, whose files have all of its tensors; none of them is read.
+
+    Raises:
+        UserError: as `load`.
+    """
+    where = Path(path).expanduser()
+    return hf.header(where) if where.is_dir() else gguf_file.header(where)
 
 
 def file_sha256(path: Path) -> str:

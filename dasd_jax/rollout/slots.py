@@ -35,6 +35,11 @@ class RolloutBytes:
     records: int  # sampled tokens and log-probabilities of all rows
     prefill: int  # activations of the prompts' forward pass, freed before the first token is sampled
 
+    def decoding(self, problems: int, rows: int, slots: int) -> int:
+        """All of them while so many slots decode the rows of a shard with so many problems."""
+        copies = slots if slots < rows else 0  # the rows of a problem share its prompt unless slots are refilled
+        return self.weights + (problems + copies) * self.prompt + slots * self.row + self.records
+
 
 def rollout_bytes(model: ModelConfig, sampling: Sampling, mesh: Mesh, problems: int, prompt_width: int) -> RolloutBytes:
     """Estimates the bytes of a rollout.

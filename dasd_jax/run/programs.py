@@ -22,7 +22,7 @@ from dasd_jax.mesh import ROLLOUT, TRAIN, named, on_mesh, row_shards
 from dasd_jax.model import param_table
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
-from dasd_jax.rollout.slots import bytes_a_device
+from dasd_jax.rollout.slots import bytes_a_device, rollout_bytes
 from dasd_jax.run import evaluation, setup
 from dasd_jax.text.tokenizer_files import load_tokenizer
 
@@ -34,6 +34,8 @@ class Program:
     Attributes:
         lower: traces and lowers it, under the mesh.
         beside: bytes a device that stay taken while it runs and are none of its arguments.
+        least: bytes a device that it takes at least, counted without compiling it: what is resident, and of decoding
+            the weights and caches. Activations are not among them.
         flops: of the model, on all devices, every response at its full length.
         traffic: bytes a device that it moves in its memory at least.
         steps: turns of its loops of unknown length: of decoding, every response at its full length.
@@ -46,6 +48,7 @@ class Program:
     name: str
     lower: Callable[[], jax.stages.Lowered]
     beside: int
+    least: int
     flops: int
     traffic: int
     steps: int = 1
@@ -54,12 +57,12 @@ class Program:
     fsdp_minimum: float = 0.0
 
 
-def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Iterator[Program]:
+def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int | None) -> Iterator[Program]:
     """What a run compiles, in the order in which it first needs it.
 
     Args:
         model: from `setup.configured`.
-        memory: bytes of a device, for `rollout.slots` where it is not set.
+        memory: bytes of a device, for `rollout.slots` where it is not set; None: it sets no limit.
 
     Raises:
         UserError: a batch or a model that the mesh cannot split, or no slot that fits.
@@ -87,6 +90,7 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
         name="re-layout",
         lower=lambda: relayout.lower(model, params),
         beside=others,
+        least=resident + gathered,
         flops=0,
         traffic=bytes_a_device(params) + gathered,
     )
@@ -100,7 +104,7 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
         sampling = setup.with_slots(config, sampling, model, mesh, problems=problems, resident=resident, memory=memory)
         whole = _placed(mesh, jax.eval_shape(partial(relayout, model), params))
         program = _rollout(config, model, mesh, sampling, purpose, problems, whole, gathered)
-        yield dataclasses.replace(program, name=name, beside=resident)
+        yield dataclasses.replace(program, name=name, beside=resident, least=program.least + resident)
 
     prompts, shown, rollouts, outcomes = _scored(config, mesh, steps)
     batch = Batch(group.problems, group.prompt_length, steps.shape.rollouts, group.max_new_tokens)
@@ -116,6 +120,7 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
             name="score",
             lower=lambda: score_step.lower(steps, params, *arguments),
             beside=others - bytes_a_device(state.teachers),
+            least=resident,
             flops=flops + read * teacher_flops,
             traffic=parts * (1 + read) * 2 * gathered,
             parts=parts,
@@ -128,6 +133,7 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
             name="noise",
             lower=lambda: rounding_noise.lower(steps, params, prompts, rollouts, experience.old_logp),
             beside=others,
+            least=resident,
             flops=flops,
             traffic=parts * 2 * gathered,
             parts=parts,
@@ -142,6 +148,7 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
                 steps, params, state.teachers, *_inspected(config, mesh, unread, chosen.size), states, logged, chosen
             ),
             beside=others - bytes_a_device(state.teachers),
+            least=resident,
             flops=len(unread) * forward_flops(model, one),
             traffic=len(unread) * 2 * gathered + narrow,
             fsdp_minimum=fsdp_minimum(len(unread), 1),
@@ -158,6 +165,7 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int) -> Ite
         name="update",
         lower=lambda: train_step.lower(steps, optimizer, state, experience),
         beside=0,
+        least=resident,
         flops=3 * flops + read * teacher_flops,
         traffic=parts * passes * 2 * gathered + 2 * residuals + config.optim.minibatches * 2 * resident,
         parts=parts,
@@ -183,8 +191,10 @@ def _rollout(
     weights: int,
 ) -> Program:
     prompts, number = _prompts(config, mesh, problems), jax.ShapeDtypeStruct((), jnp.int32, sharding=named(mesh))
+    problems_a_shard = -(-problems // row_shards(mesh))
     rows = problems * sampling.rollouts // row_shards(mesh)
     slots = sampling.slots_of(rows)
+    needs = rollout_bytes(model, sampling, mesh, problems_a_shard, config.rollout.prompt_length)
     steps = -(-rows // slots) * sampling.max_new_tokens
     batch = Batch(problems, config.rollout.prompt_length, sampling.rollouts, sampling.max_new_tokens)
     token = cache_bytes(model, jnp.dtype(model.compute_dtype).itemsize) // mesh.shape[ROLLOUT["heads"]]
@@ -193,6 +203,7 @@ def _rollout(
         name="",
         lower=lambda: rollout.lower(model, sampling, params, prompts, number, purpose, number),
         beside=0,
+        least=needs.decoding(problems_a_shard, rows, slots),
         flops=forward_flops(model, batch),
         traffic=steps * weights + seen * token,
         steps=steps,

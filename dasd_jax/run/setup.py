@@ -45,7 +45,7 @@ def open_tokenizer(group: ModelGroup) -> Tokenizer:
     if not group.weights:
         raise UserError(
             "model.weights: empty: set --config.model.weights=PATH to a .gguf file or a Hugging Face folder; "
-            "to try the program without weights: --config=configs/qwen_math.py:tiny"
+            "to try the program without weights: --config=qwen_math:tiny"
         )
     if group.weights != "random":
         weights.check(group.weights, group.sha256)
@@ -132,6 +132,22 @@ def load_weights(path: str, mesh: Mesh) -> tuple[ModelConfig, Params]:
     if problem := hosts.from_main(lambda: checkpoint.damage(where)):
         raise UserError(f"model.weights: {where} is damaged: {problem}")
     return checkpoint.restore_params(where, mesh)
+
+
+def read_architecture(config: Config) -> ModelConfig:
+    """The architecture of the weights that a run starts from, of their headers alone.
+
+    Raises:
+        UserError: weights that are missing, incomplete or not what the config says.
+    """
+    group = config.model
+    weights.check(group.weights, group.sha256)
+    where, _ = located(group.weights, "model.weights")
+    ours = (where / "manifest.json").is_file()
+    model = checkpoint.architecture(where) if ours else weights.header(group.weights)
+    if group.preset:
+        check_architecture(model, group.preset, group.weights)
+    return model
 
 
 def configured(config: Config, model: ModelConfig, platform: str | None = None) -> ModelConfig:

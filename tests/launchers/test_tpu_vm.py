@@ -7,6 +7,8 @@ import shlex
 import shutil
 import signal
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -62,7 +64,7 @@ def verbs(google):
     return [next(verb for verb in known if re.search(rf"\b{verb}\b", " ".join(call))) for call in calls(google)]
 
 
-def follow(google, *world, argv=(*RUN, "--", *TRAIN)):
+def follow(google, *world, argv=(*RUN, "--no-check", "--", *TRAIN)):
     """Runs the job in that world; the seconds that it slept, and how it ended ("" when the run was finished)."""
     (google / "world").write_text("\n".join(world) + "\n")
     slept, end = [], ""
@@ -329,6 +331,47 @@ def test_a_refused_first_request_ends_at_once_and_a_later_one_does_not(google):
     (google / "calls").unlink()
     slept, end = follow(google, "SUSPENDED", "NOT_FOUND", "NOT_FOUND", "ACTIVE finishing")
     assert end == "" and verbs(google).count("create") == 2
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_no_slice_is_requested_for_a_run_that_needs_mending(google, monkeypatch, fails):
+    """The look at it runs in this environment's Python; a slice that is there already is not looked at again."""
+    looked = []
+
+    def run(argv, **kwargs):
+        if "dasd_jax.check" not in argv:
+            return real(argv, **kwargs)
+        looked.append(argv)
+        return subprocess.CompletedProcess(argv, 2 if fails else 0)
+
+    real = subprocess.run
+    monkeypatch.setattr(tpu_vm.subprocess, "run", run)
+    argv = (*RUN, "--", *TRAIN)
+    _, end = follow(google, "NOT_FOUND", "ACTIVE idle", "ACTIVE running", "ACTIVE finishing", argv=argv)
+    assert looked == [(sys.executable, "-m", "dasd_jax.check", *TRAIN[3:], "--topology=v5e:4x4")]
+    assert ("create" in verbs(google)) is not fails
+    assert end == ("error: dasd: no slice was requested: the run needs mending (above); --no-check goes on" * fails)
+    (google / "done.json").unlink(missing_ok=True)
+    _, end = follow(google, "ACTIVE running", "ACTIVE finishing", argv=argv)
+    assert end == "" and len(looked) == 1
+
+
+@pytest.mark.parametrize(
+    ("slice", "topology"),
+    [
+        ("v5e-1", "v5e:1x1"),
+        ("v5e-8", "v5e:2x4"),
+        ("v5p-8", "v5p:2x2x1"),
+        ("v5p-64", "v5p:2x4x4"),
+        ("v6e-64", "v6e:8x8"),
+    ],
+)
+def test_a_run_is_looked_at_for_the_shape_of_its_slice(slice, topology):
+    (step,) = plan(job_of(*RUN, f"--slice={slice}", "--", *TRAIN), "check")
+    assert step.argv[-1] == f"--topology={topology}" and TRAIN[3] in step.argv
+    assert plan(job_of(*RUN, f"--slice={slice}", "--no-check", "--", *TRAIN), "check") == []
+    assert plan(job_of(*RUN, "--", "python", "mine.py", "--workdir=/bucket/x"), "check") == []
+    assert plan(job_of(*RUN, "--slice=v5p-384", "--", *TRAIN), "check") == []  # of an unknown shape
 
 
 @pytest.mark.parametrize(
