@@ -18,6 +18,7 @@ NAME = "config.json"
 OPERATIONAL = {
     "mesh.data", "mesh.fsdp", "mesh.tensor", "rollout.verifier_workers", "rollout.verifier_memory_mb",
     "run.checkpoint_every", "run.keep_checkpoints", "run.keep_every", "run.grace_s", "run.profile_step",
+    "run.tracker", "run.project",
     *(f"guards.{field.name}" for field in dataclasses.fields(GuardsGroup) if field.name != "on_collapse"),
 }  # fmt: skip
 

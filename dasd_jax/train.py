@@ -22,7 +22,7 @@ from dasd_jax.learner.optim import updates_done
 from dasd_jax.learner.step import Experience, rounding_noise, score_step, train_step
 from dasd_jax.mesh import fetch, make_mesh, put_rows, replicate, row_shards
 from dasd_jax.objective.contract import NOISE
-from dasd_jax.run import checks, guards, setup, summary, workdir
+from dasd_jax.run import checks, guards, setup, summary, trackers, workdir
 from dasd_jax.run.collect import Collected
 from dasd_jax.run.display import Clock
 from dasd_jax.run.evaluation import Answers, as_line, evaluate, problems_at_a_time
@@ -192,6 +192,7 @@ def train(config: Config, folder: Path) -> None:
         TrainingError: the sampler and the score pass disagree, or a guard stops the run (run/guards.py).
     """
     workdir.check(config, folder)
+    trackers.check(config)
     config = recorded.dated(config, folder)
     if hosts.from_main(lambda: (folder / "done.json").exists()):
         if hosts.is_main():

@@ -13,7 +13,9 @@ PACKAGE = Path(__file__).parents[1] / "dasd_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAUNCHERS = sorted((PACKAGE.parent / "launchers").rglob("*.py"))
 DOORS = {"cli", "config", "errors", "files", "recorded", "terminal"}  # what launchers may know of the package
-COMMANDS = {"train", "evaluate", "generate", "convert", "fetch", "prepare", "compile", "marker_polarity", "view"}
+COMMANDS = {
+    "train", "evaluate", "generate", "convert", "export", "fetch", "prepare", "compile", "marker_polarity", "view",
+}  # fmt: skip
 
 # What each room may import of the package, beside errors, fields, formats, batch, mesh and hosts, which everyone may.
 ARROWS = {
@@ -45,7 +47,7 @@ ARROWS = {
     "recorded": {"config", "files"},
     "learner": {"files", "vocab", "model", "objective", "config", "learner"},
     "run": {"files", "model", "cost", "text", "data", "rollout", "verify", "objective", "health"}
-    | {"config", "recorded", "terminal", "learner", "run"},
+    | {"config", "credentials", "recorded", "terminal", "learner", "run"},
     "show": {"files", "run", "text", "show"},  # of run its records alone: it starts without JAX
     "cli": {"config", "credentials", "field_help", "field_names", "methods", "resolve"},
 }
