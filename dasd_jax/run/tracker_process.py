@@ -26,7 +26,7 @@ from dasd_jax.run import records
 from dasd_jax.text.shown import shown
 
 STATE = "tracker.json"
-ENDS_S = 30.0  # after the last step, for what a tracker still holds
+ENDS_S = 60.0  # after the last step, for what a tracker still holds
 _LONGEST_REASON = 300  # characters
 
 Log = Callable[..., None]  # (numbers by name, step=)
@@ -157,6 +157,7 @@ def _wandb(project: str, name: str, id: str, config: dict, workdir: Path) -> tup
         save_code=False,
         settings=wandb.Settings(
             console="off",
+            host="",
             disable_git=True,
             disable_code=True,
             x_disable_meta=True,
