@@ -51,6 +51,10 @@ def _is_moment(text: str) -> bool:
         return False
 
 
+_PROJECT = Range(
+    lambda name: re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,99}", name) is not None,
+    "1 to 100 letters, digits, and not at the start _ . -",
+)
 _MOMENT = Range(_is_moment, "a date as 2026-01-31, with or without a time as in 2026-01-31T12:00, or nothing")
 
 
@@ -232,6 +236,8 @@ class RunGroup(Fields):
     logged_rollouts: int = field(4, at_least(0), "rollouts a step written to samples.jsonl, token by token")
     samples_mb: float = field(256.0, at_least(0, "MiB", off=True), "size of samples.jsonl, shared evenly by all steps")
     profile_step: int = field(0, at_least(0, off=True), "the step whose jax.profiler trace is written to profile/")
+    tracker: str = field("", one_of("", "wandb", "trackio"), "where the log is sent as well; docs/trackers.md")
+    project: str = field("dasd_jax", _PROJECT, "the tracker's project")
 
 
 @dataclasses.dataclass(frozen=True)

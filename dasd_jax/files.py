@@ -54,6 +54,24 @@ def new_folder(target: Path, flag: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def replacing(target: Path, flag: str) -> Iterator[Path]:
+    """Yields a new file's path that becomes `target` on exit; a failure leaves nothing behind, and `target` as it was.
+
+    Raises:
+        UserError: it cannot be written or moved; starts with the flag.
+    """
+    draft = target.with_name(f".{target.name}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield draft
+        draft.rename(target)
+    except OSError as error:
+        raise UserError(f"{flag}: {target}: {error.strerror or error}: expected a writable file") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def reading(path: Path, flag: str) -> Iterator[None]:
     """Converts the errors of reading a damaged file of ours, and of using its content, into a UserError."""
     try:

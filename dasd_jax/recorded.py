@@ -20,6 +20,7 @@ OPERATIONAL = {
     "mesh.data", "mesh.fsdp", "mesh.tensor", "rollout.verifier_workers", "rollout.verifier_memory_mb",
     "run.checkpoint_every", "run.keep_checkpoints", "run.keep_every", "run.keep_optimizer", "run.grace_s",
     "run.profile_step", "run.logged_rollouts", "run.samples_mb", "run.eval_every",
+    "run.tracker", "run.project",
     *(f"guards.{field.name}" for field in dataclasses.fields(GuardsGroup) if field.name != "on_collapse"),
 }  # fmt: skip
 

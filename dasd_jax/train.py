@@ -26,7 +26,7 @@ from dasd_jax.learner.optim import updates_done
 from dasd_jax.learner.step import Experience, rounding_noise, score_step, train_step
 from dasd_jax.mesh import fetch, make_mesh, put_rows, replicate, row_shards
 from dasd_jax.objective.contract import NOISE
-from dasd_jax.run import checks, guards, origin, setup, summary, workdir
+from dasd_jax.run import checks, guards, origin, setup, summary, trackers, workdir
 from dasd_jax.run.collect import Collected
 from dasd_jax.run.display import Clock
 from dasd_jax.run.evaluation import Answers, as_line, evaluate, problems_at_a_time
@@ -220,6 +220,7 @@ def train(config: Config, folder: Path, started_from: origin.Origin | None = Non
         TrainingError: the sampler and the score pass disagree, or a guard stops the run (run/guards.py).
     """
     changes = workdir.check(config, folder)
+    trackers.check(config)
     config = recorded.dated(config, folder)
     finished = hosts.from_main(lambda: (folder / "done.json").exists())
     if finished and not workdir.check_finished(folder, changes):

@@ -1,4 +1,4 @@
-"""The log of a run: metrics.jsonl, the same numbers as TensorBoard events, and samples.jsonl."""
+"""The log of a run: metrics.jsonl, the same numbers as TensorBoard events and in a tracker, and samples.jsonl."""
 
 import itertools
 import math
@@ -13,6 +13,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from dasd_jax import files, hosts
 from dasd_jax.errors import UserError
+from dasd_jax.run import trackers
 from dasd_jax.run.records import whole_lines
 
 LEFT_OUT = "samples/left_out"  # in the log: rollouts of a step for which samples.jsonl had no room
@@ -32,11 +33,14 @@ class RunLog:
         lines: the objects of metrics.jsonl, in order.
     """
 
-    def __init__(self, workdir: Path, step: int, samples_a_step: float = math.inf):
+    def __init__(
+        self, workdir: Path, step: int, samples_a_step: float = math.inf, tracker: trackers.Tracker | None = None
+    ):
         """Opens the log of a run whose last finished step is `step`; -1 for a run that starts.
 
         Args:
             samples_a_step: bytes of samples.jsonl that each step adds to what may be filled.
+            tracker: hears of every step that stands in metrics.jsonl, and is closed with the log.
 
         Raises:
             UserError: a line before the last of one of the files is not what was written, or a step is missing.
@@ -45,7 +49,7 @@ class RunLog:
         self.lines = hosts.from_main(lambda: list(_cut_back(self._metrics, step, numbers=True)))
         self._samples_a_step = samples_a_step
         self._size = hosts.from_main(lambda: _size_cut_back(self._samples, step))
-        self._writes = hosts.is_main()
+        self._writes, self._tracker = hosts.is_main(), tracker
         if not self._writes:
             return
         folder = workdir / "tensorboard"
@@ -57,6 +61,8 @@ class RunLog:
         for line in self.lines:
             self._add_events(line)
         self._events.flush()
+        if self.lines:
+            self._wake_tracker()
 
     def write(self, step: int, metrics: dict[str, float], samples: Sequence[dict] = ()) -> int:
         """Appends one step; samples first, so that a step with metrics has its samples.
@@ -76,6 +82,7 @@ class RunLog:
             _append(self._metrics, [files.json_line(line)])
             self._add_events(line)
             self._events.flush()
+            self._wake_tracker()
         return left_out
 
     def _that_fit(self, step: int, samples: Sequence[dict]) -> tuple[list[str], int]:
@@ -95,9 +102,15 @@ class RunLog:
         return logged, left_out
 
     def close(self) -> None:
-        """Closes the events; nothing else is open between two steps."""
+        """Closes the events and the tracker; nothing else is open between two steps."""
         if self._writes:
             self._events.close()
+        if self._tracker:
+            self._tracker.close()
+
+    def _wake_tracker(self) -> None:
+        if self._tracker:
+            self._tracker.wake(self.lines[-1]["step"])
 
     def _add_events(self, line: dict) -> None:
         values = [Summary.Value(tag=name, simple_value=value) for name, value in line.items() if name != "step"]

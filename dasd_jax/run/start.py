@@ -26,7 +26,7 @@ from dasd_jax.objective.contract import NOISE
 from dasd_jax.recorded import Change
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import bytes_a_device
-from dasd_jax.run import changes, guards, origin, setup, user_files, workdir
+from dasd_jax.run import changes, guards, origin, setup, trackers, user_files, workdir
 from dasd_jax.run.collect import Collector
 from dasd_jax.run.display import Compilations, Display
 from dasd_jax.run.origin import Origin
@@ -156,7 +156,9 @@ def start(
     workdir.check_shared(folder / "config.json")
     begins_again = not resumed and (folder / "metrics.jsonl").exists()
     room = config.run.samples_mb * 2**20 / config.run.steps if config.run.samples_mb else math.inf
-    log = RunLog(folder, int(state.step) if resumed else -1, samples_a_step=room)
+    display = Display(config.run.steps, int(state.step), config.run.eval_every)
+    tracker = trackers.start(config, folder, display.say)
+    log = RunLog(folder, int(state.step) if resumed else -1, samples_a_step=room, tracker=tracker)
     run = Run(
         config=config,
         workdir=folder,
@@ -181,7 +183,7 @@ def start(
             beside=setup.tokenizer_files(config.model),
         ),
         log=log,
-        display=Display(config.run.steps, int(state.step), config.run.eval_every),
+        display=display,
         compilations=compilations,
         slots=sampling.slots_of(rows),
         saved=int(state.step),
