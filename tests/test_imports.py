@@ -49,7 +49,7 @@ ARROWS = {
     "recorded": {"config", "files"},
     "learner": {"files", "vocab", "model", "objective", "config", "learner"},
     "run": {"files", "model", "cost", "text", "data", "rollout", "verify", "objective", "health"}
-    | {"config", "recorded", "terminal", "learner", "run"},
+    | {"config", "credentials", "recorded", "terminal", "learner", "run"},
     "__main__": set(),  # starts any command, by its name
     "show": {"files", "run", "text", "show"},  # of run its records alone: it starts without JAX
     "page": {"files", "health", "page", "run", "text"},
