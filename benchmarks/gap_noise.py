@@ -34,7 +34,7 @@ from dasd_jax.methods.dasd import DasdParams, dasd
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.objective.token_stats import token_stats
 from dasd_jax.rollout.sampler import relayout, rollout
-from dasd_jax.run import setup
+from dasd_jax.run import models, setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,9 +136,9 @@ def main(argv: Sequence[str]) -> None:
     config = cli.parse(cli.parser(__doc__), argv).config
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        tokenizer = setup.open_tokenizer(config.model)
+        tokenizer = models.open_tokenizer(config.model)
         prompts, _, _ = setup.open_prompts(config, tokenizer)
-        model, params = setup.open_model(config, mesh)
+        model, params = models.open_model(config, mesh)
         score = Scorer(config, mesh, model, params, prompts, tokenizer)
         found = measure(score, config.hp)
     table = Table("", "nats a token")

@@ -16,7 +16,7 @@ from dasd_jax.batch import Params, PromptBatch
 from dasd_jax.config import Config, from_dict
 from dasd_jax.mesh import put_rows
 from dasd_jax.model.config import ModelConfig
-from dasd_jax.run import setup
+from dasd_jax.run import models
 from dasd_jax.text.prompts import encode_prompt, left_pad
 from dasd_jax.text.tokenizer import Tokenizer
 
@@ -35,8 +35,8 @@ def default_config() -> Config:
 def default_model(mesh) -> tuple[ModelConfig, Params, Tokenizer]:
     """SmolLM2-135M-Instruct in float32, as `make train` has it."""
     config = default_config()
-    model, params = setup.open_model(config, mesh)
-    return model, params, setup.open_tokenizer(config.model)
+    model, params = models.open_model(config, mesh)
+    return model, params, models.open_tokenizer(config.model)
 
 
 def prompts(mesh, tokenizer: Tokenizer, count: int, width: int) -> PromptBatch:

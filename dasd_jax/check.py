@@ -29,7 +29,7 @@ from dasd_jax.mesh import abstract_mesh, make_mesh
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.param_table import num_params
 from dasd_jax.model.presets import preset
-from dasd_jax.run import setup
+from dasd_jax.run import models, setup
 from dasd_jax.run.estimate import estimate
 from dasd_jax.run.programs import programs
 from dasd_jax.text.shown import shown
@@ -97,7 +97,7 @@ def check(config: Config, machine: Machine) -> None:
     model = open_architecture(config, machine)
     tokenizer = open_tokenizer(config, machine)
     if model and tokenizer:
-        setup.check_vocabulary(tokenizer, model)
+        models.check_vocabulary(tokenizer, model)
     evaluated = show_problems(config, machine, model, tokenizer)
     if model:
         show_memory(config, machine, model)
@@ -116,14 +116,14 @@ def open_architecture(config: Config, machine: Machine) -> ModelConfig | None:
     elif _missing(group.weights, machine):
         model, found = preset(group.preset) if group.preset else None, ""
     else:
-        model, found = setup.read_architecture(config), group.weights
+        model, found = models.read_architecture(config), group.weights
     if model:
         parameters = f"{num_params(model) / 1e6:,.1f} M parameters"
         print(f"weights: {found or 'those of ' + group.preset}, {parameters}, context {model.context:,} tokens")
     if not found:
         reason = f"{group.weights} is not on this machine" if group.weights else "model.weights is empty"
         print(f"not checked: the weights{'' if model else ', memory and context'}: {reason}")
-    return setup.configured(config, model, machine.platform) if model else None
+    return models.configured(config, model, machine.platform) if model else None
 
 
 def open_tokenizer(config: Config, machine: Machine) -> Tokenizer | None:
@@ -139,7 +139,7 @@ def open_tokenizer(config: Config, machine: Machine) -> Tokenizer | None:
     if path not in ("byte", "random") and _missing(path, machine):
         print(f"not checked: the tokenizer: {path + ' is not on this machine' if path else 'model.weights is empty'}")
         return None
-    return setup.open_tokenizer(group)
+    return models.open_tokenizer(group)
 
 
 def _missing(path: str, machine: Machine) -> bool:

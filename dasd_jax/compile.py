@@ -28,7 +28,7 @@ from dasd_jax.mesh import make_mesh
 from dasd_jax.model import param_table
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.presets import preset
-from dasd_jax.run import setup
+from dasd_jax.run import models, setup
 from dasd_jax.run.programs import Program, programs, teacher_bytes
 
 # Where `make libtpu` puts it: an installed libtpu would search for chips whenever JAX starts.
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
         raise UserError("model.preset: empty: expected the architecture's name, since weights are not read")
     mesh = make_mesh(config.mesh, devices)
     with jax.set_mesh(mesh):
-        model = setup.configured(config, preset(config.model.preset), "tpu")
+        model = models.configured(config, preset(config.model.preset), "tpu")
         report = _report(command.flags.config, command.flags.topology, config, model, mesh, chip)
         console = terminal.console()
         console.quiet = command.flags.json

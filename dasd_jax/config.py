@@ -7,12 +7,14 @@ group `objective` beside the shared ones; `Config.hp` holds them.
 
 import dataclasses
 import datetime
-import re
 from typing import Any, ClassVar, get_type_hints
 
 from dasd_jax.errors import UserError
 from dasd_jax.field_names import MOVED, nearest
 from dasd_jax.fields import (
+    MOMENT,
+    PROJECT,
+    SHA256,
     TRUE_OR_FALSE,
     Fields,
     Range,
@@ -35,27 +37,15 @@ from dasd_jax.text.prompts import PRIVILEGED
 Raw = dict[str, dict[str, Any]]  # group → field → value
 
 _MAX_SAMPLES = 2**16  # of one problem
-_SHA256 = Range(lambda text: re.fullmatch("[0-9a-f]{64}|", text) is not None, "64 hexadecimal digits, or nothing")
+_JUDGES = anything("a name, FILE.py:FUNCTION, MODULE:FUNCTION or nothing")
 _SPECS = anything("gym:TASK?field=value, jsonl:FILE, parquet:FILE or tfds:DIR")
 _ONCE = Range(lambda specs: len(set(specs)) == len(specs), "each benchmark once")
 _DTYPES = ("float32", "bfloat16")
 _KERNELS = ("auto", "xla", "splash", "cudnn")
+_DUAL = Range(lambda value: value == 0 or value > 1, "0 (off) or more than 1")
+_SHARE = Range(lambda value: 0 < value <= 1, "a number in (0, 1]")
 _DECAY = Range(lambda value: 0 <= value < 1, "0 or more, less than 1")
 _LEVEL = at_least(0, off=True)
-
-
-def _is_moment(text: str) -> bool:
-    try:
-        return not text or datetime.datetime.fromisoformat(text).tzinfo is None
-    except ValueError:
-        return False
-
-
-_PROJECT = Range(
-    lambda name: re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,99}", name) is not None,
-    "1 to 100 letters, digits, and not at the start _ . -",
-)
-_MOMENT = Range(_is_moment, "a date as 2026-01-31, with or without a time as in 2026-01-31T12:00, or nothing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +55,10 @@ class ModelGroup(Fields):
     group: ClassVar[str] = "model"
 
     weights: str = field("", anything("a path"), ".gguf file, Hugging Face folder, checkpoint, run, or random")
-    sha256: str = field("", _SHA256, "expected checksum of a .gguf file; empty: not checked")
+    sha256: str = field("", SHA256, "expected checksum of a .gguf file; empty: not checked")
     preset: str = field("", anything("a name"), "architecture of random weights, as qwen3_tiny; empty: from `weights`")
     tokenizer: str = field("", anything("a path, or byte"), ".gguf, .model or .json file; empty: from `weights`")
-    compute_dtype: str = field(
-        "bfloat16", one_of(*_DTYPES), "of matrix products and KV cache; parameters and residual stream are float32"
-    )
+    compute_dtype: str = field("bfloat16", one_of(*_DTYPES), "of products and cache; parameters stay float32")
     attention: str = field("auto", one_of(*_KERNELS), "auto: in bfloat16 splash on TPU and cudnn on GPU, otherwise xla")
     remat: str = field("full", one_of("none", "dots", "full"), "what the backward pass computes again, to store less")
 
@@ -88,19 +76,11 @@ class DataGroup(Fields):
     instruction: str = field("boxed", wordings.allowed("instruction"), "how the answer is asked for (docs/data.md)")
     system: str = field("", wordings.allowed("system"), "the system turn; empty: the chat template's own")
     privileged: str = field("answer", one_of(*PRIVILEGED), "what a teacher is shown; sibling: a verified rollout")
-    privileged_wording: str = field(
-        wordings.DEFAULT, wordings.allowed("privileged_wording"), "how a teacher's context is put before it"
-    )
-    transition: str = field(
-        "default", wordings.allowed("transition"), "sentence behind the context; default: as privileged_wording has it"
-    )
-    verifier: str = field(
-        "",
-        anything("a name, FILE.py:FUNCTION, MODULE:FUNCTION or nothing"),
-        "what judges responses; empty: math, or task",
-    )
+    privileged_wording: str = field(wordings.DEFAULT, wordings.allowed("privileged_wording"), "how a context is shown")
+    transition: str = field("default", wordings.allowed("transition"), "sentence after the context; default: its own")
+    verifier: str = field("", _JUDGES, "what judges responses; empty: math, or a task's own scorer")
     thinking: str = field("default", one_of("default", "on", "off"), "told to chat templates that know it")
-    now: str = field("", _MOMENT, "told to chat templates that ask for the date; empty: when the run starts")
+    now: str = field("", MOMENT, "told to chat templates that ask for the date; empty: when the run starts")
 
     def __post_init__(self):
         super().__post_init__()
@@ -149,9 +129,7 @@ class ObjectiveGroup(Fields):
     method: str = field("dasd", one_of(*METHODS), "how a token's credit is computed; docs/methods.md")
     clip_low: float = field(0.2, inside(0, 1), "ratios below 1 - clip_low stop counting")
     clip_high: float = field(0.2, above(0), "ratios above 1 + clip_high stop counting")
-    clip_dual: float = field(
-        0.0, Range(lambda value: value == 0 or value > 1, "0 (off) or more than 1"), "bound of ratios of A < 0"
-    )
+    clip_dual: float = field(0.0, _DUAL, "bound of ratios of A < 0")
     truncated: str = field("zero", one_of("zero", "score", "drop_from_loss"), "what an unfinished response is worth")
     overlong_tokens: int = field(0, at_least(0, "tokens", off=True), "before the limit, over which up to ½ is deducted")
     token_chunk: int = field(1024, at_least(1, "tokens"), "tokens a device whose logits exist at one time")
@@ -230,14 +208,12 @@ class RunGroup(Fields):
     eval_samples: int = field(16, span(1, _MAX_SAMPLES), "responses to each of them (K of Avg@K and Pass@k)")
     eval_temperature: float = field(1.0, at_least(0), "0: the most likely token")
     eval_top_k: int = field(0, at_least(0), "most likely tokens that are sampled from; 0: all")
-    eval_top_p: float = field(
-        0.9, Range(lambda value: 0 < value <= 1, "a number in (0, 1]"), "probability that is sampled from"
-    )
+    eval_top_p: float = field(0.9, _SHARE, "probability that is sampled from")
     logged_rollouts: int = field(4, at_least(0), "rollouts a step written to samples.jsonl, token by token")
     samples_mb: float = field(256.0, at_least(0, "MiB", off=True), "size of samples.jsonl, shared evenly by all steps")
     profile_step: int = field(0, at_least(0, off=True), "the step whose jax.profiler trace is written to profile/")
     tracker: str = field("", one_of("", "wandb", "trackio"), "where the log is sent as well; docs/trackers.md")
-    project: str = field("dasd_jax", _PROJECT, "the tracker's project")
+    project: str = field("dasd_jax", PROJECT, "the tracker's project")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import MeshConfig, make_mesh
 from dasd_jax.model import hf, hf_rope, param_table
-from dasd_jax.run import setup
+from dasd_jax.run import models
 from dasd_jax.text.tokenizer_files import copy_special_ids, copy_tokenizer
 
 
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh), files.new_folder(output, "--output") as folder:
         ids = copy_tokenizer(tokenizer, folder) if tokenizer else copy_special_ids(source, folder)
-        model, params = setup.load_weights(str(source), mesh)
+        model, params = models.load_weights(str(source), mesh)
         if asked.format == "hf":
             hf.save(folder, model, params, asked.dtype, ids.as_json())
         else:
@@ -55,7 +55,7 @@ def _source(path: Path) -> tuple[Path, str]:
     """(path of the weights, path of their tokenizer or "" if unknown) for a --source."""
     if not os.path.exists(path):
         raise UserError(f"--source: {path} does not exist: expected a .gguf file, a folder of weights or a run")
-    where, tokenizer = setup.located(str(path), "--source")
+    where, tokenizer = models.located(str(path), "--source")
     return where, "" if tokenizer == "byte" else tokenizer
 
 

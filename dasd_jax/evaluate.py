@@ -33,7 +33,7 @@ from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import make_mesh
 from dasd_jax.rollout.slots import bytes_a_device
-from dasd_jax.run import records, setup
+from dasd_jax.run import models, records, setup
 from dasd_jax.run.evaluation import Answers, as_line, evaluate, of_line, problems_at_a_time, summary
 from dasd_jax.verify.verifier import Verifier
 
@@ -63,18 +63,18 @@ def main(argv: list[str]) -> None:
             config.rollout.verifier_workers, config.rollout.verifier_deadline_s, config.rollout.verifier_memory_mb
         ) as verifier,
     ):
-        tokenizer = setup.open_tokenizer(config.model)
+        tokenizer = models.open_tokenizer(config.model)
         prompts, counts = setup.open_evaluation(config, tokenizer)
         verifier.probe(prompts.problems)
         if which == "start":
-            name, manifest, (model, params) = "start", "", setup.open_model(config, mesh)
+            name, manifest, (model, params) = "start", "", models.open_model(config, mesh)
         else:
             folder = Path(hosts.from_main(lambda: str(checkpoint.find(workdir, which))))
             name = str(int(folder.name)) if folder.name.isdigit() else folder.name
             manifest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
             model, params = checkpoint.restore_params(folder, mesh)
-            model = setup.configured(config, model)
-        setup.check_vocabulary(tokenizer, model)
+            model = models.configured(config, model)
+        models.check_vocabulary(tokenizer, model)
         hosts.check_same(lambda: {"data": prompts.digest()})
         example_ids = setup.evaluated(config, prompts)
         asked = [prompts.problems[i] for i in example_ids]

@@ -6,7 +6,9 @@ Checks, ConfigDict, --help-config and docs/fields.md all read these declarations
 """
 
 import dataclasses
+import datetime
 import math
+import re
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -136,3 +138,21 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
         if isinstance(text, str):
             require(name, value, text.isprintable(), "text without control characters")
     return value
+
+
+# Ranges of texts.
+SHA256 = Range(lambda text: re.fullmatch("[0-9a-f]{64}|", text) is not None, "64 hexadecimal digits, or nothing")
+
+
+def _is_moment(text: str) -> bool:
+    try:
+        return not text or datetime.datetime.fromisoformat(text).tzinfo is None
+    except ValueError:
+        return False
+
+
+PROJECT = Range(
+    lambda name: re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,99}", name) is not None,
+    "1 to 100 letters, digits, and not at the start _ . -",
+)
+MOMENT = Range(_is_moment, "a date as 2026-01-31, with or without a time as in 2026-01-31T12:00, or nothing")

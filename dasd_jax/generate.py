@@ -22,7 +22,7 @@ from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import MeshConfig, make_mesh, per_shard, replicate
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout import sampler
-from dasd_jax.run import setup
+from dasd_jax.run import models, setup
 from dasd_jax.text.prompts import left_pad
 from dasd_jax.text.shown import shown
 from dasd_jax.text.tokenizer import Tokenizer
@@ -45,13 +45,13 @@ def main(argv: list[str]) -> None:
         raise UserError("--prompt: empty: expected a question")
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        tokenizer = setup.open_tokenizer(config.model)
+        tokenizer = models.open_tokenizer(config.model)
         if command.flags.checkpoint == "start":
-            model, params = setup.open_model(config, mesh)
+            model, params = models.open_model(config, mesh)
         else:
             model, params = checkpoint.restore_params(checkpoint.find(command.workdir, command.flags.checkpoint), mesh)
-            model = setup.configured(config, model)
-        setup.check_vocabulary(tokenizer, model)
+            model = models.configured(config, model)
+        models.check_vocabulary(tokenizer, model)
         text = setup.prompt_text(config, setup.open_problems(config)[0] if config.data.shots else [])
         ids = text.student(tokenizer, Problem(question=question, answer="", source="", index=0, scorer="math"))
         sampling = dataclasses.replace(setup.eval_sampling(config, tokenizer), rollouts=1)

@@ -32,7 +32,7 @@ from dasd_jax.evaluate import check_replaceable
 from dasd_jax.health import figures
 from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import make_mesh
-from dasd_jax.run import interventions, setup
+from dasd_jax.run import interventions, models, setup
 from dasd_jax.run.pairs import Outcome, Result, summary
 from dasd_jax.text.prompts import CONTEXTS
 from dasd_jax.text.tokenizer import Tokenizer
@@ -63,16 +63,16 @@ def main(argv: list[str]) -> None:
             config.rollout.verifier_workers, config.rollout.verifier_deadline_s, config.rollout.verifier_memory_mb
         ) as verifier,
     ):
-        tokenizer = setup.open_tokenizer(config.model)
+        tokenizer = models.open_tokenizer(config.model)
         if which == "start":
-            name, manifest, (model, params) = "start", "", setup.open_model(config, mesh)
+            name, manifest, (model, params) = "start", "", models.open_model(config, mesh)
         else:
             folder = Path(hosts.from_main(lambda: str(checkpoint.find(workdir, which))))
             name = str(int(folder.name)) if folder.name.isdigit() else folder.name
             manifest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
             model, params = checkpoint.restore_params(folder, mesh)
-            model = setup.configured(config, model)
-        setup.check_vocabulary(tokenizer, model)
+            model = models.configured(config, model)
+        models.check_vocabulary(tokenizer, model)
         prompts, counts = interventions.open_prompts(config, tokenizer, context)
         hosts.check_same(lambda: {"data": prompts.digest()})
         example_ids = setup.evaluated(config, prompts)

@@ -11,7 +11,7 @@ import jax
 from benchmarks.fuzz import mutate
 from dasd_jax.errors import UserError
 from dasd_jax.mesh import MeshConfig, make_mesh
-from dasd_jax.run import setup
+from dasd_jax.run import models
 from dasd_jax.text.prompts import encode_prompt, left_pad, student_messages
 from dasd_jax.text.tokenizer_files import copy_tokenizer, load_tokenizer
 
@@ -132,7 +132,7 @@ def sentencepiece_model(rng: random.Random, samples: Path, folder: Path):
 def _load_weights(path: Path) -> None:
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        setup.load_weights(str(path), mesh)
+        models.load_weights(str(path), mesh)
 
 
 def gguf_header(rng: random.Random, samples: Path, folder: Path):

@@ -13,8 +13,9 @@ from benchmarks.fuzz import mutate
 from benchmarks.fuzz.commands import command, text_of
 from benchmarks.fuzz.samples import ROWS
 from dasd_jax import prepare
+from dasd_jax.data.heldout import split_heldout
 from dasd_jax.data.pipeline import PromptSet, PromptText
-from dasd_jax.data.sources import labels, load_problems, split_heldout
+from dasd_jax.data.sources import labels, load_problems
 from dasd_jax.text.tokenizer_files import load_tokenizer
 
 

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from dasd_jax.data import buckets, layouts, tables, verifiers
-from dasd_jax.data.duplicates import normalise, twins
+from dasd_jax.data.duplicates import normalise
 from dasd_jax.data.published import how_to_prepare
 from dasd_jax.data.rows import Drop
 from dasd_jax.errors import UserError
@@ -190,7 +190,7 @@ def load_benchmarks(specs: Sequence[str], verifier: str = "") -> list[Problem]:
 
     The first problems of a benchmark are therefore a mixture of its parts, whatever the order of the file.
     """
-    return [problem for spec in specs for problem in _by_hash(load_source(spec, "data.benchmarks", verifier))]
+    return [problem for spec in specs for problem in by_hash(load_source(spec, "data.benchmarks", verifier))]
 
 
 def labels(specs: Iterable[str]) -> dict[str, str]:
@@ -207,44 +207,9 @@ def _label(spec: str) -> str:
     return re.sub(r"\.(jsonl|parquet)$", "", path.rpartition("/")[2])
 
 
-def split_heldout(problems: Sequence[Problem], num_heldout: int) -> tuple[list[Problem], list[Problem]]:
-    """(train, heldout): held out are the problems whose question has the smallest sha256, in that order.
+def by_hash(problems: Sequence[Problem]) -> list[Problem]:
+    """The problems in an order that depends on their questions alone."""
 
-    Problems that differ in the order of their numbers alone go to one side together: the other side would know their
-    answers. They are held out with the first of them, if there is room. The training part is in the same order, except
-    that a problem which leaves it for this is replaced, in its place, by one that is not held out instead.
-
-    The split depends on the questions alone, not on the order of problems or sources: the first problems of either part
-    are a mixture of all sources. Call `load_problems` first, which removes duplicates.
-
-    Raises:
-        UserError: too few problems, or no choice of whole groups has `num_heldout`.
-    """
-    if not 0 <= num_heldout < len(problems):
-        raise UserError(
-            f"data.heldout: {num_heldout}: data.sources holds {len(problems)} distinct problems, "
-            f"expected 0 to {len(problems) - 1} to leave some for training"
-        )
-    ordered = _by_hash(problems)
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for place, problem in enumerate(ordered):
-        groups.setdefault(twins(problem.question), []).append(place)
-    chosen: set[int] = set()
-    for places in groups.values():
-        if len(chosen) + len(places) <= num_heldout:
-            chosen.update(places)
-    if len(chosen) < num_heldout:
-        possible = len(chosen) or min(map(len, groups.values()))
-        raise UserError(
-            f"data.heldout: {num_heldout}: problems that differ in the order of their numbers alone stay together, and "
-            f"no choice of such groups has as many: expected {possible}, for example"
-        )
-    back = (problem for place, problem in enumerate(ordered[:num_heldout]) if place not in chosen)
-    train = [next(back) if place in chosen else ordered[place] for place in range(num_heldout, len(ordered))]
-    return train, [ordered[place] for place in sorted(chosen)]
-
-
-def _by_hash(problems: Sequence[Problem]) -> list[Problem]:
     def digest(problem: Problem) -> bytes:
         # Not `normalise`, which may learn more notation: which problems are held out has to stay.
         return hashlib.sha256(" ".join(problem.question.casefold().split()).encode()).digest()

@@ -25,7 +25,7 @@ from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.learner.optim import begun_anew
 from dasd_jax.model.config import ModelConfig
-from dasd_jax.run import setup
+from dasd_jax.run import models
 
 NAME = "from.json"
 
@@ -139,7 +139,7 @@ def load(
         )
     model, params = checkpoint.restore_params(folder, mesh)
     if config.model.preset:
-        setup.check_architecture(model, config.model.preset, str(folder))
+        models.check_architecture(model, config.model.preset, str(folder))
     fresh = checkpoint.abstract_state(params, mesh, optimizer, {})
     moments = checkpoint.restore_fields(folder, {"opt_state": fresh.opt_state}) if origin.optimizer else {}
     state = jax.jit(lambda p: checkpoint.new_state(p, optimizer, views), donate_argnums=0)(params)
@@ -155,7 +155,7 @@ def load(
         state = state.replace(batches_drawn=state.batches_drawn + drawn)
         data = f"the data go on after {drawn} batches"
     said = f"starts from step {origin.step} of {origin.run}: {taken}; {data}"
-    return setup.configured(config, model), state, said
+    return models.configured(config, model), state, said
 
 
 def _first_other(config: Config, run: Path, names: tuple[str, ...]) -> tuple[str, Any, Any] | None:

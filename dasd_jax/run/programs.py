@@ -61,7 +61,7 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int | None)
     """What a run compiles, in the order in which it first needs it.
 
     Args:
-        model: from `setup.configured`.
+        model: from `models.configured`.
         memory: bytes of a device, for `rollout.slots` where it is not set; None: it sets no limit.
 
     Raises:

@@ -1,188 +1,28 @@
-"""What every command needs before it can start: the tokenizer, the problems and the model that a config names."""
+"""What a command needs before it can start, beside the model: the problems, the sampling, the compiled steps."""
 
 import dataclasses
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 
-from dasd_jax import formats, hosts
-from dasd_jax.batch import Params
-from dasd_jax.config import Config, ModelGroup
+from dasd_jax import hosts
+from dasd_jax.config import Config
 from dasd_jax.data.duplicates import normalise
+from dasd_jax.data.heldout import split_heldout
 from dasd_jax.data.pipeline import PromptSet, PromptText
-from dasd_jax.data.sources import Problem, load_benchmarks, load_problems, split_heldout
+from dasd_jax.data.sources import Problem, load_benchmarks, load_problems
 from dasd_jax.errors import UserError
-from dasd_jax.learner import checkpoint
 from dasd_jax.learner.step_config import StepConfig
 from dasd_jax.mesh import row_shards
-from dasd_jax.model import attention, param_table, weights
 from dasd_jax.model.config import ModelConfig
-from dasd_jax.model.presets import preset
 from dasd_jax.objective.contract import Shape
 from dasd_jax.objective.surrogate import ClipRange
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import slots_that_fit
 from dasd_jax.text.tokenizer import Tokenizer
-from dasd_jax.text.tokenizer_files import copy_tokenizer, load_tokenizer
 from dasd_jax.verify import shipped
-
-# Padding of a vocabulary to a round number is common; more than this is another model's tokenizer, unless the files
-# beside it have a model of just this size.
-_MAX_UNUSED_IDS = 1024
-
-
-def open_tokenizer(group: ModelGroup) -> Tokenizer:
-    """The tokenizer that the config names, or the one that lies with the weights.
-
-    Raises:
-        UserError: no weights are named, or they are not there, or no tokenizer is.
-    """
-    if not group.weights:
-        raise UserError(
-            "model.weights: empty: set --config.model.weights=PATH to a .gguf file or a Hugging Face folder; "
-            "to try the program without weights: --config=qwen_math:tiny"
-        )
-    if group.weights != "random":
-        weights.check(group.weights, group.sha256)
-    elif not group.tokenizer:
-        raise UserError("model.tokenizer: empty: expected one beside random weights, such as byte")
-    path = tokenizer_path(group)
-    return load_tokenizer(path if path == "byte" else str(Path(path).expanduser()))
-
-
-def tokenizer_path(group: ModelGroup) -> str:
-    """What `load_tokenizer` reads: the tokenizer that the config names, or the one that lies with the weights."""
-    return group.tokenizer or located(group.weights, "model.weights")[1] or group.weights
-
-
-def tokenizer_files(group: ModelGroup) -> dict[str, bytes]:
-    """Name → content of the files that a checkpoint needs to be loaded without any other; none of `byte`, or in gs://."""
-    path = tokenizer_path(group)
-    if path == "byte" or "://" in path or not hosts.is_main():
-        return {}
-    with tempfile.TemporaryDirectory() as folder:
-        copy_tokenizer(path, Path(folder))
-        return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
-
-
-def located(path: str, flag: str) -> tuple[Path, str]:
-    """Where weights are, and their tokenizer or "" where it is not known.
-
-    Args:
-        path: a .gguf file, a Hugging Face folder, a checkpoint of ours, or the workdir of a run, whose newest
-            checkpoint is taken. Where that has no tokenizer, of older versions, it is the one that the run names.
-
-    Raises:
-        UserError: a run without a checkpoint, or without a config.json that can be read; starts with the flag.
-    """
-    where = Path(path).expanduser()
-    if not os.path.exists(where):
-        return where, ""
-    run = where if (is_run := (where / "checkpoints").is_dir()) else where.parent.parent
-    if is_run:
-        newest = hosts.from_main(lambda: str(checkpoint.newest(where) or ""))
-        if not newest:
-            raise UserError(f"{flag}: {path} has no finished checkpoint: expected a run that has saved one")
-        where = Path(newest)
-    if where.is_file() or any((where / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        return where, str(where)
-    if where.parent.name != "checkpoints" or not (run / "config.json").exists():
-        return where, ""
-    try:
-        group = formats.read_object(run / "config.json")["model"]
-        return where, str(group["tokenizer"] or group["weights"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{flag}: {run / 'config.json'} is damaged ({type(error).__name__}): expected that of a run, which names "
-            "the tokenizer, or a checkpoint that has one"
-        ) from error
-
-
-def open_model(config: Config, mesh: Mesh) -> tuple[ModelConfig, Params]:
-    """The weights that a run starts from, laid out for training.
-
-    Raises:
-        UserError: weights that are missing, damaged or not what the config says, or a mesh that does not fit them.
-    """
-    group = config.model
-    if group.weights == "random":
-        model, params = preset(group.preset), None
-    else:
-        model, params = load_weights(group.weights, mesh)
-        if group.preset:
-            check_architecture(model, group.preset, group.weights)
-    model = configured(config, model)
-    return model, param_table.init(model, mesh, config.run.seed) if params is None else params
-
-
-def load_weights(path: str, mesh: Mesh) -> tuple[ModelConfig, Params]:
-    """Architecture and float32 parameters of what `located` finds.
-
-    Raises:
-        UserError: they are damaged, or of a model that is not supported.
-    """
-    where, _ = located(path, "model.weights")
-    if not (where / "manifest.json").is_file():
-        return weights.load(path, mesh)
-    if problem := hosts.from_main(lambda: checkpoint.damage(where)):
-        raise UserError(f"model.weights: {where} is damaged: {problem}")
-    return checkpoint.restore_params(where, mesh)
-
-
-def read_architecture(config: Config) -> ModelConfig:
-    """The architecture of the weights that a run starts from, of their headers alone.
-
-    Raises:
-        UserError: weights that are missing, incomplete or not what the config says.
-    """
-    group = config.model
-    weights.check(group.weights, group.sha256)
-    where, _ = located(group.weights, "model.weights")
-    ours = (where / "manifest.json").is_file()
-    model = checkpoint.architecture(where) if ours else weights.header(group.weights)
-    if group.preset:
-        check_architecture(model, group.preset, group.weights)
-    return model
-
-
-def configured(config: Config, model: ModelConfig, platform: str | None = None) -> ModelConfig:
-    """An architecture, from weights or a checkpoint, with what the config says of its computation.
-
-    Args:
-        platform: cpu | gpu | tpu, what it is computed on; None: this process's own.
-
-    Raises:
-        UserError: it cannot hold a prompt and a response, or its attention does not run there.
-    """
-    config.check_context(model.context)
-    platform = platform or jax.default_backend()
-    return dataclasses.replace(
-        model,
-        compute_dtype=config.model.compute_dtype,
-        attention=attention.choose(config.model.attention, platform, config.model.compute_dtype),
-        remat=config.model.remat,
-        unroll=platform == "cpu",
-    )
-
-
-def check_vocabulary(tokenizer: Tokenizer, model: ModelConfig) -> None:
-    """Refuses a tokenizer of another model.
-
-    Raises:
-        UserError: it makes ids that the model does not have, or leaves too many of the model's ids unused.
-    """
-    unused = model.vocab_size - tokenizer.vocab_size
-    if unused < 0 or (unused > _MAX_UNUSED_IDS and tokenizer.model_vocab != model.vocab_size):
-        raise UserError(
-            f"model.tokenizer: its vocabulary of {tokenizer.vocab_size} does not belong to the model's "
-            f"{model.vocab_size}: expected at most as many, and at most {_MAX_UNUSED_IDS} fewer unless the config.json "
-            "beside it has that vocab_size"
-        )
 
 
 def open_problems(config: Config) -> tuple[list[Problem], list[Problem], dict[str, int]]:
@@ -407,18 +247,3 @@ def step_config(config: Config, model: ModelConfig, mesh: Mesh) -> StepConfig:
         token_chunk=config.objective.token_chunk,
         row_shards=row_shards(mesh),
     )
-
-
-def check_architecture(model: ModelConfig, name: str, path: str) -> None:
-    """Refuses weights of another architecture than `model.preset` names.
-
-    Raises:
-        UserError: naming the first size that differs.
-    """
-    expected = preset(name)
-    for field in ("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "ff", "vocab_size"):
-        if getattr(model, field) != getattr(expected, field):
-            raise UserError(
-                f"model.preset: {name} has {field} {getattr(expected, field)}, but {path} has {getattr(model, field)}: "
-                "expected the weights of that model, or an empty preset"
-            )

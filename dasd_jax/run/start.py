@@ -26,7 +26,7 @@ from dasd_jax.objective.contract import NOISE
 from dasd_jax.recorded import Change
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import bytes_a_device
-from dasd_jax.run import changes, guards, origin, setup, trackers, user_files, workdir
+from dasd_jax.run import changes, guards, models, origin, setup, trackers, user_files, workdir
 from dasd_jax.run.collect import Collector
 from dasd_jax.run.display import Compilations, Display
 from dasd_jax.run.origin import Origin
@@ -109,7 +109,7 @@ def start(
         UserError: anything in the config, the data, the weights or the workdir that the user has to correct.
     """
     setup.check_rows(config, mesh)
-    tokenizer = setup.open_tokenizer(config.model)
+    tokenizer = models.open_tokenizer(config.model)
     prompts, heldout, counts = setup.open_prompts(config, tokenizer)
     mine = user_files.of(config)
     hosts.check_same(lambda: {"data.sources": [prompts.digest(), heldout.digest()], "data.verifier": mine})
@@ -130,13 +130,13 @@ def start(
                 f"a new run starts from its weights: the same command with --workdir={folder}-2 --from={folder}"
             )
         model, state = checkpoint.restore(resumed, mesh, optimizer, views)
-        model = setup.configured(config, model)
+        model = models.configured(config, model)
     elif started_from:
         model, state, said = origin.load(started_from, config, mesh, optimizer)
     else:
-        model, params = setup.open_model(config, mesh)
+        model, params = models.open_model(config, mesh)
         state = jax.jit(lambda p: checkpoint.new_state(p, optimizer, views), donate_argnums=0)(params)
-    setup.check_vocabulary(tokenizer, model)
+    models.check_vocabulary(tokenizer, model)
     sampling = setup.training_sampling(config, tokenizer)
     sampling = _with_slots(config, sampling, model, state, config.rollout.problems, mesh)
     journal = Journal(folder / "verdicts.jsonl", verifier, mine)
@@ -180,7 +180,7 @@ def start(
             keep=config.run.keep_checkpoints,
             keep_every=config.run.keep_every,
             finished=int(state.step),
-            beside=setup.tokenizer_files(config.model),
+            beside=models.tokenizer_files(config.model),
         ),
         log=log,
         display=display,

@@ -12,7 +12,8 @@ import pytest
 
 from dasd_jax.data import sources
 from dasd_jax.data.duplicates import twins
-from dasd_jax.data.sources import Problem, labels, load_problems, load_source, split_heldout
+from dasd_jax.data.heldout import split_heldout
+from dasd_jax.data.sources import Problem, labels, load_problems, load_source
 from dasd_jax.errors import UserError
 
 ADDITIONS = "gym:chain_sum?min_terms=2&max_terms=2&max_digits=1&size=300&seed=0"

@@ -14,7 +14,7 @@ from dasd_jax import cli, intervene
 from dasd_jax.errors import UserError
 from dasd_jax.mesh import MeshConfig, make_mesh
 from dasd_jax.model import transformer
-from dasd_jax.run import interventions, places, setup
+from dasd_jax.run import interventions, models, places, setup
 from dasd_jax.run.interventions import Interventions
 from dasd_jax.run.pairs import Outcome, Result, summary
 from dasd_jax.run.places import ARMS, BY_ENTROPY, Pair
@@ -73,7 +73,7 @@ def made(context="", mesh_config=None, *overrides):
         return choose(tokenizer, response, seed, budget)
 
     with jax.set_mesh(mesh), mock.patch.multiple(places, pairs=noted, **LOOSE):
-        model, params = setup.open_model(tiny, mesh)
+        model, params = models.open_model(tiny, mesh)
         prompts, _ = interventions.open_prompts(tiny, TOKENIZER, context)
         work = Interventions(tiny, mesh, model, loud(params), TOKENIZER, prompts, verifier(), context)
         pairs, rewards = work.choose(setup.evaluated(tiny, prompts), lambda count: None)

@@ -16,7 +16,7 @@ from dasd_jax.mesh import MeshConfig, make_mesh
 from dasd_jax.methods import METHODS
 from dasd_jax.model.presets import preset
 from dasd_jax.objective.contract import View
-from dasd_jax.run import setup
+from dasd_jax.run import models, setup
 from dasd_jax.run.programs import _scored, programs, teacher_bytes
 
 PLENTY = 2**34
@@ -29,7 +29,7 @@ def found(*overrides, memory=PLENTY):
     settings = config("rollout.problems=16", *overrides)
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     with jax.set_mesh(mesh):
-        model = setup.configured(settings, preset("qwen3_tiny"), "tpu")
+        model = models.configured(settings, preset("qwen3_tiny"), "tpu")
         return {program.name: program for program in programs(settings, model, mesh, memory)}
 
 
@@ -66,7 +66,7 @@ def test_the_teachers_prompts_are_one_a_rollout_where_any_source_shows_siblings(
     settings = config("rollout.problems=16", f"data.privileged={default}", f"data.sources={sources}")
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     with jax.set_mesh(mesh):
-        steps = setup.step_config(settings, setup.configured(settings, preset("qwen3_tiny"), "tpu"), mesh)
+        steps = setup.step_config(settings, models.configured(settings, preset("qwen3_tiny"), "tpu"), mesh)
         teacher = _scored(settings, mesh, steps)[1]["teacher"]
     assert teacher.shown.shape == teacher.weight.shape == axes
     assert teacher.teacher_prompt.shape == teacher.teacher_prompt_mask.shape == (*axes, 320)

@@ -17,7 +17,7 @@ from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.model import param_table
 from dasd_jax.model.presets import preset
-from dasd_jax.run import setup
+from dasd_jax.run import models, setup
 from dasd_jax.text.tokenizer import ByteTokenizer
 from dasd_jax.text.tokenizer_files import load_tokenizer
 
@@ -120,10 +120,10 @@ def test_a_padded_vocabulary_is_accepted_where_the_tokenizers_files_explain_it()
     for explained, sizes in ((None, (259, 259 + 1024)), (2644, (2644,)), (4096, (259,))):
         tokenizer = SimpleNamespace(vocab_size=259, model_vocab=explained)
         for size in sizes:
-            setup.check_vocabulary(tokenizer, dataclasses.replace(model, vocab_size=size))
+            models.check_vocabulary(tokenizer, dataclasses.replace(model, vocab_size=size))
     for explained, vocab_size in ((None, 259), (4096, 259), (2644, 2645)):
         with pytest.raises(UserError, match="does not belong to the model's 2644"):
-            setup.check_vocabulary(SimpleNamespace(vocab_size=vocab_size, model_vocab=explained), model)
+            models.check_vocabulary(SimpleNamespace(vocab_size=vocab_size, model_vocab=explained), model)
 
 
 def test_templates_that_ask_for_the_date_are_told_that_of_the_run(files):
@@ -157,18 +157,18 @@ def test_a_checkpoint_has_the_tokenizer_and_needs_no_other_file(kind, mesh, tmp_
     source.mkdir()
     path = KINDS[kind](source)
     own = load_tokenizer(str(path))
-    beside = setup.tokenizer_files(ModelGroup(weights="random", tokenizer=str(path)))
+    beside = models.tokenizer_files(ModelGroup(weights="random", tokenizer=str(path)))
     model = dataclasses.replace(preset("qwen3_tiny"), vocab_size=512)
     params = param_table.init(model, mesh, 0)
     writer = checkpoint.Writer(tmp_path / "run", model, keep=1, beside=beside)
     folder = writer.save(TrainState(np.int32(3), params, (), np.int32(7), {}))
     writer.wait()
     shutil.rmtree(source)
-    assert setup.open_tokenizer(ModelGroup(weights=str(tmp_path / "run"))).stop_ids == own.stop_ids
+    assert models.open_tokenizer(ModelGroup(weights=str(tmp_path / "run"))).stop_ids == own.stop_ids
     alone = shutil.move(folder, tmp_path / "alone")
     assert not checkpoint.damage(Path(alone))
     group = ModelGroup(weights=str(alone))
-    tokenizer = setup.open_tokenizer(group)
+    tokenizer = models.open_tokenizer(group)
     for name in ("stop_ids", "pad_id", "vocab_size", "chat_template", "bos_token", "eos_token", "control"):
         assert getattr(tokenizer, name) == getattr(own, name), name
     for text in tokenizer_samples.TEXTS:
@@ -181,13 +181,13 @@ def test_weights_without_a_checkpoint_or_a_config_that_can_be_read_are_one_line(
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     group = ModelGroup(weights=str(tmp_path / "run"))
     with pytest.raises(UserError, match=r"^model.weights: .*/run has no finished checkpoint: expected a run that has"):
-        setup.open_tokenizer(group)
+        models.open_tokenizer(group)
     folder = tmp_path / "run" / "checkpoints" / "000002"
     checkpoint.write(folder, preset("qwen3_tiny"), {"params": param_table.init(preset("qwen3_tiny"), mesh, 0)})
     with pytest.raises(UserError, match="^model.tokenizer="):  # none is known
-        setup.open_tokenizer(group)
+        models.open_tokenizer(group)
     (tmp_path / "run" / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"^model.weights: .*/run/config.json is damaged \(KeyError\): expected that"):
-        setup.open_tokenizer(group)
+        models.open_tokenizer(group)
     (tmp_path / "run" / "config.json").write_text(json.dumps(config().to_dict()))
-    assert setup.open_tokenizer(group).stop_ids == setup.open_tokenizer(ModelGroup(weights=str(folder))).stop_ids
+    assert models.open_tokenizer(group).stop_ids == models.open_tokenizer(ModelGroup(weights=str(folder))).stop_ids

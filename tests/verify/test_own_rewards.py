@@ -16,7 +16,7 @@ from dasd_jax.batch import RolloutBatch
 from dasd_jax.data import verifiers
 from dasd_jax.data.sources import Problem, load_source, own_files
 from dasd_jax.errors import UserError
-from dasd_jax.run import collect, records, setup, user_files
+from dasd_jax.run import collect, models, records, user_files
 from dasd_jax.run.evaluation import Answers, summary
 from dasd_jax.verify import own
 from dasd_jax.verify.journal import Journal
@@ -364,7 +364,7 @@ def test_train_refuses_a_broken_function_before_it_writes_anything(content, why,
     path, workdir = tmp_path / "f.py", tmp_path / "run"
     if content:
         path.write_text(content)
-    monkeypatch.setattr(setup, "open_model", lambda *_: pytest.fail("weights are loaded"))
+    monkeypatch.setattr(models, "open_model", lambda *_: pytest.fail("weights are loaded"))
     words = f"--config.data.verifier={path}:f", "--config.rollout.verifier_workers=1"
     assert tiny.command(monkeypatch)(tiny.TINY, f"--workdir={workdir}", *words) == 2
     error = capfd.readouterr().err
