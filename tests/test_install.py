@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -60,6 +61,14 @@ def test_only_the_chosen_command_is_imported():
 
 
 # ------------------------------------------------------------------------------------------------ the package
+
+
+def test_the_metadata_has_every_room_and_the_packages_that_the_tests_need():
+    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    rooms = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "dasd_jax").rglob("__init__.py")}
+    assert set(metadata["tool"]["setuptools"]["packages"]) == rooms | {"dasd_jax.configs"}
+    needed = (ROOT / "tests" / "requirements.txt").read_text().split()
+    assert metadata["project"]["optional-dependencies"]["test"] == needed
 
 
 @pytest.fixture(scope="module")
