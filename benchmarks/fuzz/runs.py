@@ -122,8 +122,9 @@ def _end_of_a_run(workdir: Path) -> None:
     """What is left of a run that was killed between its last checkpoint and done.json."""
     config = _tiny("--config.run.steps=4")
     lines = [{"step": step, "reward/mean": 0.5} for step in range(5)]
-    log = SimpleNamespace(lines=lines)
-    train.finish(SimpleNamespace(config=config, workdir=workdir, log=log, started=0.0, evaluated_since=0))
+    log, display = SimpleNamespace(lines=lines), SimpleNamespace(say=lambda text: text.encode())
+    run = {"config": config, "workdir": workdir, "log": log, "display": display}
+    train.finish(SimpleNamespace(**run, started=0.0, evaluated_since=0))
 
 
 def _finished(workdir: Path) -> None:
