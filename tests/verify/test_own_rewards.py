@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import signal
+import threading
 import types
 from pathlib import Path
 
@@ -173,6 +175,23 @@ def test_every_failure_of_a_function_is_one_verdict_and_the_next_is_judged(pool,
         assert (failed.reward, failed.error, failed.parts) == (0.0, error, {}), end
         assert failed.detail.startswith(detail) and bool(failed.detail) == bool(detail), end
         assert after.error == "" and after.reward == (len(end) + 6) / 1_000_000
+
+
+def test_a_worker_that_reads_no_more_is_replaced_and_holds_up_nobody(pool, folder):
+    asked, stopped, waited_for = problem(f"{folder}/mine.py:obey"), pool._workers[0].process, []
+    pool.verify([asked], ["x"])  # it has started
+
+    def rescue():
+        if stopped.poll() is None:
+            waited_for.append(stopped.pid)
+            stopped.kill()
+
+    timer = threading.Timer(20, rescue)
+    os.kill(stopped.pid, signal.SIGSTOP)
+    timer.start()
+    [verdict] = pool.verify([asked], ["x" * 1_000_000])
+    timer.cancel()
+    assert verdict.reward == 1.0 and waited_for == []
 
 
 def test_functions_run_in_an_empty_folder_that_is_removed(folder):
