@@ -14,6 +14,7 @@ from dasd_jax import cli, convert
 from dasd_jax.learner import checkpoint
 from dasd_jax.model import hf, param_table
 from dasd_jax.model.presets import preset
+from dasd_jax.run.models import load_weights
 from dasd_jax.text.tokenizer_files import load_tokenizer
 
 TINY = preset("qwen3_tiny")
@@ -111,10 +112,10 @@ def test_a_converted_checkpoint_and_a_run_are_weights(folder, mesh, tmp_path):
     (tmp_path / "run" / "config.json").write_text(json.dumps({"model": {"tokenizer": "", "weights": str(folder)}}))
     out = tmp_path / "out"
     convert.main([f"--source={tmp_path / 'run'}", f"--output={out}", "--format=hf", "--dtype=float32"])
-    loaded_config, loaded = models.load_weights(str(out), mesh)
+    loaded_config, loaded = load_weights(str(out), mesh)
     assert loaded_config == config and (out / "tokenizer.json").exists()
     jax.tree.map(np.testing.assert_array_equal, loaded, state)
-    of_checkpoint = models.load_weights(str(tmp_path / "run" / "checkpoints" / "000007"), mesh)[1]
+    of_checkpoint = load_weights(str(tmp_path / "run" / "checkpoints" / "000007"), mesh)[1]
     jax.tree.map(np.testing.assert_array_equal, of_checkpoint, state)
 
 

@@ -64,11 +64,11 @@ def test_a_command_on_a_page_is_understood(words, elsewhere, monkeypatch, capsys
         assert capsys.readouterr().out
         return
     # A run that the page has trained before.
-    for folder in (word.removeprefix("--workdir=") for word in argv if word.startswith("--workdir=runs/")):
+    for folder in (folder for word in argv if (folder := word.removeprefix("--workdir=")).startswith("runs/")):
         left = cli.parse(cli.parser(""), ["--config=smollm2_math"]).config
         (elsewhere / folder).mkdir(parents=True)
         (elsewhere / folder / "config.json").write_text(json.dumps(left.to_dict()))
-    read, parse = argparse.ArgumentParser.parse_args, cli.parse
+    parse = cli.parse
 
     def stop(reader):
         def reading(*args, **kwargs):
@@ -77,7 +77,8 @@ def test_a_command_on_a_page_is_understood(words, elsewhere, monkeypatch, capsys
 
         return reading
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop(read))
+    for name in ("parse_args", "parse_intermixed_args"):
+        monkeypatch.setattr(argparse.ArgumentParser, name, stop(getattr(argparse.ArgumentParser, name)))
     monkeypatch.setattr(cli, "parse", stop(parse))
     with pytest.raises(Understood):
         command.main(argv)

@@ -13,6 +13,8 @@ from dasd_jax.learner import checkpoint
 
 FIELDS = (*SMALL, "run.checkpoint_every=1")
 
+pytestmark = pytest.mark.slow  # each trains
+
 
 def call(patch, workdir, *words):
     """The exit code of a training of FIELDS with other fields or flags."""
@@ -112,7 +114,6 @@ def test_a_run_that_was_killed_before_it_went_on_is_no_finished_one(copied, run,
     assert json.loads((copied / "config.json").read_text())["guards"]["on_collapse"] == "anneal"
 
 
-@pytest.mark.slow
 def test_another_rate_and_another_weight_count_from_the_next_step_on(copied, run):
     code, out, err = run("run.steps=3", "objective.beta=0.2", "optim.learning_rate=1e-3")
     assert (code, err) == (0, "")
@@ -153,7 +154,6 @@ def test_what_a_finished_run_cannot_become_is_one_line_and_changes_nothing(chang
     assert sorted((path, path.stat().st_mtime_ns) for path in copied.rglob("*")) == before
 
 
-@pytest.mark.slow
 def test_a_run_without_its_last_checkpoint_cannot_end_before_what_it_has_done(copied, run):
     (copied / "done.json").unlink()
     code, _, err = run("run.steps=1")
@@ -165,7 +165,6 @@ def test_a_run_without_its_last_checkpoint_cannot_end_before_what_it_has_done(co
     assert (code, err) == (0, "") and (copied / "done.json").exists()
 
 
-@pytest.mark.slow
 def test_evaluations_of_other_settings_are_made_again_and_compared_among_themselves(copied, run):
     old = heldout(copied, 2)
     code, out, err = run("run.steps=3", "run.eval_samples=4", "run.eval_every=1")
@@ -195,7 +194,6 @@ def test_a_new_run_has_the_weights_and_the_next_batch_and_knows_where_from(first
     assert code == 2 and err.startswith(f"error: --from: {first}:1: the run in {workdir} started from {first}:2: ")
 
 
-@pytest.mark.slow
 def test_a_run_with_all_of_another_one_goes_the_same_way(run, mesh, tmp_path):
     """Weights, moments and data: where the schedule is at one rate, its first step is the other's third."""
     once = ("optim.warmup_steps=0", "run.keep_checkpoints=3")
@@ -208,7 +206,6 @@ def test_a_run_with_all_of_another_one_goes_the_same_way(run, mesh, tmp_path):
         assert_equal(params(tmp_path / "v", mesh, 1), params(tmp_path / "whole", mesh, 3))
 
 
-@pytest.mark.slow
 def test_where_other_batches_are_drawn_the_data_begin_anew(first, run, tmp_path):
     code, out, err = run(f"--from={first}", "run.steps=1", "data.heldout=9")
     assert (code, err) == (0, "")
@@ -216,7 +213,6 @@ def test_where_other_batches_are_drawn_the_data_begin_anew(first, run, tmp_path)
     assert [line["batch"] for line in lines_of(tmp_path / "w" / "verdicts.jsonl")] == [0]
 
 
-@pytest.mark.slow
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_from_there_again(first, run, monkeypatch, tmp_path):
     whole = train.learn
 
@@ -252,7 +248,6 @@ def test_what_no_run_can_start_from_is_one_line_and_leaves_nothing(words, said, 
 # ------------------------------------------------------------------------------------------------ what is kept
 
 
-@pytest.mark.slow
 def test_without_its_optimiser_a_run_is_smaller_and_ends_there(first, run, mesh, tmp_path):
     workdir = tmp_path / "w"
     code, _, err = run("run.steps=2", "run.keep_optimizer=False")
@@ -273,7 +268,6 @@ def test_without_its_optimiser_a_run_is_smaller_and_ends_there(first, run, mesh,
     assert (code, err) == (0, "") and ": weights; the data go on after 2 batches\n" in out
 
 
-@pytest.mark.slow
 def test_a_run_is_weights_with_their_tokenizer(first, run, tmp_path):
     code, _, err = run(f"model.weights={first}", "model.tokenizer=", "model.preset=", "run.steps=1")
     assert (code, err) == (0, "") and heldout(tmp_path / "w", 0) == heldout(first, 2)

@@ -363,7 +363,8 @@ def test_rollouts_left_out_of_the_loss_still_count_in_their_group(mesh):
     np.testing.assert_array_equal(rest, np.asarray(merge_rows(whole.signal.advantage))[1:])
 
 
-@pytest.mark.parametrize("form", [pytest.param("sampled", marks=pytest.mark.slow), "full"])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["sampled", "full"])
 def test_half_of_the_teachers_weight_is_half_of_beta(form, mesh):
     """At weight 0 DASD is GRPO."""
     params = wide_params(mesh)
@@ -411,7 +412,8 @@ def test_a_minibatch_not_finite_or_with_nothing_in_the_loss_changes_nothing(bad,
     assert_trees_close(state.opt_state, expected.opt_state, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", [pytest.param("sampled", marks=pytest.mark.slow), "full"])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["sampled", "full"])
 def test_eight_devices_equal_one(form, mesh, mesh8):
     """Statistics within 1e-4, and the parameters after an update with clipping."""
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
