@@ -209,12 +209,6 @@ def pinned(field: str, value: str) -> str:
     return f"@{path}#sha256={hashlib.sha256(content).hexdigest()}"
 
 
-def files_of(data: object) -> list[Path]:
-    """The files that the wordings of a group `data` stand in."""
-    values = [getattr(data, field) for field in FIELDS]
-    return [Path(_FILE.fullmatch(value)["path"]).expanduser() for value in values if value.startswith("@")]
-
-
 def _text(field: str, value: str) -> str:
     """The text of a field's value that is no name: itself, or that of its file without white space at the ends."""
     text = value
