@@ -66,14 +66,7 @@ def main(argv: list[str]) -> None:
         tokenizer = models.open_tokenizer(config.model)
         prompts, counts = setup.open_evaluation(config, tokenizer)
         verifier.probe(prompts.problems)
-        if which == "start":
-            name, manifest, (model, params) = "start", "", models.open_model(config, mesh)
-        else:
-            folder = Path(hosts.from_main(lambda: str(checkpoint.find(workdir, which))))
-            name = str(int(folder.name)) if folder.name.isdigit() else folder.name
-            manifest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
-            model, params = checkpoint.restore_params(folder, mesh)
-            model = models.configured(config, model)
+        name, manifest, model, params = models.open_checkpoint(config, mesh, workdir, which)
         models.check_vocabulary(tokenizer, model)
         hosts.check_same(lambda: {"data": prompts.digest()})
         example_ids = setup.evaluated(config, prompts)

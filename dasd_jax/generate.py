@@ -18,7 +18,6 @@ from dasd_jax import cli, recorded
 from dasd_jax.batch import Params, PromptBatch
 from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
-from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import MeshConfig, make_mesh, per_shard, replicate
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout import sampler
@@ -46,11 +45,7 @@ def main(argv: list[str]) -> None:
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
         tokenizer = models.open_tokenizer(config.model)
-        if command.flags.checkpoint == "start":
-            model, params = models.open_model(config, mesh)
-        else:
-            model, params = checkpoint.restore_params(checkpoint.find(command.workdir, command.flags.checkpoint), mesh)
-            model = models.configured(config, model)
+        _, _, model, params = models.open_checkpoint(config, mesh, command.workdir, command.flags.checkpoint)
         models.check_vocabulary(tokenizer, model)
         text = setup.prompt_text(config, setup.open_problems(config)[0] if config.data.shots else [])
         ids = text.student(tokenizer, Problem(question=question, answer="", source="", index=0, scorer="math"))

@@ -30,7 +30,6 @@ from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.errors import UserError
 from dasd_jax.evaluate import check_replaceable
 from dasd_jax.health import figures
-from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import make_mesh
 from dasd_jax.run import interventions, models, setup
 from dasd_jax.run.pairs import Outcome, Result, summary
@@ -64,16 +63,10 @@ def main(argv: list[str]) -> None:
         ) as verifier,
     ):
         tokenizer = models.open_tokenizer(config.model)
-        if which == "start":
-            name, manifest, (model, params) = "start", "", models.open_model(config, mesh)
-        else:
-            folder = Path(hosts.from_main(lambda: str(checkpoint.find(workdir, which))))
-            name = str(int(folder.name)) if folder.name.isdigit() else folder.name
-            manifest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
-            model, params = checkpoint.restore_params(folder, mesh)
-            model = models.configured(config, model)
-        models.check_vocabulary(tokenizer, model)
         prompts, counts = interventions.open_prompts(config, tokenizer, context)
+        verifier.probe(prompts.problems)
+        name, manifest, model, params = models.open_checkpoint(config, mesh, workdir, which)
+        models.check_vocabulary(tokenizer, model)
         hosts.check_same(lambda: {"data": prompts.digest()})
         example_ids = setup.evaluated(config, prompts)
         path, settings = workdir / "intervene" / f"{name}{context and '-' + context}.json", {}

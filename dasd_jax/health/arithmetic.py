@@ -104,7 +104,7 @@ def _signed(tokens: list[str], at: int, depth: int) -> tuple[int | Fraction, int
 
 
 def _operand(tokens: list[str], at: int, depth: int) -> tuple[int | Fraction, int]:
-    """A number or an expression in parentheses, and a percent sign behind it."""
+    """A number or an expression in parentheses, and a percent sign after it."""
     if at == len(tokens):
         raise _NotCheckable
     token, at = tokens[at], at + 1

@@ -125,9 +125,9 @@ def _sides(text: str) -> Iterator[tuple[Side | None, Side | None]]:
     """The sides of every equals sign; None for one that cannot be evaluated."""
     for line in _plain(text).split("\n"):
         parts = line.split("=")
-        for before, behind in zip(parts, parts[1:], strict=False):
+        for before, after in zip(parts, parts[1:], strict=False):
             left = _left(before)
-            yield (left, _right(behind)) if left else (None, None)
+            yield (left, _right(after)) if left else (None, None)
 
 
 def _left(part: str) -> Side | None:
@@ -157,7 +157,7 @@ def _left(part: str) -> Side | None:
 
 
 def _right(part: str) -> Side | None:
-    """The expression at the beginning of the text behind an equals sign."""
+    """The expression at the beginning of the text after an equals sign."""
     rest = part.lstrip(_CHARS)
     side = part[: len(part) - len(rest)]
     if len(side) > _MOST_CHARS:

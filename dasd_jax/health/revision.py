@@ -51,8 +51,8 @@ def revision(text: str) -> Revision:
     for start, end in cues:
         last_word = bisect_left(words, end) + _WINDOW
         limit = words[last_word] if last_word < len(words) else len(text)
-        before, first, behind = bisect_left(places, start), bisect_left(places, end), bisect_left(places, limit)
-        if before > 0 and behind > first and values[before - 1] != values[behind - 1]:
+        before, first, after = bisect_left(places, start), bisect_left(places, end), bisect_left(places, limit)
+        if before > 0 and after > first and values[before - 1] != values[after - 1]:
             return Revision(True, True)
     return Revision(True, False)
 

@@ -1,6 +1,7 @@
 """The tokenizer and the model that a config names."""
 
 import dataclasses
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -106,6 +107,29 @@ def open_model(config: Config, mesh: Mesh) -> tuple[ModelConfig, Params]:
             check_architecture(model, group.preset, group.weights)
     model = configured(config, model)
     return model, param_table.init(model, mesh, config.run.seed) if params is None else params
+
+
+def open_checkpoint(config: Config, mesh: Mesh, workdir: Path, which: str) -> tuple[str, str, ModelConfig, Params]:
+    """The checkpoint that --checkpoint names, or the untrained model.
+
+    Args:
+        workdir: of the run.
+        which: as for `checkpoint.find`, or start.
+
+    Returns:
+        (its step, folder or "start", as files of results are called; the sha256 of its manifest, "" of the start;
+        architecture; float32 parameters).
+
+    Raises:
+        UserError: as `open_model` and `checkpoint.find`.
+    """
+    if which == "start":
+        return "start", "", *open_model(config, mesh)
+    folder = Path(hosts.from_main(lambda: str(checkpoint.find(workdir, which))))
+    name = str(int(folder.name)) if folder.name.isdigit() else folder.name
+    manifest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    model, params = checkpoint.restore_params(folder, mesh)
+    return name, manifest, configured(config, model), params
 
 
 def load_weights(path: str, mesh: Mesh) -> tuple[ModelConfig, Params]:

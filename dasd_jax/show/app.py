@@ -143,7 +143,7 @@ class Viewer(App[UserError | None]):
         return self._selection.by_gap([place async for place in self._walk(self._selection.all())])
 
     def _later(self) -> Iterable[Place | None]:
-        """The places behind this one in the order of now."""
+        """The places after this one in the order of now."""
         if self._ranked:
             return self._ranked[self._ranked.index(self.place) + 1 :]
         return self._selection.after(self.place)
@@ -245,7 +245,7 @@ class Viewer(App[UserError | None]):
         if later:
             self._move(later[0])
         else:
-            self._say(f"no {what} behind this token")
+            self._say(f"no {what} after this token")
 
     def _move(self, token: int) -> None:
         self._body.move(token)

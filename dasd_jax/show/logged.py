@@ -151,7 +151,7 @@ class Selection:
         return [(line, number) for number, brief in enumerate(briefs) if self.only in (None, brief.verdict)]
 
     def after(self, place: Place) -> Iterator[Place | None]:
-        """The selected rollouts behind a place in order; None for each line without one, as a moment to breathe."""
+        """The selected rollouts after a place in order; None for each line without one, so that a caller can stop."""
         for line in self.lines:
             if line >= place[0]:
                 yield from [found for found in self.of(line) if found > place] or [None]
