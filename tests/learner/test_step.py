@@ -272,7 +272,8 @@ def test_splitting_the_score_pass_changes_nothing(mesh):
     assert_trees_close(parted, whole, atol=5e-5)
 
 
-@pytest.mark.parametrize("form", [pytest.param("sampled", marks=pytest.mark.slow), "full"])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["sampled", "full"])
 def test_any_number_of_microbatches_gives_the_same_update_for_every_divisor(form, mesh):
     """1, 2, 4 and 8 parts of different lengths: loss, and gradient relative to its largest entry, within 1e-6."""
     params = param_table.init(MODEL, mesh, 0)

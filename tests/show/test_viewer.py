@@ -75,7 +75,10 @@ def places(run, only=None):
     return found
 
 
-@pytest.mark.parametrize(("key", "only"), [("a", None), ("r", "right"), ("w", "wrong"), ("t", "truncated")])
+@pytest.mark.parametrize(
+    ("key", "only"),
+    [pytest.param("a", None, marks=pytest.mark.slow), ("r", "right"), ("w", "wrong"), ("t", "truncated")],
+)
 def test_n_and_p_go_through_exactly_the_rollouts_of_the_filter(run, key, only):
     seen, note = collect(lambda app: app.place)
     expected = places(run, only)
@@ -128,6 +131,7 @@ def test_arrows_home_and_end_move_token_by_token_and_stop_at_the_ends(run):
     assert seen == [0, 2, 1, 79, 79, 0]
 
 
+@pytest.mark.slow
 def test_up_and_down_move_by_rows_and_keep_their_column(run):
     seen, note = collect(cursor)
     rows = []
