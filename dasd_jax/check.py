@@ -2,7 +2,8 @@
 
 Loads the problems, the tokenizer and the headers of the weights, and prints what the model and its teachers will read,
 which problems are left out and why, the memory that can be counted without compiling, and how much the run samples,
-scores and trains at most. Exit code 2 with one line for the first thing that has to be mended. Nothing is written.
+scores and trains at most. Reward functions of your own are called once. Exit code 2 with one line for the first thing
+that has to be mended. Nothing is written.
 
 With --topology the run is meant for that slice of TPU chips: weights and problems that are not on this machine are
 named and not checked.
@@ -21,9 +22,9 @@ from jax.sharding import AbstractMesh, Mesh
 from dasd_jax import cli
 from dasd_jax.config import Config
 from dasd_jax.cost.chips import slice_of
-from dasd_jax.data import contexts
+from dasd_jax.data import contexts, verifiers
 from dasd_jax.data.pipeline import PromptSet
-from dasd_jax.data.sources import absent
+from dasd_jax.data.sources import Problem, absent
 from dasd_jax.errors import UserError
 from dasd_jax.mesh import abstract_mesh, make_mesh
 from dasd_jax.model.config import ModelConfig
@@ -34,6 +35,7 @@ from dasd_jax.run.estimate import estimate
 from dasd_jax.run.programs import programs
 from dasd_jax.text.shown import shown
 from dasd_jax.text.tokenizer import Tokenizer
+from dasd_jax.verify.verifier import Verifier
 
 _FIRST, _LAST = 200, 100  # tokens of a long prompt that are printed
 
@@ -166,10 +168,12 @@ def show_problems(config: Config, machine: Machine, model: ModelConfig | None, t
         print(f"not checked: problems and prompts: not on this machine: {', '.join(elsewhere)}")
         return asked
     if tokenizer is None:
-        _, heldout, counts = setup.open_problems(config)
+        problems, heldout, counts = setup.open_problems(config)
+        try_rewards(config, [*problems, *heldout])
         print(f"problems: {_listed(counts)}; not checked: their prompts, without a tokenizer")
         return min(asked or len(heldout), len(heldout))
     train, heldout, counts = setup.open_prompts(config, tokenizer)
+    try_rewards(config, [*train.problems, *heldout.problems])
     print(f"problems: {_listed(counts)}")
     limits = {
         "student prompt": ("rollout.prompt_length", config.rollout.prompt_length),
@@ -185,6 +189,18 @@ def show_problems(config: Config, machine: Machine, model: ModelConfig | None, t
         print(f"prompt and response: at most {longest:,} of the model's {model.context:,} tokens")
     show_prompts(config, train, tokenizer)
     return len(setup.evaluated(config, heldout))
+
+
+def try_rewards(config: Config, problems: Sequence[Problem]) -> None:
+    """Calls reward functions of the user's own, as a run does when it starts.
+
+    Raises:
+        UserError: one is missing, cannot be called or returns no reward.
+    """
+    if any(verifiers.is_own(problem.scorer) for problem in problems):
+        group = config.rollout
+        with Verifier(1, group.verifier_deadline_s, group.verifier_memory_mb) as verifier:
+            verifier.probe(problems)
 
 
 def show_prompts(config: Config, train: PromptSet, tokenizer: Tokenizer) -> None:

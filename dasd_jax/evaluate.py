@@ -135,7 +135,12 @@ def read_again(workdir: Path, which: str) -> None:
     folder = workdir / "eval"
     if which in ("", "best"):
         found = [int(path.stem) for path in folder.glob("*.jsonl") if path.stem.isdecimal()]
-        which = checkpoint.find(workdir, which).name if which else str(max(found, default="none"))
+        if not which and not found:
+            raise UserError(
+                f"--health: {folder} holds no evaluation of a step with its answers: expected one, which the command "
+                "makes without --health, or --checkpoint"
+            )
+        which = checkpoint.find(workdir, which).name if which else str(max(found))
         which = str(int(which)) if which.isdecimal() else which
     path = folder / f"{Path(which).name}.json"
     kept = path.with_suffix(".jsonl")

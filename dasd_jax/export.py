@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
         for run, lines in logs.items():
             table.writerows([run, line["step"], *(line.get(name, "") for name in names)] for line in lines)
     rows = sum(map(len, logs.values()))
-    print(f"{output}: {rows} steps of {len(logs)} run(s), {len(names)} names")
+    print(f"{output}: {rows} steps of {len(logs)} {'run' if len(logs) == 1 else 'runs'}, {len(names)} names")
 
 
 def _lines(run: Path) -> list[dict]:

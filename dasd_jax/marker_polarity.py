@@ -1,4 +1,4 @@
-"""Shows which words the teacher of a run suppresses and which it favours: python -m dasd_jax.marker_polarity RUN
+"""Shows the words that a teacher suppresses and favours: python -m dasd_jax.marker_polarity RUN
 
 RUN is the --workdir of a run whose method has a teacher. Its samples.jsonl says by how much the teacher finds each
 sampled token likelier than the student does; docs/health.md says how z is computed from that.
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     words = polarity.polarity(rollouts)
     tokens = sum(len(rollout["gap"]) for rollout in rollouts)
     console = rich.console.Console(width=_WIDTH)
-    console.print(_table(words, int(asked.top)))
+    console.print(_table(words, int(asked.top)) if words else "No word has enough tokens to be compared.")
     console.print(
         f"{len(rollouts)} rollouts, {tokens} tokens. Counts are suppressed / favoured: tokens with a gap below "
         f"-{polarity.THRESHOLD} / above {polarity.THRESHOLD} nats, of words with at least {polarity.MINIMUM}.",

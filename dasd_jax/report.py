@@ -27,6 +27,8 @@ def main(argv: list[str]) -> None:
     output, max_mb = Path(given.output).expanduser(), _megabytes(given.max_mb)
     if output.is_dir():
         raise UserError(f"--output: {output} is a folder: expected the name of a file")
+    if output.suffix != ".html":  # a slip must not replace the files of a run
+        raise UserError(f"--output: {output}: expected a file that ends in .html")
     if not output.parent.is_dir():
         raise UserError(f"--output: {output}: there is no folder {output.parent}: expected a file in one that exists")
     made = build.report([Path(run).expanduser() for run in given.runs], max_mb, warnings)

@@ -210,3 +210,13 @@ def test_a_model_that_the_memory_cannot_hold_is_refused(look, monkeypatch):
     assert code == 2 and error.startswith("error: mesh: re-layout needs 1.82 MiB of each of 1 device(s) at least")
     code, _, error = look("--config=qwen_math:8b", "--topology=v5e:2x2", "--config.optim.microbatches=1")
     assert code == 2 and error.startswith("error: mesh: re-layout needs 38.14 GiB of each of 4 device(s)")
+
+
+def test_a_reward_function_is_called(look, tmp_path):
+    path = tmp_path / "rewards.py"
+    path.write_text("def half(problem, response):\n    return 0.5\n")
+    tiny = ["--config=qwen_math:tiny", f"--config.data.verifier={path}:half"]
+    assert look(*tiny)[0] == 0
+    path.write_text("def half(problem, response):\n    return 50\n")
+    code, _, error = look(*tiny)
+    assert code == 2 and "returned 50: expected a number from 0 to 1" in error and error.count("\n") == 1

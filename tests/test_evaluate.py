@@ -118,3 +118,8 @@ def test_the_figures_of_a_past_evaluation_are_made_again_from_its_answers(tmp_pa
     with pytest.raises(UserError, match="is damaged"):
         read_again(tmp_path, "4")
     assert path.read_bytes() == before
+
+
+def test_health_of_a_run_without_evaluations_says_how_to_make_one(tmp_path):
+    with pytest.raises(UserError, match=r"--health: .*eval holds no evaluation of a step with its answers: "):
+        read_again(tmp_path, "")

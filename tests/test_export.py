@@ -39,7 +39,7 @@ def test_every_number_of_every_step_stands_in_its_row_and_column(tmp_path, capsy
     for row, (run, line) in zip(rows, written, strict=True):
         found = {name: float(value) for name, value in row.items() if name != "run" and value}
         assert row["run"] == run and found == line
-    assert "10 steps of 2 run(s)" in capsys.readouterr().out
+    assert "10 steps of 2 runs" in capsys.readouterr().out
 
 
 def test_what_a_run_lacks_is_empty_and_no_digit_is_lost(tmp_path):

@@ -248,7 +248,7 @@ def test_a_signal_before_the_first_step_ends_the_run_that_has_nothing_to_lose(nu
     name, expected = SIGNALS[number]
     code, said, seconds = in_the_middle("start-up", tmp_path / "w", "run.grace_s=600", number=number)
     assert code == expected and seconds < 10
-    assert said == f"stopped by {name} before the run has begun; the same command begins it"
+    assert said == f"stopped by {name} in start-up; the same command starts again"
     assert not (tmp_path / "w").exists()
 
 

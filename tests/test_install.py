@@ -30,6 +30,7 @@ def test_help_lists_every_command_with_what_it_does():
     assert (code, error) == (0, "")
     listed = {line.split()[0]: line.split(maxsplit=1)[1] for line in out.splitlines() if line.startswith("  ")}
     assert listed == dasd.commands()
+    assert max(map(len, out.splitlines())) <= 80
     assert {"train", "check", "evaluate", "generate", "convert", "fetch", "prepare", "compile", "view"} <= set(listed)
     assert listed["train"] == "Post-trains a model" and all("python -m" not in does for does in listed.values())
     assert "field_help" not in listed

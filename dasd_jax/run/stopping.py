@@ -19,7 +19,7 @@ _METADATA = "metadata.google.internal"  # where GCE_METADATA_HOST, which Google'
 _NOTICE_EVERY_S = 5
 _SIGNALS = {signal.SIGTERM: "a signal", signal.SIGINT: "Ctrl-C"}
 _BY_HAND = f"by {_SIGNALS[signal.SIGINT]}"
-_NOT_BEGUN = "before the run has begun; the same command begins it"
+_NOT_BEGUN = "in start-up; the same command starts again"
 
 
 class StopRequest:

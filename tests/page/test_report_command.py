@@ -48,6 +48,7 @@ def test_the_command_says_what_it_has_left_out(run, capsys):
     ("flags", "line"),
     [
         (["--output={0}"], "--output: {0} is a folder: expected the name of a file"),
+        (["--output={0}/run/samples.jsonl"], "--output: {0}/run/samples.jsonl: expected a file that ends in .html"),
         (["--output={0}/none/report.html"], "--output: {0}/none/report.html: there is no folder {0}/none: expected"),
         (["--output={0}/r.html", "--max_mb=-1"], "--max_mb: -1: expected a number above 0"),
         (["--output={0}/r.html", "--max_mb=nan"], "--max_mb: nan: expected a number above 0"),
