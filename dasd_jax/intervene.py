@@ -47,7 +47,11 @@ def main(argv: list[str]) -> None:
         "--checkpoint", default="", metavar="STEP", help="step, best, path, or start for untrained (default: newest)"
     )
     flags.add_argument(
-        "--context", default="", choices=CONTEXTS, help="what the teacher is shown (default: data.privileged)"
+        "--context",
+        default="",
+        choices=CONTEXTS,
+        metavar="NAME",
+        help=f"what the teacher is shown: {', '.join(CONTEXTS)} (default: data.privileged)",
     )
     hosts.add_flags(flags)
     command = cli.parse(flags, argv)

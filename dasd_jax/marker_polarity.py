@@ -4,7 +4,6 @@ RUN is the --workdir of a run whose method has a teacher. Its samples.jsonl says
 sampled token likelier than the student does; docs/health.md says how z is computed from that.
 """
 
-import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import rich.console
 import rich.table
 import rich.text
 
-from dasd_jax import cli
+from dasd_jax import cli, terminal
 from dasd_jax.errors import UserError
 from dasd_jax.health import polarity
 from dasd_jax.run import records
@@ -24,7 +23,7 @@ _WIDTH = 80  # columns
 
 def main(argv: list[str]) -> None:
     """The command."""
-    flags = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    flags = cli.Parser(description=__doc__, formatter_class=terminal.HelpFormatter, allow_abbrev=False)
     flags.add_argument("run", metavar="RUN", help="folder of the run")
     flags.add_argument("--steps", default="", metavar="A-B", help="its rollouts of these steps alone (default: all)")
     flags.add_argument("--top", default="20", metavar="N", help="words of each side (default: 20)")

@@ -5,7 +5,6 @@ format, without TensorFlow: features question, answer, solution and hint, one sp
 counts. A config reads it as tfds:DIR. FILE and DIR may be in a bucket (gs://…).
 """
 
-import argparse
 import contextlib
 import dataclasses
 import hashlib
@@ -21,7 +20,7 @@ from typing import Any
 
 from etils import epath
 
-from dasd_jax import cli, files
+from dasd_jax import cli, files, terminal
 from dasd_jax.data import buckets, layouts, tables
 from dasd_jax.data.duplicates import normalise
 from dasd_jax.data.layouts import Layout
@@ -37,7 +36,7 @@ def main(argv: list[str]) -> None:
     """The command."""
     flags = cli.Parser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=terminal.HelpFormatter,
         allow_abbrev=False,
         epilog=_epilog(),
     )

@@ -5,11 +5,10 @@ and after, and the warnings of the guards. Runs whose settings differ in run.see
 page opens from a file or a mail in a current Chromium or Firefox (docs/report.md).
 """
 
-import argparse
 import re
 from pathlib import Path
 
-from dasd_jax import cli, config
+from dasd_jax import cli, config, terminal
 from dasd_jax.errors import UserError
 from dasd_jax.page import build
 from dasd_jax.run import guards, records
@@ -17,7 +16,7 @@ from dasd_jax.run import guards, records
 
 def main(argv: list[str]) -> None:
     """The command."""
-    flags = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    flags = cli.Parser(description=__doc__, formatter_class=terminal.HelpFormatter, allow_abbrev=False)
     flags.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, finished or not")
     flags.add_argument("--output", required=True, metavar="FILE.html", help="the page; a file of that name is replaced")
     flags.add_argument(

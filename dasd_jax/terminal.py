@@ -4,8 +4,10 @@ A width counts cells, of which a Chinese character takes two. A width of None is
 left out or folded there. Words are never cut: one that is longer than the width stands on a line of its own.
 """
 
+import argparse
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 
 import rich.console
@@ -124,3 +126,20 @@ def _listed(head: Sequence[str], row: Sequence[str], width: int) -> str:
 
 def _padded(text: str, size: int) -> str:
     return text + " " * (size - cell_len(text))
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help whose paragraphs are filled to the terminal's width; lines that begin with a blank stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        def filled(paragraph: str) -> str:
+            lines = paragraph.split("\n")
+            if len(paragraph) <= width or any(line.startswith(" ") for line in lines):
+                return paragraph
+            said, _, command = paragraph.partition(": python -m ")  # as the first line of a docstring has it
+            if len(lines) > 1 or not command:
+                return textwrap.fill(paragraph, width)
+            command = textwrap.fill(f"python -m {command}", width - 4, subsequent_indent="    ")
+            return f"{textwrap.fill(said, width)}:\n{textwrap.indent(command, '    ')}"
+
+        return "\n\n".join(filled(paragraph) for paragraph in text.strip().split("\n\n"))

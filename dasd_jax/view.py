@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from dasd_jax import terminal
 from dasd_jax.errors import UserError
 from dasd_jax.show.logged import VERDICTS, Samples, Selection
 from dasd_jax.show.text import LEGEND, Rollout
@@ -25,7 +26,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str]) -> None:
     """The command."""
-    flags = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    flags = _Parser(description=__doc__, formatter_class=terminal.HelpFormatter, allow_abbrev=False)
     flags.add_argument("run", metavar="RUN", help="folder of a run, the --workdir of python -m dasd_jax.train")
     flags.add_argument("--step", type=int, metavar="N", help="rollouts of this step alone")
     flags.add_argument(

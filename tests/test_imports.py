@@ -53,7 +53,7 @@ ARROWS = {
     "__main__": set(),  # starts any command, by its name
     "show": {"files", "run", "text", "show"},  # of run its records alone: it starts without JAX
     "page": {"files", "health", "page", "run", "text"},
-    "cli": {"config", "config_files", "credentials", "field_help", "field_names", "methods", "resolve"},
+    "cli": {"config", "config_files", "credentials", "field_help", "field_names", "methods", "resolve", "terminal"},
 }
 
 

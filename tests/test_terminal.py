@@ -1,5 +1,6 @@
 """Text for a terminal: nothing is wider than it is, no word is cut, and a log file has all of it."""
 
+import argparse
 import sys
 
 import pytest
@@ -121,3 +122,15 @@ def test_on_a_terminal_text_is_neither_markup_nor_coloured(term, monkeypatch, ca
     text = f"[bold] 12 {'x' * 100}"
     terminal.show(console, text)
     assert capsys.readouterr().out == text + "\n"
+
+
+def test_help_is_filled_to_the_terminal_and_keeps_blocks_as_they_are(monkeypatch):
+    """Of a docstring that is wider: every paragraph within the width, no word lost, an indented block untouched."""
+    block = "    --config=FILE.py   a file\n    --workdir=DIR      a folder, " + "and more " * 12
+    prose = "Shows " + "what a run has left " * 12
+    monkeypatch.setenv("COLUMNS", "60")
+    flags = argparse.ArgumentParser(description=f"{prose}\n\n{block}", formatter_class=terminal.HelpFormatter)
+    shown = flags.format_help()
+    assert block.rstrip() in shown
+    assert all(len(line) <= 60 for line in shown.replace(block.rstrip(), "").split("\n"))
+    assert " ".join(prose.split()) in " ".join(shown.split())
