@@ -47,6 +47,10 @@ REMEMBERED = {
 _LOST = {
     "run": "the order of its data and its random draws",
     "model": "what its weights are, and are read and computed with",
+    "data.verifier": "rewards that compare with those before",
+    **dict.fromkeys(
+        ("data.privileged", "data.privileged_wording", "data.transition"), "a teacher that is shown the same"
+    ),
     "data": "its place in the data and the problems held out of it",
     "rollout": "its place in the data, and rewards and lengths that compare with those before",
     "objective": "what its method remembers, and rewards that compare with those before",
@@ -114,8 +118,9 @@ def changes(config: Config, theirs: dict[str, Any], workdir: Path) -> list[Chang
     """
     _check_version(theirs, workdir)
     if found := _difference(config, theirs, workdir, lambda name: not _may_change(name, config)):
+        lost = _LOST.get(found[0]) or _LOST[found[0].partition(".")[0]]
         raise UserError(
-            f"{_belongs(workdir, *found)}, which would lose {_LOST[found[0].partition('.')[0]]}: expected the same "
+            f"{_belongs(workdir, *found)}, which would lose {lost}: expected the same "
             f"config, or a new run from its weights: the same command with --workdir={workdir}-2 --from={workdir}"
         )
     differences = list(_differences(config, theirs, workdir, lambda name: name not in OPERATIONAL))

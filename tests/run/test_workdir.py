@@ -57,6 +57,8 @@ def test_what_each_step_reads_anew_may_change_and_is_told(changed, before, after
         ("run.seed=3", "run.seed = 0, not 3", "the order of its data"),
         ("optim.b1=0.8", "optim.b1 = 0.9, not 0.8", "the optimiser's moments"),
         ("data.heldout=9", "data.heldout = 8, not 9", "its place in the data"),
+        ("data.verifier=math", "data.verifier = '', not 'math'", "rewards that compare"),
+        ("data.transition=none", "data.transition = 'default', not 'none'", "a teacher that is shown the same"),
         ("model.compute_dtype=bfloat16", "model.compute_dtype = 'float32', not 'bfloat16'", "what its weights are"),
     ],
 )
