@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
         asked = [prompts.problems[i] for i in example_ids]
         path, partial, settings = workdir / "eval" / f"{name}.json", None, {}
         if hosts.is_main():
-            settings = _settings(config, mesh, name, manifest, prompts, asked)
+            settings = deciding(config, mesh, name, manifest, prompts, asked)
             check_replaceable(path, settings)
             partial = Partial(path.with_suffix(".partial.jsonl"), settings)
         known = hosts.from_main(lambda: [dataclasses.asdict(answers) for answers in partial.known])
@@ -181,7 +181,7 @@ class Partial:
         """Opens or creates the file.
 
         Args:
-            settings: see `_settings`.
+            settings: see `deciding`.
 
         Raises:
             UserError: it belongs to another evaluation. It may hold hours of sampling, so it is never overwritten
@@ -234,7 +234,7 @@ def _check_same(theirs: dict[str, Any], settings: dict[str, Any], path: Path, ot
             )
 
 
-def _settings(
+def deciding(
     config: Config, mesh: Mesh, name: str, manifest: str, prompts: PromptSet, asked: Sequence[Problem]
 ) -> dict[str, Any]:
     """Everything that determines samples and scores: an evaluation with the same settings can resume the file."""
@@ -244,7 +244,7 @@ def _settings(
     run = {field: groups["run"][field] for field in named}
     # The number of workers is the only field of its group that does not affect the results.
     rollout = {field: value for field, value in groups["rollout"].items() if field != "verifier_workers"}
-    deciding = {"model": groups["model"], "data": groups["data"], "rollout": rollout, "run": run}
+    of_groups = {"model": groups["model"], "data": groups["data"], "rollout": rollout, "run": run}
     scorers = {problem.scorer for problem in asked}
     texts = json.dumps([[problem.source, problem.question, problem.answer] for problem in asked])
     return {
@@ -252,11 +252,12 @@ def _settings(
         "manifest": manifest,
         # Logits differ in their last digits between device kinds and between numbers of rows per device.
         "devices": [jax.devices()[0].device_kind, *mesh.devices.shape],
+        # Before the checksums, since the first setting that differs is the one that a refusal names.
+        **{f"{group}.{field}": value for group, fields in of_groups.items() for field, value in fields.items()},
         "problems": hashlib.sha256(texts.encode()).hexdigest(),
         "prompts": prompts.digest(),
         # The files of reward functions of the user's own.
         **{name: verifiers.located(name)[1] for name in sorted(scorers) if verifiers.is_own(name)},
-        **{f"{group}.{field}": value for group, fields in deciding.items() for field, value in fields.items()},
     }
 
 

@@ -14,21 +14,15 @@ with others. --context=none is the control: the teacher is then shown nothing, a
 
 import argparse
 import dataclasses
-import hashlib
-import json
 import re
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from dasd_jax import cli, files, hosts, recorded, terminal
-from dasd_jax.config import Config
-from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.errors import UserError
-from dasd_jax.evaluate import check_replaceable
+from dasd_jax.evaluate import check_replaceable, deciding
 from dasd_jax.health import figures
 from dasd_jax.mesh import make_mesh
 from dasd_jax.run import interventions, models, setup
@@ -75,7 +69,9 @@ def main(argv: list[str]) -> None:
         example_ids = setup.evaluated(config, prompts)
         path, settings = workdir / "intervene" / f"{name}{context and '-' + context}.json", {}
         if hosts.is_main():
-            settings = _settings(config, mesh, name, manifest, prompts, example_ids, context)
+            asked = [prompts.problems[i] for i in example_ids]
+            settings = deciding(config, mesh, name, manifest, prompts, asked)
+            settings |= {"context": context, "objective.truncated": config.objective.truncated}
             check_replaceable(path, settings)
         console = terminal.console()
         console.quiet = not hosts.is_main()
@@ -91,10 +87,10 @@ def main(argv: list[str]) -> None:
             results = work.outcomes(pairs, _counting(status, "continued", 2 * len(pairs)))
     result = {**summary(results, rewards, figures.of_responses), "settings": settings}
     if hosts.is_main():
-        _write_lines(path.with_suffix(".jsonl"), [settings, *(_line(each, tokenizer) for each in results)])
+        files.write_lines(path.with_suffix(".jsonl"), [settings, *(_line(each, tokenizer) for each in results)])
         files.write_json(path, result)
-    asked = f"{result['responses']} responses to {result['problems']} problem(s)"
-    terminal.say(console, f"{asked}: accuracy {result['accuracy']:.3f} ± {result['standard_error']:.3f}")
+    answered = f"{result['responses']} responses to {result['problems']} problem(s)"
+    terminal.say(console, f"{answered}: accuracy {result['accuracy']:.3f} ± {result['standard_error']:.3f}")
     terminal.show(console, f"\n{table(result, terminal.width_of(console))}\n")
     terminal.say(console, f"written to {path}")
 
@@ -109,45 +105,6 @@ def _counting(status, what: str, total: int):
         status.update(f"{what} {done}/{total}")
 
     return more
-
-
-def _settings(
-    config: Config,
-    mesh: Mesh,
-    name: str,
-    manifest: str,
-    prompts: PromptSet,
-    example_ids: Sequence[int],
-    context: str,
-) -> dict[str, Any]:
-    """Everything that determines pairs and outcomes."""
-    groups = config.to_dict()
-    del groups["data"]["now"]  # decides nothing but the prompts of some templates
-    del groups["rollout"]["verifier_workers"]
-    named = ("seed", "eval_problems", "eval_samples", "eval_temperature", "eval_top_k", "eval_top_p")
-    deciding = {name: groups[name] for name in ("model", "data", "rollout")}
-    deciding |= {"run": {field: groups["run"][field] for field in named}}
-    deciding |= {"objective": {"truncated": config.objective.truncated}}
-    asked = [prompts.problems[i] for i in example_ids]
-    texts = json.dumps([[problem.source, problem.question, problem.answer] for problem in asked])
-    return {
-        "checkpoint": name,
-        "manifest": manifest,
-        "context": context,
-        # Logits differ in their last digits between device kinds and between numbers of rows per device.
-        "devices": [jax.devices()[0].device_kind, *mesh.devices.shape],
-        **{f"{group}.{field}": value for group, fields in deciding.items() for field, value in fields.items()},
-        "problems": hashlib.sha256(texts.encode()).hexdigest(),
-        "prompts": prompts.digest(),
-    }
-
-
-def _write_lines(path: Path, lines: Iterable[dict]) -> None:
-    """Writes the objects to a file, all of them or none; creates its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text("".join(map(files.json_line, lines)), encoding="utf-8")
-    draft.rename(path)
 
 
 def _line(result: Result, tokenizer: Tokenizer) -> dict[str, Any]:
