@@ -33,15 +33,9 @@ from dasd_jax.errors import TrainingError, UserError
 from dasd_jax.field_names import nearest
 from dasd_jax.methods import METHODS
 from dasd_jax.resolve import base_of, resolve
+from dasd_jax.terminal import Parser as Parser
 
 _PREFIX = "--config."
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are UserErrors."""
-
-    def error(self, message: str):
-        raise UserError(f"{message} (--help lists the flags)")
 
 
 class _Show(argparse.Action):

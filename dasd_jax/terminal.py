@@ -14,6 +14,8 @@ import rich.console
 from rich.cells import cell_len
 from rich.text import Text
 
+from dasd_jax.errors import UserError
+
 _GAP = 2  # cells between the columns of a table
 _INDENT = 4  # cells before the second and later lines of a message
 
@@ -143,3 +145,10 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
             return f"{textwrap.fill(said, width)}:\n{textwrap.indent(command, '    ')}"
 
         return "\n\n".join(filled(paragraph) for paragraph in text.strip().split("\n\n"))
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are UserErrors."""
+
+    def error(self, message: str):
+        raise UserError(f"{message} (--help lists the flags)")

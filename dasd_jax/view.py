@@ -4,12 +4,10 @@ In a terminal it is a program with keys (? lists them); anywhere else it prints 
 tokens the method pulls toward the teacher, at tokens on orange it pushes away; forks are underlined.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from dasd_jax import terminal
 from dasd_jax.errors import UserError
@@ -17,16 +15,9 @@ from dasd_jax.show.logged import VERDICTS, Samples, Selection
 from dasd_jax.show.text import LEGEND, Rollout
 
 
-class _Parser(argparse.ArgumentParser):
-    """`cli.Parser`, without the JAX that importing `cli` loads: its errors are UserErrors."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (--help lists the flags)")
-
-
 def main(argv: list[str]) -> None:
     """The command."""
-    flags = _Parser(description=__doc__, formatter_class=terminal.HelpFormatter, allow_abbrev=False)
+    flags = terminal.Parser(description=__doc__, formatter_class=terminal.HelpFormatter, allow_abbrev=False)
     flags.add_argument("run", metavar="RUN", help="folder of a run, the --workdir of python -m dasd_jax.train")
     flags.add_argument("--step", type=int, metavar="N", help="rollouts of this step alone")
     flags.add_argument(
