@@ -15,7 +15,6 @@ from typing import Any
 
 from benchmarks.lab import figures, plan
 from benchmarks.runs import ROOT, read_lines
-from dasd_jax import files
 
 LAB = ROOT / "benchmarks" / "lab"
 WORK = ROOT / "runs" / "lab"  # what can be made again
@@ -48,10 +47,17 @@ class Job:
         """Identifies it within its kind."""
         return json.dumps([self.name, self.seed, sorted(self.fields.items())])
 
+    def __str__(self) -> str:
+        return self.folder.name
+
     @property
     def folder(self) -> Path:
         """Its workdir."""
-        words = [self.name, f"seed{self.seed}", *(f"{field.split('.')[-1]}{value}" for field, value in self.fields.items())]
+        words = [
+            self.name,
+            f"seed{self.seed}",
+            *(f"{field.split('.')[-1]}{value}" for field, value in self.fields.items()),
+        ]
         return WORK / self.kind / "-".join(words)
 
 
@@ -63,29 +69,35 @@ def results(kind: str) -> dict[str, dict]:
 
 
 def run_all(jobs: Sequence[Job], workers: int) -> None:
-    """Runs what is not in the results yet, each worker on a core of its own, and appends each line as it is done."""
+    """Runs what is not in the results yet, and appends each line as it is done."""
     done = {kind: results(kind) for kind in {job.kind for job in jobs}}
     todo = [job for job in jobs if job.key not in done[job.kind]]
-    print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are done", flush=True)
+    if todo:
+        print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are done", flush=True)
+    for job, line in side_by_side(run, todo, workers):
+        append(job.kind, line)
+
+
+def side_by_side(work: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[tuple[Any, Any]]:
+    """(item, result) as they are done, each worker on a core of its own; says how far it is."""
     started, context = time.monotonic(), multiprocessing.get_context("spawn")
     places = context.Queue()
     for place in range(workers):
         places.put(place)
-    # A worker keeps every program that it has compiled: a new one from time to time frees the memory.
-    with ProcessPoolExecutor(workers, context, _on_one_core, (places,), max_tasks_per_child=None) as pool:
-        asked = {pool.submit(run, job): job for job in todo}
+    with ProcessPoolExecutor(workers, context, _on_one_core, (places,)) as pool:
+        asked = {pool.submit(work, item): item for item in items}
         for count, future in enumerate(as_completed(asked), start=1):
-            job, line = asked[future], future.result()
-            append(job.kind, line)
-            left = (time.monotonic() - started) / count * (len(todo) - count) / 60
-            print(f"{count}/{len(todo)} · {job.folder.name} · {line['seconds']:.0f} s · {left:.0f} min left", flush=True)
+            yield asked[future], future.result()
+            left = (time.monotonic() - started) / count * (len(items) - count) / 60
+            print(f"{count}/{len(items)} · {asked[future]} · {left:.0f} min left", flush=True)
 
 
 def _on_one_core(places: Any) -> None:
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[places.get() % len(cores)]})
-    import jax
+    import jax  # now: it starts as many threads as there are cores
 
+    # Methods and seeds share most programs.
     jax.config.update("jax_compilation_cache_dir", str(WORK / "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
@@ -116,7 +128,9 @@ def run(job: Job) -> dict[str, Any]:
                 "data.benchmarks": splits, "rollout.max_new_tokens": plan.LENGTH, "rollout.problems": 64,
                 "run.eval_samples": plan.SAMPLES, "run.eval_problems": plan.PROBLEMS,
             }  # fmt: skip
-            called(evaluate.main, [f"--workdir={folder}", *(f"--config.{name}={value}" for name, value in asked.items())])
+            called(
+                evaluate.main, [f"--workdir={folder}", *(f"--config.{name}={value}" for name, value in asked.items())]
+            )
     line = {
         "name": job.name,
         "seed": job.seed,
