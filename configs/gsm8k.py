@@ -84,7 +84,7 @@ def _on_two_cores(config):
         {
             "problems": 4,
             "rollouts": 4,
-            # Leave out a sixteenth of the problems; the time of a step grows with the prompts' width.
+            # Leaves out one problem in fifteen; the time of a step grows with the prompts' width.
             "prompt_length": 160,
             "teacher_prompt_length": 320,
             "max_new_tokens": 128,
