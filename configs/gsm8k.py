@@ -48,7 +48,7 @@ def get_config(arg=""):
             "privileged": "solution",
         }
     )
-    # Of the training problems 256 and 512 tokens leave out two, of the test problems none.
+    # 256 and 512 tokens leave out one training problem and no test problem.
     config.rollout.update(
         {
             "problems": 32,
