@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from benchmarks.lab import figures, plan, problems
-from benchmarks.lab.runs import LAB, RESULTS, ROOT, WORK, append, called, said_to, side_by_side
+from benchmarks.lab.runs import LAB, RESULTS, WORK, append, benchmarks, convert, side_by_side, train
 from benchmarks.runs import read_lines
 
 FOLDER = LAB / "base"
@@ -40,15 +40,11 @@ def make_all(seeds: Iterable[int], workers: int) -> None:
 
 def make(seed: int) -> None:
     """Trains the base model of a seed and keeps it as a Hugging Face folder; goes on where it was interrupted."""
-    from dasd_jax import convert, train
-
-    kept, run = FOLDER / str(seed), WORK / "base" / str(seed)
-    traces = WORK / "traces" / f"{seed}.jsonl"
+    traces, run = WORK / "traces" / f"{seed}.jsonl", WORK / "base" / str(seed)
     if not traces.exists():
         problems.write_traces(traces, seed)
-    with said_to(run.with_suffix(".log")):
-        called(train.main, [f"--config={ROOT / 'configs' / 'lab.py'}:base,seed={seed}", f"--workdir={run}"])
-        called(convert.main, [f"--source={run}", f"--output={kept}", "--format=hf"])
+    train("base", seed, run, {})
+    convert(run, FOLDER / str(seed))
 
 
 def measured() -> dict[int, dict]:
@@ -65,19 +61,14 @@ def write_properties(seeds: Iterable[int], workers: int) -> None:
 
 def measure(seed: int) -> dict:
     """The figures of a base model on the reported problems, alone and shown a way, and its entropies."""
-    from dasd_jax import train
-
     run = WORK / "properties" / str(seed)
     shutil.rmtree(run, ignore_errors=True)
-    sets = ",".join(repr(f"jsonl:{LAB / 'problems' / f'{split}.jsonl'}") for split in ("easy", "hard", "shown"))
     asked = {
-        "run.steps": 1, "data.benchmarks": f"({sets})", "run.eval_samples": plan.SAMPLES,
+        "run.steps": 1, "data.benchmarks": benchmarks("easy", "hard", "shown"), "run.eval_samples": plan.SAMPLES,
         "run.eval_problems": plan.PROBLEMS, "rollout.prompt_length": 18, "rollout.max_new_tokens": plan.LENGTH,
         "run.logged_rollouts": 8 * _ROLLOUTS, "rollout.rollouts": _ROLLOUTS,
     }  # fmt: skip
-    with said_to(run.with_suffix(".log")):
-        overrides = [f"--config.{name}={value}" for name, value in asked.items()]
-        called(train.main, [f"--config={ROOT / 'configs' / 'lab.py'}:grpo,seed={seed}", f"--workdir={run}", *overrides])
+    train("grpo", seed, run, asked)
     rollouts = [rollout for line in read_lines(run / "samples.jsonl") for rollout in line["rollouts"]]
     return {"name": "base", "seed": seed, "fields": {}, **figures.of_file(run / "heldout" / "0.jsonl")} | {
         "entropies": {name: round(value, 5) for name, value in entropies(rollouts).items()}

@@ -1,7 +1,7 @@
 """What explains the table: other values of ρ, routers, teachers and contexts, and three probes of each expectation."""
 
-from benchmarks.lab import plan, table
-from benchmarks.lab.runs import LAB, Job, run_all
+from benchmarks.lab import displacement, plan, table
+from benchmarks.lab.runs import LAB, Job, append, results, run_all, side_by_side
 
 ROUTERS = ("teacher_entropy", "position", "improbability", "gap", "frequency", "random")
 RHOS = (0.1, 0.4)
@@ -47,6 +47,9 @@ def probes() -> list[Job]:
 
 
 def run(workers: int) -> None:
-    """The probes of the expectations, then the variations."""
+    """Displacements, the probes of the expectations, then the variations."""
+    known = {line["seed"] for line in results("displacement").values()}
+    for _, line in side_by_side(displacement.measure, [seed for seed in plan.SEEDS if seed not in known], workers):
+        append("displacement", line)
     run_all(probes(), workers)
     run_all(jobs(), workers)

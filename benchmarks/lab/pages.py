@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from scipy import stats
 
-from benchmarks.lab import base, plan, table
+from benchmarks.lab import base, displacement, plan, table
 from benchmarks.lab.runs import CURVES, results
 from benchmarks.runs import ROOT
 
@@ -34,6 +34,8 @@ def write() -> None:
     put("trials", trials())
     put("expectations", expectations(lines))
     put("flips", differences(lines, "dasd", ("flip_low", "flip_high")))
+    put("displacement", displacements())
+    put("gap by entropy", gaps())
     put("variations", variations(lines))
     put("probes", probes(lines))
     if all(arm in lines for arm in DRAWN):
@@ -167,6 +169,32 @@ def of_kind(kind: str) -> dict[str, dict[int, dict]]:
     for line in results(kind).values():
         found.setdefault(line["name"], {})[line["seed"]] = line
     return found
+
+
+def displacements() -> str:
+    """Total variation of one update at forks and elsewhere."""
+    known = list(results("displacement").values())
+    rows = [
+        [
+            plan.METHODS[arm].label,
+            *(spread([line[arm][place] for line in known], "") for place in ("forks", "others")),
+            spread([line[arm]["forks"] / line[arm]["others"] for line in known], ""),
+        ]
+        for arm in displacement.ARMS
+        if known
+    ]
+    return markdown(["one update of", "at forks", "elsewhere", "ratio"], rows)
+
+
+def gaps() -> str:
+    """Entropy and gap of tenths of the tokens, means over seeds."""
+    known = [line["gap_by_entropy"] for line in results("displacement").values()]
+    if not known:
+        return ""
+    means = np.mean(known, axis=0)
+    names = ("entropy, nats", "mean size of the gap, nats", "mean gap, nats")
+    rows = [[name, *(f"{x:.3f}" for x in column)] for name, column in zip(names, means.T, strict=True)]
+    return markdown(["tenth of the tokens by entropy", *map(str, range(1, len(means) + 1))], rows)
 
 
 def variations(lines: table.Lines) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import importlib
 import json
 import multiprocessing
 import os
@@ -114,23 +115,9 @@ def run(job: Job) -> dict[str, Any]:
 
     A folder of an earlier, interrupted try is removed: a run is shorter than going on would be worth.
     """
-    from dasd_jax import evaluate, train
-
     started, folder = time.monotonic(), job.folder
     shutil.rmtree(folder, ignore_errors=True)
-    overrides = [f"--config.{field}={value}" for field, value in job.fields.items()]
-    config = f"--config={ROOT / 'configs' / 'lab.py'}:{job.arm},seed={job.seed}"
-    with said_to(folder.with_suffix(".log")):
-        called(train.main, [config, f"--workdir={folder}", *overrides])
-        if job.reported:
-            splits = ",".join(f"jsonl:{LAB / 'problems' / f'{split}.jsonl'}" for split in ("easy", "hard"))
-            asked = {
-                "data.benchmarks": splits, "rollout.max_new_tokens": plan.LENGTH, "rollout.problems": 64,
-                "run.eval_samples": plan.SAMPLES, "run.eval_problems": plan.PROBLEMS,
-            }  # fmt: skip
-            called(
-                evaluate.main, [f"--workdir={folder}", *(f"--config.{name}={value}" for name, value in asked.items())]
-            )
+    train(job.arm, job.seed, folder, job.fields)
     line = {
         "name": job.name,
         "seed": job.seed,
@@ -138,6 +125,11 @@ def run(job: Job) -> dict[str, Any]:
         "validation": figures.of_file(folder / "heldout" / f"{plan.STEPS}.jsonl")["validation"],
     }
     if job.reported:
+        asked = {
+            "data.benchmarks": benchmarks("easy", "hard"), "rollout.max_new_tokens": plan.LENGTH,
+            "rollout.problems": 64, "run.eval_samples": plan.SAMPLES, "run.eval_problems": plan.PROBLEMS,
+        }  # fmt: skip
+        _command("evaluate", [f"--workdir={folder}", *_overrides(asked)], folder.with_suffix(".evaluate.log"))
         line |= figures.of_file(folder / "eval" / f"{plan.STEPS}.jsonl")
         metrics = read_lines(folder / "metrics.jsonl")[1:]
         line["curves"] = {name: [float(f"{step[name]:.4g}") for step in metrics] for name in CURVES}
@@ -145,22 +137,37 @@ def run(job: Job) -> dict[str, Any]:
     return line | {"seconds": round(seconds, 1), "finished": datetime.datetime.now().isoformat(timespec="seconds")}
 
 
-def called(main: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Runs a command of dasd_jax in this process.
+def train(name: str, seed: int, folder: Path, fields: Mapping[str, Any]) -> None:
+    """`python -m dasd_jax.train --config=configs/lab.py:NAME,seed=SEED --workdir=FOLDER …` in this process."""
+    config = f"--config={ROOT / 'configs' / 'lab.py'}:{name},seed={seed}"
+    _command("train", [config, f"--workdir={folder}", *_overrides(fields)], folder.with_suffix(".log"))
+
+
+def convert(run: Path, output: Path) -> None:
+    """The weights of a run as a Hugging Face folder, in bfloat16."""
+    _command("convert", [f"--source={run}", f"--output={output}", "--format=hf"], run.with_suffix(".convert.log"))
+
+
+def benchmarks(*splits: str) -> tuple[str, ...]:
+    """The value of data.benchmarks for some splits."""
+    return tuple(f"jsonl:{LAB / 'problems' / f'{split}.jsonl'}" for split in splits)
+
+
+def _overrides(fields: Mapping[str, Any]) -> list[str]:
+    return [f"--config.{name}={value}" for name, value in fields.items()]
+
+
+def _command(name: str, argv: list[str], log: Path) -> None:
+    """Runs a command of dasd_jax in this process; what it prints goes to a file.
 
     Raises:
         RuntimeError: it failed.
     """
-    try:
-        main(argv)
-    except SystemExit as stopped:
-        if stopped.code:
-            raise RuntimeError(f"{' '.join(argv)} ended with exit code {stopped.code}") from stopped
-
-
-@contextlib.contextmanager
-def said_to(path: Path) -> Iterator[None]:
-    """Sends what is printed to a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        yield
+    main = importlib.import_module(f"dasd_jax.{name}").main
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        try:
+            main(argv)
+        except SystemExit as stopped:
+            if stopped.code:
+                raise RuntimeError(f"{name} {' '.join(argv)} ended with exit code {stopped.code}: {log}") from stopped
