@@ -49,6 +49,7 @@ class Step:
             model=model, method=METHODS[method], hp=METHODS[method].fields(), shape=Shape(GROUP, 1, response),
             clip=ClipRange(config.objective.clip_low, config.objective.clip_high), temperature=1.0,
             microbatches=microbatches, token_chunk=config.objective.token_chunk, row_shards=1,
+            width_tile=response,  # one width: nothing here is shorter, and each of several is compiled
         )  # fmt: skip
         self.optimizer = make_optimizer(config.optim, 100)
         self.state = jax.jit(lambda p: new_state(p, self.optimizer, self.config.views), donate_argnums=0)(params)
