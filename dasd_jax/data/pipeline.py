@@ -89,7 +89,7 @@ class PromptText:
         """Token ids of the reference response with a final stop token: the target of supervised fine-tuning."""
         answer = prompts.format_answer(problem.answer, self.words.answer_style)
         text = f"{problem.solution}\n\n{answer}" if problem.solution else answer
-        return prompts.encode_response(tokenizer, text)
+        return prompts.encode_response(tokenizer, problem.response or text)
 
     def _common(self) -> dict:
         words = self.words
