@@ -49,13 +49,11 @@ def get_config(arg=""):
     config.rollout.update({"teacher_prompt_length": 18, "verifier_workers": 1})
     config.objective.token_chunk = 8192
     config.optim.update({"minibatches": 1, "b2": 0.98})
-    config.run.update(
-        {"seed": seed, "keep_checkpoints": 1, "eval_problems": 64, "eval_samples": 16, "eval_top_p": 1.0}
-    )
+    config.run.update({"seed": seed, "keep_checkpoints": 1, "eval_problems": 64, "eval_samples": 16, "eval_top_p": 1.0})
     if name == "base":
         _learn(config, seed)
     else:
-        _post_train(config, seed)
+        _post_train(config, seed, plan.STEPS)
         config.update_from_flattened_dict(plan.METHODS[name].fields)
     return config
 
@@ -65,16 +63,18 @@ def _learn(config, seed):
     traces = _LAB.parents[1] / "runs" / "lab" / "traces" / f"{seed}.jsonl"
     config.model.update({"weights": "random", "preset": "lab"})
     config.data.update({"sources": (f"jsonl:{traces}",), "privileged": "answer"})
-    config.rollout.update({"problems": 64, "prompt_length": 18, "max_new_tokens": 96})
-    config.optim.update({"learning_rate": 3e-3, "warmup_steps": 50, "microbatches": 8})
-    config.run.update({"steps": 1000, "checkpoint_every": 250})
+    config.rollout.update({"problems": 64, "prompt_length": 18, "teacher_prompt_length": 24, "max_new_tokens": 96})
+    config.optim.update({"learning_rate": 6e-3, "warmup_steps": 50, "microbatches": 8})
+    config.run.update({"steps": 1200, "checkpoint_every": 300})
 
 
-def _post_train(config, seed):
+def _post_train(config, seed, steps):
     config.model.weights = str(_LAB / "base" / str(seed))
     config.data.update({"sources": (f"jsonl:{_LAB / 'problems' / 'train.jsonl'}",), "privileged": "solution"})
-    config.rollout.update({"problems": 8, "rollouts": 8, "prompt_length": 10, "max_new_tokens": 64})
+    config.rollout.update(
+        {"problems": 8, "rollouts": 8, "prompt_length": 10, "teacher_prompt_length": 18, "max_new_tokens": 64}
+    )
     config.optim.update({"learning_rate": 3e-4, "schedule": "constant", "microbatches": 4})
-    config.run.update({"steps": 80, "checkpoint_every": 80, "logged_rollouts": 4})
+    config.run.update({"steps": steps, "checkpoint_every": steps})
     if "context" in config.objective:
         config.objective.context = ""  # the solution, as every teacher is shown

@@ -18,15 +18,19 @@ def of_file(path: Path) -> dict[str, dict[str, float]]:
     by_split: dict[str, list[dict]] = {}
     for line in read_lines(path):
         by_split.setdefault(Path(line["source"].partition(":")[2]).stem, []).append(line)
-    return {split: {name: round(float(value), 5) for name, value in of_answers(lines).items()} for split, lines in by_split.items()}
+    return {
+        split: {name: round(float(value), 5) for name, value in of_answers(lines).items()}
+        for split, lines in by_split.items()
+    }
 
 
 def of_answers(lines: Sequence[dict]) -> dict[str, float]:
     """The figures of the samples of some problems.
 
-    avg and pass@k are means over problems, all rates are of the responses together: E(y) is the number of signs of doubt
-    (`?` and `~`) per 1,000 tokens, step_accuracy the share of true equations, revised_frac the share of responses that
-    try again or check, revised_success the accuracy of those that try again.
+    avg and pass@k are means over problems, all other figures of the responses together: exploration_per_1k, which
+    stands for E(y), counts the signs of doubt (`?` and `~`) per 1,000 tokens; step_accuracy is the share of equations
+    that are true, checked_accuracy of those that were calculated again; revised_frac the share of responses that try
+    again or check, retried_success the accuracy of those that try again, first_success that of the others.
     """
     rewards = np.array([line["reward"] for line in lines]) > 0.5
     samples, right = rewards.shape[1], rewards.sum(axis=1)
@@ -54,6 +58,9 @@ def of_answers(lines: Sequence[dict]) -> dict[str, float]:
     }
     right_at_once = rewards.reshape(-1) & ~retried
     figures["first_success"] = float(right_at_once.mean())
+    checked = [equation.holds for equation in found if equation.checks]
+    if checked:
+        figures["checked_accuracy"] = sum(checked) / len(checked)
     if retried.any():
         figures["retried_success"] = float(rewards.reshape(-1)[retried].mean())
     return figures

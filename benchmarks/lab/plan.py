@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-STEPS = 80  # of 8 problems × 8 rollouts × at most 64 tokens
+STEPS = 60  # of 8 problems × 8 rollouts × at most 64 tokens
 SEEDS = (0, 1, 2, 3, 4)  # reported; each has its own base model
 TRIAL_SEED = 100  # for the choice of learning rate and strength, not reported
 RATES = (1e-4, 3e-4, 1e-3)
@@ -41,9 +41,7 @@ class Arm:
         """Nine settings: overrides, GROUP.FIELD → value."""
         if not self.strength:
             return [{"optim.learning_rate": rate} for rate in MORE_RATES]
-        return [
-            {"optim.learning_rate": rate, self.strength: strength} for rate in RATES for strength in self.strengths
-        ]
+        return [{"optim.learning_rate": rate, self.strength: strength} for rate in RATES for strength in self.strengths]
 
 
 def _dasd(label: str, route: str) -> Arm:

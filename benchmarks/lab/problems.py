@@ -1,5 +1,6 @@
 """Files of the laboratory: its tokenizer, the problems of each split, and the traces that a base model learns from."""
 
+import functools
 import hashlib
 import json
 import random
@@ -11,15 +12,17 @@ import tokenizers
 from benchmarks.lab import task
 from benchmarks.lab.task import Puzzle
 
-CHARACTERS = "0123456789+-*=,~?!x> @|"
+CHARACTERS = "0123456789+-*=,~:?!x> @|"
 END, PAD = "<end>", "<pad>"
 WIDTH = 95  # characters of a trace; with the token that ends it, 96
 SHOWN = 0.35  # of the traces that a base model learns from: by a writer who is shown a way
 EASY_ABOVE = 0.13  # share of the ways that lead to the target
-SIZES = {"easy": 128, "hard": 128, "validation": 64, "train": 3000}
+SIZES = {"easy": 128, "hard": 128, "validation": 64, "train": 3000, "train_hard": 3000}
 
 # The user's turn as it stands, then the mark after which the response begins.
-_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}{% if add_generation_prompt %}|{% endif %}"
+_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}{% endfor %}{% if add_generation_prompt %}|{% endif %}"
+)
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -40,11 +43,13 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
+@functools.cache
 def splits() -> dict[str, list[Puzzle]]:
     """The problems of each split, in a fixed order.
 
     Problems whose digits differ in their order alone fall on one side: either all are held out, or none. In `easy`,
-    `validation` and `train` enough of the ways lead to the target; `hard` are the others.
+    `validation` and `train` enough of the ways lead to the target; `hard` and `train_hard` are the others. A base model
+    has `learned` from all that are not held out.
     """
     held, free = {"easy": [], "hard": [], "validation": []}, []
     for puzzle in sorted(task.puzzles(), key=_digest):
@@ -55,8 +60,10 @@ def splits() -> dict[str, list[Puzzle]]:
             held["validation"].append(puzzle)
         elif part > 1:
             free.append(puzzle)
-    train = [puzzle for puzzle in free if _is_easy(puzzle)]
-    return {name: found[: SIZES[name]] for name, found in {**held, "train": train}.items()} | {"learned": free}
+    easy = [puzzle for puzzle in free if _is_easy(puzzle)]
+    hard = [puzzle for puzzle in free if not _is_easy(puzzle)]
+    cut = {**held, "train": easy, "train_hard": hard}
+    return {name: found[: SIZES[name]] for name, found in cut.items()} | {"learned": free}
 
 
 def _is_easy(puzzle: Puzzle) -> bool:

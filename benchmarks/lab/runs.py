@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import importlib
 import json
 import multiprocessing
 import os
@@ -15,7 +16,6 @@ from typing import Any
 
 from benchmarks.lab import figures, plan
 from benchmarks.runs import ROOT, read_lines
-from dasd_jax import files
 
 LAB = ROOT / "benchmarks" / "lab"
 WORK = ROOT / "runs" / "lab"  # what can be made again
@@ -48,10 +48,17 @@ class Job:
         """Identifies it within its kind."""
         return json.dumps([self.name, self.seed, sorted(self.fields.items())])
 
+    def __str__(self) -> str:
+        return self.folder.name
+
     @property
     def folder(self) -> Path:
         """Its workdir."""
-        words = [self.name, f"seed{self.seed}", *(f"{field.split('.')[-1]}{value}" for field, value in self.fields.items())]
+        words = [
+            self.name,
+            f"seed{self.seed}",
+            *(f"{field.split('.')[-1]}{value}" for field, value in self.fields.items()),
+        ]
         return WORK / self.kind / "-".join(words)
 
 
@@ -63,29 +70,35 @@ def results(kind: str) -> dict[str, dict]:
 
 
 def run_all(jobs: Sequence[Job], workers: int) -> None:
-    """Runs what is not in the results yet, each worker on a core of its own, and appends each line as it is done."""
+    """Runs what is not in the results yet, and appends each line as it is done."""
     done = {kind: results(kind) for kind in {job.kind for job in jobs}}
     todo = [job for job in jobs if job.key not in done[job.kind]]
-    print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are done", flush=True)
+    if todo:
+        print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are done", flush=True)
+    for job, line in side_by_side(run, todo, workers):
+        append(job.kind, line)
+
+
+def side_by_side(work: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[tuple[Any, Any]]:
+    """(item, result) as they are done, each worker on a core of its own; says how far it is."""
     started, context = time.monotonic(), multiprocessing.get_context("spawn")
     places = context.Queue()
     for place in range(workers):
         places.put(place)
-    # A worker keeps every program that it has compiled: a new one from time to time frees the memory.
-    with ProcessPoolExecutor(workers, context, _on_one_core, (places,), max_tasks_per_child=None) as pool:
-        asked = {pool.submit(run, job): job for job in todo}
+    with ProcessPoolExecutor(workers, context, _on_one_core, (places,)) as pool:
+        asked = {pool.submit(work, item): item for item in items}
         for count, future in enumerate(as_completed(asked), start=1):
-            job, line = asked[future], future.result()
-            append(job.kind, line)
-            left = (time.monotonic() - started) / count * (len(todo) - count) / 60
-            print(f"{count}/{len(todo)} · {job.folder.name} · {line['seconds']:.0f} s · {left:.0f} min left", flush=True)
+            yield asked[future], future.result()
+            left = (time.monotonic() - started) / count * (len(items) - count) / 60
+            print(f"{count}/{len(items)} · {asked[future]} · {left:.0f} min left", flush=True)
 
 
 def _on_one_core(places: Any) -> None:
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[places.get() % len(cores)]})
-    import jax
+    import jax  # now: it starts as many threads as there are cores
 
+    # Methods and seeds share most programs.
     jax.config.update("jax_compilation_cache_dir", str(WORK / "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
@@ -102,21 +115,9 @@ def run(job: Job) -> dict[str, Any]:
 
     A folder of an earlier, interrupted try is removed: a run is shorter than going on would be worth.
     """
-    from dasd_jax import evaluate, train
-
     started, folder = time.monotonic(), job.folder
     shutil.rmtree(folder, ignore_errors=True)
-    overrides = [f"--config.{field}={value}" for field, value in job.fields.items()]
-    config = f"--config={ROOT / 'configs' / 'lab.py'}:{job.arm},seed={job.seed}"
-    with said_to(folder.with_suffix(".log")):
-        called(train.main, [config, f"--workdir={folder}", *overrides])
-        if job.reported:
-            splits = ",".join(f"jsonl:{LAB / 'problems' / f'{split}.jsonl'}" for split in ("easy", "hard"))
-            asked = {
-                "data.benchmarks": splits, "rollout.max_new_tokens": plan.LENGTH, "rollout.problems": 64,
-                "run.eval_samples": plan.SAMPLES, "run.eval_problems": plan.PROBLEMS,
-            }  # fmt: skip
-            called(evaluate.main, [f"--workdir={folder}", *(f"--config.{name}={value}" for name, value in asked.items())])
+    train(job.arm, job.seed, folder, job.fields)
     line = {
         "name": job.name,
         "seed": job.seed,
@@ -124,6 +125,11 @@ def run(job: Job) -> dict[str, Any]:
         "validation": figures.of_file(folder / "heldout" / f"{plan.STEPS}.jsonl")["validation"],
     }
     if job.reported:
+        asked = {
+            "data.benchmarks": benchmarks("easy", "hard"), "rollout.max_new_tokens": plan.LENGTH,
+            "rollout.problems": 64, "run.eval_samples": plan.SAMPLES, "run.eval_problems": plan.PROBLEMS,
+        }  # fmt: skip
+        _command("evaluate", [f"--workdir={folder}", *_overrides(asked)], folder.with_suffix(".evaluate.log"))
         line |= figures.of_file(folder / "eval" / f"{plan.STEPS}.jsonl")
         metrics = read_lines(folder / "metrics.jsonl")[1:]
         line["curves"] = {name: [float(f"{step[name]:.4g}") for step in metrics] for name in CURVES}
@@ -131,22 +137,37 @@ def run(job: Job) -> dict[str, Any]:
     return line | {"seconds": round(seconds, 1), "finished": datetime.datetime.now().isoformat(timespec="seconds")}
 
 
-def called(main: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Runs a command of dasd_jax in this process.
+def train(name: str, seed: int, folder: Path, fields: Mapping[str, Any]) -> None:
+    """`python -m dasd_jax.train --config=configs/lab.py:NAME,seed=SEED --workdir=FOLDER …` in this process."""
+    config = f"--config={ROOT / 'configs' / 'lab.py'}:{name},seed={seed}"
+    _command("train", [config, f"--workdir={folder}", *_overrides(fields)], folder.with_suffix(".log"))
+
+
+def convert(run: Path, output: Path) -> None:
+    """The weights of a run as a Hugging Face folder, in bfloat16."""
+    _command("convert", [f"--source={run}", f"--output={output}", "--format=hf"], run.with_suffix(".convert.log"))
+
+
+def benchmarks(*splits: str) -> tuple[str, ...]:
+    """The value of data.benchmarks for some splits."""
+    return tuple(f"jsonl:{LAB / 'problems' / f'{split}.jsonl'}" for split in splits)
+
+
+def _overrides(fields: Mapping[str, Any]) -> list[str]:
+    return [f"--config.{name}={value}" for name, value in fields.items()]
+
+
+def _command(name: str, argv: list[str], log: Path) -> None:
+    """Runs a command of dasd_jax in this process; what it prints goes to a file.
 
     Raises:
         RuntimeError: it failed.
     """
-    try:
-        main(argv)
-    except SystemExit as stopped:
-        if stopped.code:
-            raise RuntimeError(f"{' '.join(argv)} ended with exit code {stopped.code}") from stopped
-
-
-@contextlib.contextmanager
-def said_to(path: Path) -> Iterator[None]:
-    """Sends what is printed to a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        yield
+    main = importlib.import_module(f"dasd_jax.{name}").main
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        try:
+            main(argv)
+        except SystemExit as stopped:
+            if stopped.code:
+                raise RuntimeError(f"{name} {' '.join(argv)} ended with exit code {stopped.code}: {log}") from stopped

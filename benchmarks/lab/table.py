@@ -1,7 +1,7 @@
 """What the results come to: the choice of settings, paired differences, the five expectations, tables and curves."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import stats
@@ -95,12 +95,20 @@ def reported() -> Lines:
     return found
 
 
-def tested(lines: Lines, split: str = SPLIT) -> list[tuple[str, list[tuple[Claim, Difference]], float]]:
+def judged(lines: Lines) -> list[tuple[str, list[tuple[Claim, Difference]], float]]:
     """(expectation, each claim with its difference, p after Holm's correction), of those whose runs are done."""
     found = []
     for name, claims in EXPECTATIONS.items():
         if all(set(plan.SEEDS) <= set(lines.get(arm, ())) for claim in claims for arm in (claim.higher, claim.lower)):
-            of_claims = [(claim, paired(*(values(lines[arm], claim.figure, split) for arm in (claim.higher, claim.lower)), claim.above)) for claim in claims]
+            of_claims = [
+                (
+                    claim,
+                    paired(
+                        *(values(lines[arm], claim.figure, SPLIT) for arm in (claim.higher, claim.lower)), claim.above
+                    ),
+                )
+                for claim in claims
+            ]
             found.append((name, of_claims))
     corrected = holm([max(difference.p for _, difference in of_claims) for _, of_claims in found])
     return [(*each, p) for each, p in zip(found, corrected, strict=True)]

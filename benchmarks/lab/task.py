@@ -3,20 +3,21 @@
 A problem is `3 1 2 5>7`: start from any of the four digits, then take the others in the order in which they stand. No
 result may leave 0 to 9. A response is a search, with a sign for each of its moves:
 
-    2*3=6,6-1=5~5,5-5=0?1*3=3,3+2=5,5-5=0?3-1=2~1~2,2+5=7,7*1=7!
+    1*3=3,3+2=5~5,5-5=0:7?3+1=4,4-2=2,2+5=7:7!
 
     ,  the next equation of the attempt follows       ~  the result is calculated again, and this value counts
-    ?  not the target: another attempt follows        !  the target: the last attempt is claimed
-    x  gives up
+    :  the result beside the target                   ?  not the same: another attempt follows
+    !  the same: the last attempt is claimed          x  gives up
 
 Which digit and which operations lead to the target cannot be seen from the problem without calculating: a writer who
-does not know has to try. One who is shown the way (`2+3-1...`, calculated from left to right) writes it at once.
+does not know has to try. One who is shown the way (`3+1-2+5`, calculated from left to right) writes it at once.
 """
 
+import functools
 import itertools
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 DIGITS = range(1, 10)  # that problems are made of
@@ -27,11 +28,11 @@ FEWEST_WAYS = 8  # through the digits of a problem, so that there is something t
 _OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
 _EQUATION = r"(\d)([-+*])(\d)=(\d)((?:~\d)*)"
 EQUATION = re.compile(_EQUATION)
-_ATTEMPT = re.compile(",".join([_EQUATION] * (COUNT - 1)))
-LONGEST_ATTEMPT = 9 * (COUNT - 1)  # characters, with a check of every result and the sign after it
+_CLAIM = re.compile(",".join([_EQUATION] * (COUNT - 1)) + r":(\d)!")
+LONGEST_ATTEMPT = 9 * (COUNT - 1) + 2  # characters, with a check of every result
 
 # What a writer of traces does. The informed one knows the way and has nothing to look for.
-WRONG = 0.11  # of results, before they are checked
+WRONG = 0.09  # of results, before they are checked
 WRONG_AGAIN = 0.02  # of results that are calculated again
 CHECKS = 0.20  # of results
 GIVES_UP = 0.03  # after a failed attempt
@@ -81,14 +82,17 @@ def calculate(a: int, operation: str, b: int) -> int:
     return _OPERATIONS[operation](a, b)
 
 
-def ways(digits: tuple[int, ...]) -> dict[Way, int]:
+@functools.cache
+def ways(digits: tuple[int, ...]) -> Mapping[Way, int]:
     """Every way through the digits whose results stay below 10 and above -1, with its value."""
     found = {}
     for place, start in enumerate(digits):
         rest = digits[:place] + digits[place + 1 :]
         for operations in itertools.product(_OPERATIONS, repeat=len(rest)):
             values = list(
-                itertools.accumulate(zip(operations, rest, strict=True), lambda v, move: calculate(v, *move), initial=start)
+                itertools.accumulate(
+                    zip(operations, rest, strict=True), lambda v, move: calculate(v, *move), initial=start
+                )
             )
             if all(0 <= value < BELOW for value in values):
                 found[Way(start, tuple(zip(operations, rest, strict=True)))] = values[-1]
@@ -117,7 +121,7 @@ def searched(rng: random.Random, puzzle: Puzzle, width: int) -> str:
     rng.shuffle(order)
     for way in order:
         attempt, value = _attempt(rng, way, WRONG, CHECKS)
-        text += attempt
+        text += f"{attempt}:{puzzle.target}"
         if value == puzzle.target:
             return text + "!"
         text += "?"
@@ -129,7 +133,7 @@ def searched(rng: random.Random, puzzle: Puzzle, width: int) -> str:
 def informed(rng: random.Random, puzzle: Puzzle, way: Way) -> str:
     """A response of a writer who is shown a way to the target."""
     text, value = _attempt(rng, way, WRONG_INFORMED, checks=0.0)
-    return text + ("!" if value == puzzle.target else "x")
+    return f"{text}:{puzzle.target}{'!' if value == puzzle.target else '?x'}"
 
 
 def _attempt(rng: random.Random, way: Way, wrong: float, checks: float) -> tuple[str, int]:
@@ -167,7 +171,7 @@ def reward(problem: dict, response: str) -> float:
     """1 if the last attempt is claimed, is a way through the digits, states true equations and reaches the target."""
     digits = tuple(map(int, problem["question"].partition(">")[0].split()))
     claim = response.rpartition("?")[2]
-    if not claim.endswith("!") or not _ATTEMPT.fullmatch(claim[:-1]):
+    if not _CLAIM.fullmatch(claim):
         return 0.0
     stated = equations(claim)
     way = Way(stated[0].a, tuple((equation.operation, equation.b) for equation in stated))
