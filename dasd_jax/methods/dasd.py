@@ -69,8 +69,8 @@ class DasdParams(Fields):
     min_spread: float = field(1e-4, at_least(0, "nats"), "responses whose entropies deviate less are not routed")
     dense_on_zero_adv: bool = field(True, TRUE_OR_FALSE, "keep the teacher's term where a group's rewards are equal")
     repel_kl_max: float = field(0.0, at_least(0, "nats", off=True), "no repulsion above this KL(student || teacher)")
-    context: str = field("", one_of(*OFFERED, *CONTROLS), "shown; empty: data.privileged; none, other_problem: controls")
-    teacher: str = field("live", one_of(*WEIGHTS), "whose weights read it: the student's, the first, an average, a copy")
+    context: str = field("", one_of(*OFFERED, *CONTROLS), "shown; empty: data.privileged; the last two: controls")
+    teacher: str = field("live", one_of(*WEIGHTS), "whose weights read it: now, at first, averaged, copied")
     rate: float = field(0.05, inside(0, 1), "of ema: student's share in each update of the teacher's weights")
     refresh: int = field(20, at_least(1, "steps"), "of snapshot: steps between two copies")
 

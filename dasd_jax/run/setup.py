@@ -24,9 +24,9 @@ from dasd_jax.rollout.slots import slots_that_fit
 from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify import shipped
 
-# Tokens of which shorter widths are multiples. A CPU gains from short ones; the lanes of a TPU, and the tiles of a GPU's
-# products, are this wide anyway.
-_WIDTH_TILES = {"cpu": 16}
+# Tokens of which shorter widths are multiples. A CPU gains from short ones; the lanes of a TPU and the tiles of a GPU's
+# products are wider anyway.
+_WIDTH_TILES = {"cpu": 32}
 
 
 def open_problems(config: Config) -> tuple[list[Problem], list[Problem], dict[str, int]]:
