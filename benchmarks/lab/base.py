@@ -50,7 +50,8 @@ def make(seed: int) -> None:
 def measured() -> dict[int, dict]:
     """Seed → what `measure` found."""
     path = RESULTS / "properties.jsonl"
-    return {line["seed"]: line for line in read_lines(path)} if path.exists() else {}
+    lines = read_lines(path) if path.exists() else []
+    return {line["seed"]: line for line in sorted(lines, key=lambda line: line["seed"])}
 
 
 def write_properties(seeds: Iterable[int], workers: int) -> None:
