@@ -50,6 +50,8 @@ def get_config(arg=""):
     config.objective.token_chunk = 8192
     config.optim.update({"minibatches": 1, "b2": 0.98})
     config.run.update({"seed": seed, "keep_checkpoints": 1, "eval_problems": 64, "eval_samples": 16, "eval_top_p": 1.0})
+    # A policy that collapses is a result here: every run goes to its end.
+    config.guards.update({"entropy_stop": 0.0, "length_stop": 0.0, "repetition_stop": 0.0})
     if name == "base":
         _learn(config, seed)
     else:

@@ -88,6 +88,8 @@ def side_by_side(work: Callable[[Any], Any], items: Sequence[Any], workers: int)
     with ProcessPoolExecutor(workers, context, _on_one_core, (places,)) as pool:
         asked = {pool.submit(work, item): item for item in items}
         for count, future in enumerate(as_completed(asked), start=1):
+            if future.exception():
+                pool.shutdown(cancel_futures=True)
             yield asked[future], future.result()
             left = (time.monotonic() - started) / count * (len(items) - count) / 60
             print(f"{count}/{len(items)} · {asked[future]} · {left:.0f} min left", flush=True)
@@ -113,11 +115,12 @@ def append(kind: str, line: Mapping[str, Any]) -> None:
 def run(job: Job) -> dict[str, Any]:
     """Trains and evaluates; the same commands by hand leave the same numbers.
 
-    A folder of an earlier, interrupted try is removed: a run is shorter than going on would be worth.
+    A training that was interrupted begins again: it is shorter than going on would be worth.
     """
     started, folder = time.monotonic(), job.folder
-    shutil.rmtree(folder, ignore_errors=True)
-    train(job.arm, job.seed, folder, job.fields)
+    if not (folder / "done.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        train(job.arm, job.seed, folder, job.fields)
     line = {
         "name": job.name,
         "seed": job.seed,
@@ -129,7 +132,7 @@ def run(job: Job) -> dict[str, Any]:
             "data.benchmarks": benchmarks("easy", "hard"), "rollout.max_new_tokens": plan.LENGTH,
             "rollout.problems": 64, "run.eval_samples": plan.SAMPLES, "run.eval_problems": plan.PROBLEMS,
         }  # fmt: skip
-        _command("evaluate", [f"--workdir={folder}", *_overrides(asked)], folder.with_suffix(".evaluate.log"))
+        _command("evaluate", [f"--workdir={folder}", *_overrides(asked)], _log(folder, "evaluate"))
         line |= figures.of_file(folder / "eval" / f"{plan.STEPS}.jsonl")
         metrics = read_lines(folder / "metrics.jsonl")[1:]
         line["curves"] = {name: [float(f"{step[name]:.4g}") for step in metrics] for name in CURVES}
@@ -140,17 +143,22 @@ def run(job: Job) -> dict[str, Any]:
 def train(name: str, seed: int, folder: Path, fields: Mapping[str, Any]) -> None:
     """`python -m dasd_jax.train --config=configs/lab.py:NAME,seed=SEED --workdir=FOLDER …` in this process."""
     config = f"--config={ROOT / 'configs' / 'lab.py'}:{name},seed={seed}"
-    _command("train", [config, f"--workdir={folder}", *_overrides(fields)], folder.with_suffix(".log"))
+    _command("train", [config, f"--workdir={folder}", *_overrides(fields)], _log(folder, "train"))
 
 
 def convert(run: Path, output: Path) -> None:
     """The weights of a run as a Hugging Face folder, in bfloat16."""
-    _command("convert", [f"--source={run}", f"--output={output}", "--format=hf"], run.with_suffix(".convert.log"))
+    _command("convert", [f"--source={run}", f"--output={output}", "--format=hf"], _log(run, "convert"))
 
 
 def benchmarks(*splits: str) -> tuple[str, ...]:
     """The value of data.benchmarks for some splits."""
     return tuple(f"jsonl:{LAB / 'problems' / f'{split}.jsonl'}" for split in splits)
+
+
+def _log(folder: Path, command: str) -> Path:
+    """Beside the folder, whose name may hold points."""
+    return folder.with_name(f"{folder.name}.{command}.log")
 
 
 def _overrides(fields: Mapping[str, Any]) -> list[str]:
