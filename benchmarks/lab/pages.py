@@ -278,5 +278,8 @@ def draw_plane(lines: table.Lines) -> None:
 
 def quick_table(lines: Mapping[str, dict]) -> str:
     """What --quick prints."""
-    rows = [[name, *(f"{line[table.SPLIT][figure]:.3f}" for figure in COLUMNS)] for name, line in lines.items()]
+    rows = [
+        [plan.METHODS[name].label, *(f"{line[table.SPLIT].get(figure, np.nan):.3f}" for figure in COLUMNS)]
+        for name, line in lines.items()
+    ]
     return markdown(["", *COLUMNS.values()], rows)
