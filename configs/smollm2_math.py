@@ -18,8 +18,8 @@ def get_config(arg=""):
     config.data.update(
         {
             "sources": ("jsonl:~/.cache/dasd_jax/sums.jsonl",),
-            "heldout": 200,
-            "shots": 2,  # a sum and a difference: they alone show how to write the steps and the answer
+            "heldout": 128,
+            "shots": 2,  # they alone show how to write the steps and the answer
             "instruction": "",
         }
     )
@@ -27,8 +27,8 @@ def get_config(arg=""):
         {
             "problems": 8,
             "rollouts": 8,
-            "prompt_length": 160,
-            "teacher_prompt_length": 192,
+            "prompt_length": 136,
+            "teacher_prompt_length": 176,
             "max_new_tokens": 28,
             "temperature": 0.6,  # at 1 so small a model seldom keeps to the steps
             "verifier_workers": 1,

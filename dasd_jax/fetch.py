@@ -60,18 +60,16 @@ def fetch(target: Path, sha256: str) -> None:
 
 
 def write_sums(target: Path) -> None:
-    """Writes every a + b + c and a + b - c of digits from 1 to 9 with a result above 0, and the two steps to it."""
+    """Writes every sum of three digits from 1 to 9, with the two steps to it as its solution."""
     lines = []
     for first, second, third in itertools.product(range(1, 10), repeat=3):
         between = first + second
-        for sign, result in (("+", between + third), ("-", between - third)):
-            if result > 0:
-                problem = {
-                    "question": f"What is {first} + {second} {sign} {third}?",
-                    "answer": str(result),
-                    "solution": f"{first} + {second} = {between}, {between} {sign} {third} = {result}.",
-                }
-                lines.append(json.dumps(problem) + "\n")
+        problem = {
+            "question": f"What is {first} + {second} + {third}?",
+            "answer": str(between + third),
+            "solution": f"{first} + {second} = {between}, {between} + {third} = {between + third}.",
+        }
+        lines.append(json.dumps(problem) + "\n")
     draft = target.with_suffix(".tmp")
     draft.write_text("".join(lines))
     draft.replace(target)
