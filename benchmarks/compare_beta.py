@@ -1,8 +1,10 @@
-"""DASD beside the same run with β = 0: python benchmarks/compare_beta.py
+"""DASD beside the same run with β = 0, or other runs: python -m benchmarks.compare_beta [NAME=WORKDIR …] [METRIC …]
 
 Trains configs/smollm2_math.py twice from the same seed (a finished run in its workdir is taken as it is) and prints
 one table of both: held-out figures with standard errors by problem, and means of the watched metrics over the run. The
 curves go to docs/img/smollm2.png. With β = 0 the teacher is still evaluated and routed, but weighs nothing: GRPO.
+
+Of finished runs that are named it prints the table alone. METRIC, such as rollout/truncated_frac, adds a row.
 """
 
 import json
@@ -51,26 +53,30 @@ WATCHED = (
 
 
 def main() -> None:
-    """Trains, prints, draws."""
-    for workdir, overrides in RUNS.values():
+    """Trains, prints, draws; prints alone if runs are named."""
+    named = {name: Path(workdir) for name, is_run, workdir in (x.partition("=") for x in sys.argv[1:]) if is_run}
+    watched = (*WATCHED, *(x for x in sys.argv[1:] if "=" not in x))
+    for workdir, overrides in () if named else RUNS.values():
         command = [sys.executable, "-m", "dasd_jax.train", f"--config={CONFIG}", f"--workdir={workdir}", *overrides]
         subprocess.run(command, check=True, cwd=ROOT)
-    done = {name: json.loads((workdir / "done.json").read_text()) for name, (workdir, _) in RUNS.items()}
+    workdirs = named or {name: workdir for name, (workdir, _) in RUNS.items()}
+    done = {name: json.loads((workdir / "done.json").read_text()) for name, workdir in workdirs.items()}
     lines = {
         name: [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()][1:]
-        for name, (workdir, _) in RUNS.items()
+        for name, workdir in workdirs.items()
     }
     print(f"\n{platform.machine()}, jax {version('jax')}, python {platform.python_version()}\n")
-    print("| | " + " | ".join(RUNS) + " |\n|---|" + "---|" * len(RUNS))
+    print("| | " + " | ".join(workdirs) + " |\n|---|" + "---|" * len(workdirs))
     for figure in next(iter(done.values()))["heldout"]:
         row(f"held-out {figure}", [shown(run["heldout"][figure]) for run in done.values()])
-    for name in WATCHED:
+    for name in watched:
         row(f"{name}, mean of steps 2 on", mean_of(lines, name, 1))  # the first step compiles
     for name in ("reward/mean", "entropy/mean"):
         row(f"{name}, mean of the last 5 steps", mean_of(lines, name, -5))
     row("minutes", [f"{run['seconds_this_session'] / 60:.1f}" for run in done.values()])
     row("peak memory, GiB", [f"{run['peak_memory_gib']:.2f}" for run in done.values()])
-    draw(lines)
+    if not named:
+        draw(lines)
 
 
 def row(name: str, values: list[str]) -> None:
@@ -79,8 +85,9 @@ def row(name: str, values: list[str]) -> None:
 
 
 def mean_of(lines: dict[str, list[dict]], name: str, start: int) -> list[str]:
-    """The mean of a metric from one step on, for each run."""
-    return [f"{np.mean([line[name] for line in run[start:]]):.4g}" for run in lines.values()]
+    """The mean of a metric from one step on, for each run; a dash where the method has none."""
+    found = ([line[name] for line in run[start:] if name in line] for run in lines.values())
+    return [f"{np.mean(values):.4g}" if values else "–" for values in found]
 
 
 def shown(value: float | list[float]) -> str:

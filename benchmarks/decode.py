@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import transformers
 
-from benchmarks.timing import default_model, hardware, in_turns, prompts, verdict
+from benchmarks.timing import default_model, hardware, in_turns, per_token, prompts, verdict
 from dasd_jax.mesh import MeshConfig, make_mesh, replicate
 from dasd_jax.model import hf, param_table
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
@@ -71,21 +71,15 @@ def main() -> None:
                 sampling = Sampling(1, tokens, stop_ids=(-1,), pad_id=tokenizer.pad_id)
                 return rollout(model, sampling, decoding, batch, seed, "train", step)
 
-            times = in_turns(
-                {(who, n): partial(of, n) for n in (SHORT, LONG)
-                 for who, of in (("theirs", partial(theirs, peer, batch)), ("ours", ours))}, RUNS,
-            )  # fmt: skip
-            per_token = {
-                who: (times[who, LONG].median - times[who, SHORT].median) / (LONG - SHORT) for who in ("theirs", "ours")
-            }
-            ratio = per_token["theirs"] / per_token["ours"]
+            took = per_token({"theirs": partial(theirs, peer, batch), "ours": ours}, SHORT, LONG, RUNS)
+            ratio = took["theirs"] / took["ours"]
             reach = f"{RATIO} {verdict(ratio >= RATIO)}" if count == 32 else "–"
-            speeds = " | ".join(f"{count / per_token[who]:.1f}" for who in ("theirs", "ours"))
+            speeds = " | ".join(f"{count / took[who]:.1f}" for who in ("theirs", "ours"))
             print(f"| {count} | {speeds} | {ratio:.2f} | {reach} |", flush=True)
         size = 4 * param_table.num_params(model)
         probes = {name: size / times.median / 1e9 for name, times in in_turns(read_probes(size), 5).items()}
     print("\nreading once, GB/s: " + ", ".join(f"{name} {speed:.1f}" for name, speed in probes.items()))
-    speed = size / per_token["ours"] / 1e9
+    speed = size / took["ours"] / 1e9
     share = speed / max(probes.values())
     print(f"batch 1 reads its {size / 1e6:.0f} MB of weights at {speed:.1f} GB/s: {share:.0%} of the fastest, "
           f"to reach {SHARE:.0%}: {verdict(share >= SHARE)}")  # fmt: skip

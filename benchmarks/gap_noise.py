@@ -68,7 +68,7 @@ class Scorer:
         self._steps, self._mesh, self._params = setup.step_config(config, model, mesh), mesh, params
         self._batch = prompts.batches(config.rollout.problems, config.run.seed)[0]
         self._shown = prompts.teacher_batch(self._batch.example_id, group=config.rollout.rollouts)
-        exact = dataclasses.replace(model, compute_dtype="float32")
+        exact = _computed_in("float32", model)
         sampling = setup.training_sampling(config, tokenizer)
         seeds = replicate(mesh, (np.int32(config.run.seed), np.int32(0)))
         written = rollout(
@@ -82,7 +82,7 @@ class Scorer:
         tokens, mask = (np.asarray(getattr(batch, f"{prompt}_prompt{name}")) for name in ("", "_mask"))
         widths = ((0, 0), (extra, 0))
         tokens, mask = np.pad(tokens, widths), np.pad(mask, widths)
-        steps = dataclasses.replace(self._steps, model=dataclasses.replace(self._steps.model, compute_dtype=dtype))
+        steps = dataclasses.replace(self._steps, model=_computed_in(dtype, self._steps.model))
         group = steps.shape.rollouts
         order = np.arange(len(tokens))[:: -1 if how.backwards else 1]
         found = np.zeros((2, *self.rollouts.response.shape), np.float32)
@@ -92,6 +92,12 @@ class Scorer:
             arrays = tokens[part], mask[part], self.rollouts.response[rows], self.rollouts.response_mask[rows]
             found[:, rows] = fetch(_score(steps, self._params, *put_rows(self._mesh, arrays)))
         return found[0], found[1]
+
+
+def _computed_in(dtype: str, model: ModelConfig) -> ModelConfig:
+    """The model in another compute dtype; the fused kernels of attention have no float32."""
+    kernel = "xla" if dtype == "float32" else model.attention
+    return dataclasses.replace(model, compute_dtype=dtype, attention=kernel)
 
 
 @partial(jax.jit, static_argnums=0)

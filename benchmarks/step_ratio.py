@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.timing import default_config, default_model, hardware, in_turns, prompts, verdict
 from dasd_jax.batch import Outcomes, TeacherBatch
+from dasd_jax.config import Config
 from dasd_jax.cost import work
 from dasd_jax.learner.checkpoint import new_state
 from dasd_jax.learner.optim import make_optimizer
@@ -33,23 +34,27 @@ PRODUCT, REPEATS = 2048, 20  # rows and columns of the matrices that say what th
 class Step:
     """One step of a method, in parts that are timed alone."""
 
-    def __init__(self, method: str, mesh, *, problems: int = PROBLEMS, response: int = RESPONSE, layers: int = 0):
-        """Loads the model, or only its first layers, and draws the rewards."""
+    def __init__(
+        self, method: str, mesh, *, config: Config | None = None, problems: int = PROBLEMS, prompt: int = PROMPT,
+        teacher_prompt: int = TEACHER_PROMPT, response: int = RESPONSE, layers: int = 0, microbatches: int = 1,
+    ):  # fmt: skip
+        """Loads the default model or that of a configuration, or only its first layers, and draws the rewards."""
         self.response = response
-        model, params, self.tokenizer = default_model(mesh)
+        config = config or default_config()
+        model, params, self.tokenizer = default_model(mesh, config)
         if layers:
             model = dataclasses.replace(model, num_layers=layers)
             params = params | {"layers": jax.tree.map(lambda x: jnp.copy(x[:layers]), params["layers"])}
-        config = default_config()
         self.config = StepConfig(
             model=model, method=METHODS[method], hp=METHODS[method].fields(), shape=Shape(GROUP, 1, response),
-            clip=ClipRange(config.objective.clip_low, config.objective.clip_high), temperature=1.0, microbatches=1,
-            token_chunk=config.objective.token_chunk, row_shards=1,
+            clip=ClipRange(config.objective.clip_low, config.objective.clip_high), temperature=1.0,
+            microbatches=microbatches, token_chunk=config.objective.token_chunk, row_shards=1,
+            width_tile=response,  # one width: nothing here is shorter, and each of several is compiled
         )  # fmt: skip
         self.optimizer = make_optimizer(config.optim, 100)
         self.state = jax.jit(lambda p: new_state(p, self.optimizer, self.config.views), donate_argnums=0)(params)
-        self.prompts = prompts(mesh, self.tokenizer, problems, PROMPT)
-        wide = prompts(mesh, self.tokenizer, problems, TEACHER_PROMPT)
+        self.prompts = prompts(mesh, self.tokenizer, problems, prompt)
+        wide = prompts(mesh, self.tokenizer, problems, teacher_prompt)
         shown = put_rows(mesh, np.ones(problems, bool))
         weight = put_rows(mesh, np.ones(problems, np.float32))
         teacher = TeacherBatch(wide.student_prompt, wide.student_prompt_mask, shown, weight)
@@ -85,7 +90,7 @@ def main() -> None:
     with jax.set_mesh(mesh):
         steps = {method: Step(method, mesh) for method in ("grpo", "dasd")}
         parts = {(part, method): getattr(steps[method], part) for part in PARTS for method in steps}
-        times = in_turns(parts | {"products": products()}, RUNS)
+        times = in_turns(parts | {"products": products(PRODUCT, jnp.float32)}, RUNS)
     print("| | GRPO, s, median and range | DASD, s |\n|---|---|---|")
     for part in PARTS:
         print(f"| {part} | {times[part, 'grpo']} | {times[part, 'dasd']} |")
@@ -103,9 +108,10 @@ def main() -> None:
     )
 
 
-def products():
-    """A function that multiplies two square matrices, many times: the first products of a pause are slow."""
-    square = jnp.ones((PRODUCT, PRODUCT), jnp.float32)
+def products(size: int, dtype):
+    """A function that multiplies two square matrices, REPEATS times: the first products of a pause are slow."""
+    # Drawn: a GPU multiplies constants faster, since fewer of its wires change.
+    square = jax.random.normal(jax.random.key(0), (size, size), dtype)
     multiply = jax.jit(jnp.matmul)
     return lambda: [multiply(square, square) for _ in range(REPEATS)]
 

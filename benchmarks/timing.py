@@ -5,7 +5,8 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -32,9 +33,9 @@ def default_config() -> Config:
     return from_dict(cli.load_config("configs/smollm2_math.py").to_dict())
 
 
-def default_model(mesh) -> tuple[ModelConfig, Params, Tokenizer]:
-    """SmolLM2-135M-Instruct in float32, as `make train` has it."""
-    config = default_config()
+def default_model(mesh, config: Config | None = None) -> tuple[ModelConfig, Params, Tokenizer]:
+    """The model of a configuration: SmolLM2-135M-Instruct in float32, as `make train` has it, where none is given."""
+    config = config or default_config()
     model, params = models.open_model(config, mesh)
     return model, params, models.open_tokenizer(config.model)
 
@@ -64,7 +65,7 @@ class Times:
         return f"{self.median:.2f} ({min(self.runs):.2f}–{max(self.runs):.2f})"
 
 
-def in_turns(functions: dict[str, Callable[[], object]], runs: int) -> dict[str, Times]:
+def in_turns(functions: dict[Hashable, Callable[[], object]], runs: int) -> dict[Hashable, Times]:
     """Times of each function; they take turns, so that a machine that slows down slows all of them.
 
     A turn that is not measured goes before, for whatever is compiled or read once.
@@ -77,6 +78,13 @@ def in_turns(functions: dict[str, Callable[[], object]], runs: int) -> dict[str,
             if turn:
                 times[name].append(time.perf_counter() - start)
     return {name: Times(tuple(spent), results[name]) for name, spent in times.items()}
+
+
+def per_token(samplers: dict[str, Callable[[int], object]], short: int, long: int, runs: int) -> dict[str, float]:
+    """Seconds of a token of each sampler, prefill left out: what `long` tokens take more than `short` ones."""
+    turns = {(name, n): partial(sample, n) for n in (short, long) for name, sample in samplers.items()}
+    times = in_turns(turns, runs)
+    return {name: (times[name, long].median - times[name, short].median) / (long - short) for name in samplers}
 
 
 def verdict(reached: bool) -> str:

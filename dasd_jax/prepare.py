@@ -1,8 +1,8 @@
 """Makes a data set of problems: python -m dasd_jax.prepare --input=FILE[,FILE…] --output=DIR [--layout=…|--columns=…]
 
 Reads JSONL or Parquet, drops and counts unverifiable problems and duplicates, and writes a TFDS data set in ArrayRecord
-format, without TensorFlow: features question, answer, solution and hint, one split, train. DIR/prepared.json holds the
-counts. A config reads it as tfds:DIR. FILE and DIR may be in a bucket (gs://…).
+format, without TensorFlow: features question, answer, solution, hint and response, one split, train. DIR/prepared.json
+holds the counts. A config reads it as tfds:DIR. FILE and DIR may be in a bucket (gs://…).
 """
 
 import contextlib

@@ -1,10 +1,12 @@
 """The configuration files: every recipe makes a configuration that a run accepts."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from dasd_jax import cli, config_files
+from dasd_jax.data.published import how_to_prepare
 from dasd_jax.errors import UserError
 from dasd_jax.methods import METHODS
 
@@ -41,12 +43,40 @@ def test_an_argument_that_is_no_method_is_refused_with_those_that_are(arg):
         parsed("configs/qwen_math.py:8b,method=nobody")
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_meets_gsm8k_from_the_same_start_with_the_same_solutions(name):
+    one, other = parsed(f"configs/gsm8k.py:method={name}"), parsed("configs/gsm8k.py")
+    assert one.objective.method == name and getattr(one.hp, "context", "") == ""
+    assert all(getattr(one, group) == getattr(other, group) for group in ("model", "data", "optim", "run"))
+    assert dataclasses.replace(one.rollout, resample=0) == other.rollout
+    assert one.data.privileged == "solution"
+
+
+def test_gsm8k_on_a_cpu_differs_in_size_alone():
+    cpu, gpu = parsed("configs/gsm8k.py:cpu,method=grpo"), parsed("configs/gsm8k.py:method=grpo")
+    assert dataclasses.replace(cpu.model, compute_dtype="bfloat16") == gpu.model and cpu.data == gpu.data
+    assert (cpu.rollout.problems, cpu.rollout.rollouts, cpu.rollout.max_new_tokens, cpu.run.steps) == (4, 4, 128, 10)
+    assert cpu.model.compute_dtype == "float32" and gpu.rollout.max_new_tokens == 256
+
+
+def test_the_data_sets_of_gsm8k_are_those_whose_preparation_is_explained():
+    data = parsed("configs/gsm8k.py").data
+    for spec in (*data.sources, *data.benchmarks):
+        assert "of the files of openai/gsm8k" in how_to_prepare(spec.removeprefix("tfds:"))
+
+
+@pytest.mark.parametrize("arg", ["gpu", "method=nobody", "cpu,grpo"])
+def test_gsm8k_refuses_an_argument_that_it_does_not_know(arg):
+    with pytest.raises(UserError, match="expected (cpu, method=NAME or cpu,method=NAME|one of dasd, grpo)"):
+        parsed(f"configs/gsm8k.py:{arg}")
+
+
 # ------------------------------------------------------------------------------------------------ names
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("name", ["methods", "qwen_coder_math", "qwen_math", "smollm2_math"])
+@pytest.mark.parametrize("name", ["gsm8k", "methods", "qwen_coder_math", "qwen_math", "smollm2_math"])
 def test_a_shipped_file_is_found_by_its_name_from_any_folder(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arg = {"methods": ":tiny,method=rlsd", "qwen_math": ":tiny"}.get(name, "")

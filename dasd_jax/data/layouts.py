@@ -57,7 +57,8 @@ def recognise(columns: Collection[str]) -> Layout | None:
 def of_columns(columns: Mapping[str, str]) -> Layout:
     """The layout of a file with user-specified columns: field → column; unnamed fields map to the column of that name.
 
-    A named column must exist; `solution` and `hint` may be absent if they are not named.
+    A named column must exist; `solution`, `hint` and `response` may be absent if they are not
+    named.
 
     Raises:
         UserError: an unknown field.
@@ -89,11 +90,15 @@ def read(layout: Layout, where: str, row: Mapping[str, Any]) -> Fields | Drop:
 
 
 def _plain(
-    row: Mapping[str, Any], question: str, answer: str, solution: str = "solution", hint: str = "hint"
+    row: Mapping[str, Any],
+    question: str,
+    answer: str,
+    solution: str = "solution",
+    hint: str = "hint",
+    response: str = "response",
 ) -> Fields | Drop:
-    return unfit(row) or checked(
-        as_question(row, question), as_text(row, answer, number=True), as_text(row, solution), as_text(row, hint)
-    )
+    others = (as_text(row, column) for column in (solution, hint, response))
+    return unfit(row) or checked(as_question(row, question), as_text(row, answer, number=True), *others)
 
 
 def _boxed(row: Mapping[str, Any], question: str) -> Fields | Drop:

@@ -95,6 +95,8 @@ class PromptText:
 
     def _reference(self, problem: Problem) -> str:
         """The reference response, which shots show and supervised fine-tuning imitates."""
+        if problem.response:
+            return problem.response
         answer = prompts.format_answer(problem.answer, self.words.answer_style)
         return f"{problem.solution}\n\n{answer}" if problem.solution else answer
 

@@ -22,7 +22,8 @@ class Published:
 # By the name of the folder that `prepare` makes.
 PUBLISHED = {
     "dapo_math_17k": Published("BytedTsinghua-SIA/DAPO-Math-17k", ("dapo-math-17k.parquet",), "verl"),
-    "gsm8k": Published("openai/gsm8k", ("train.jsonl",), "question_answer"),
+    "gsm8k": Published("openai/gsm8k", ("main/train-00000-of-00001.parquet",), "question_answer"),
+    "gsm8k_test": Published("openai/gsm8k", ("main/test-00000-of-00001.parquet",), "question_answer"),
     "math500": Published("HuggingFaceH4/MATH-500", ("test.jsonl",), "problem_answer"),
     "aime24": Published("HuggingFaceH4/aime_2024", ("train-00000-of-00001.parquet",), "problem_answer"),
     "aime25": Published("opencompass/AIME2025", ("aime2025-I.jsonl", "aime2025-II.jsonl"), "question_answer"),

@@ -20,6 +20,7 @@ class Fields:
     answer: str
     solution: str = ""
     hint: str = ""
+    response: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _WORD = re.compile(r"[A-Za-z]{2,}")
 
 
-def checked(question: str, answer: str, solution: str = "", hint: str = "") -> Fields | Drop:
+def checked(question: str, answer: str, solution: str = "", hint: str = "", response: str = "") -> Fields | Drop:
     """The problem of these texts, or why they are none that a program can verify.
 
     Instructions of other recipes are removed around a question; a conversation, whose JSON text neither begins nor ends
@@ -66,7 +67,7 @@ def checked(question: str, answer: str, solution: str = "", hint: str = "") -> F
         return NO_ANSWER
     if "\n" in answer or _MARK in worked or _is_worked(answer):
         return NOT_ONE_ANSWER
-    return Fields(question, answer, _CALCULATION.sub("", solution or worked), hint)
+    return Fields(question, answer, _CALCULATION.sub("", solution or worked), hint, response)
 
 
 def split_marked(answer: str) -> tuple[str, str]:

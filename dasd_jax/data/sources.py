@@ -57,6 +57,7 @@ class Problem:
     answer: str
     solution: str = ""  # worked solution, "" if the source has none
     hint: str = ""
+    response: str = ""  # what supervised fine-tuning imitates; "" for the solution and the answer
     source: str  # the spec it came from
     index: int  # its position in that source, before duplicates are removed
     scorer: str  # its verifier, a name of data/verifiers.py
@@ -65,7 +66,7 @@ class Problem:
 
     def as_dict(self) -> dict[str, Any]:
         """What a reward function of the user's own is told: the columns of the row, and over them our fields."""
-        own = ("question", "answer", "solution", "hint", "source")
+        own = ("question", "answer", "solution", "hint", "response", "source")
         return (json.loads(self.columns) if self.columns else {}) | {name: getattr(self, name) for name in own}
 
 

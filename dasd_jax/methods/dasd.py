@@ -13,7 +13,7 @@ Where this differs from the paper's text, or fills what the text leaves open:
                reconstructed: what counts as uncertain is a late position, a small probability of the drawn token, a
                large gap, a rare token of the batch; `random` draws anew in every step.
     form       sampled: credit of the token that was drawn. full: the exact expectation of the same term over the
-               vocabulary, under the current weights as teacher.
+               vocabulary; a live teacher is then read with the current weights.
 """
 
 import dataclasses
@@ -26,7 +26,20 @@ from dasd_jax.batch import Array
 from dasd_jax.fields import TRUE_OR_FALSE, Fields, above, at_least, field, inside, one_of
 from dasd_jax.mesh import reshard
 from dasd_jax.objective.advantage import group_advantage, smallest_advantage
-from dasd_jax.objective.contract import BLANK, SIGNAL_TO_NOISE, Guard, Method, Scored, Shape, Signal, View, mean_guard
+from dasd_jax.objective.contract import (
+    BLANK,
+    CONTROLS,
+    OFFERED,
+    SIGNAL_TO_NOISE,
+    WEIGHTS,
+    Guard,
+    Method,
+    Scored,
+    Shape,
+    Signal,
+    View,
+    mean_guard,
+)
 from dasd_jax.objective.divergence import Divergence, expected
 from dasd_jax.objective.masked import masked_mean, pooled_count, row_quantile
 from dasd_jax.objective.normalise import token_mean
@@ -56,6 +69,10 @@ class DasdParams(Fields):
     min_spread: float = field(1e-4, at_least(0, "nats"), "responses whose entropies deviate less are not routed")
     dense_on_zero_adv: bool = field(True, TRUE_OR_FALSE, "keep the teacher's term where a group's rewards are equal")
     repel_kl_max: float = field(0.0, at_least(0, "nats", off=True), "no repulsion above this KL(student || teacher)")
+    context: str = field("", one_of(*OFFERED, *CONTROLS), "shown; empty: data.privileged; the last two: controls")
+    teacher: str = field("live", one_of(*WEIGHTS), "whose weights read it: now, at first, averaged, copied")
+    rate: float = field(0.05, inside(0, 1), "of ema: student's share in each update of the teacher's weights")
+    refresh: int = field(20, at_least(1, "steps"), "of snapshot: steps between two copies")
 
 
 def dasd(
@@ -223,6 +240,12 @@ def _uniform(mask: Array, seed: Array, step: Array) -> Array:
     return reshard(jax.random.uniform(key, mask.shape), "rows", None)
 
 
+def views(hp: DasdParams) -> dict[str, View]:
+    """One teacher."""
+    rate, every = hp.rate if hp.teacher == "ema" else 0.0, hp.refresh if hp.teacher == "snapshot" else 0
+    return {"teacher": View(hp.context, hp.teacher, rate, every)}
+
+
 def signal(scored: Scored, shape: Shape, hp: DasdParams) -> Signal:
     """Credit of each token; in the full form the verifier's alone, and the teacher's as weight of the divergence."""
     teacher, mask = scored.views["teacher"], scored.mask
@@ -290,7 +313,7 @@ def _weaker_arm(means: dict[str, float], hp: DasdParams) -> tuple[str, float] | 
 METHOD = Method(
     fields=DasdParams,
     signal=signal,
-    views=lambda hp: {"teacher": View()},
+    views=views,
     scored=lambda hp: ("teacher",),
     divergence=divergence,
     notice=_notice,

@@ -1,4 +1,4 @@
-"""Configurations of the published Qwen3 sizes, and a tiny one for tests."""
+"""Configurations of the published Qwen3 sizes, a tiny one for tests, and the laboratory's."""
 
 from dasd_jax.errors import UserError
 from dasd_jax.model.config import ModelConfig
@@ -38,6 +38,19 @@ PRESETS = {
         ff=128,
         context=512,
         rope_base=1e6,
+        qk_norm="head",
+    ),
+    # The laboratory's reasoner at 0.4 M parameters, which writes characters (docs/lab.md).
+    "lab": ModelConfig(
+        vocab_size=32,
+        num_layers=3,
+        width=96,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=32,
+        ff=288,
+        context=256,
+        rope_base=1e4,
         qk_norm="head",
     ),
 }

@@ -12,6 +12,9 @@ from dasd_jax.errors import UserError
 from dasd_jax.model import gguf_file, hf
 from dasd_jax.model.config import ModelConfig
 
+# GGUF files that shipped configurations name → their repository on the Hugging Face hub.
+_ON_THE_HUB = {"qwen2.5-coder-0.5b-instruct-q4_k_m.gguf": "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF"}
+
 
 def check(path: str, sha256: str) -> None:
     """Refuses weights that are missing or not the expected file, before any other work.
@@ -30,6 +33,11 @@ def check(path: str, sha256: str) -> None:
             raise UserError(
                 f"model.weights: {path} does not exist; if it is a model of the Hugging Face hub: "
                 f"hf download {path} --local-dir {name}, then --config.model.weights={name}"
+            )
+        if where.name in _ON_THE_HUB:
+            raise UserError(
+                f"model.weights: {path} does not exist: hf download {_ON_THE_HUB[where.name]} {where.name} "
+                f"--local-dir {Path(path).parent} brings it from the Hugging Face hub"
             )
         raise UserError(
             f"model.weights: {path} does not exist: expected a .gguf file, a Hugging Face folder or a checkpoint "

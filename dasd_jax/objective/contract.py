@@ -19,6 +19,8 @@ from dasd_jax.objective.surrogate import clipped
 WEIGHTS = ("live", "frozen", "ema", "snapshot")
 # What the field `context` of a method may offer; "" takes data.privileged.
 OFFERED = ("", "answer", "solution", "hint", "sibling")
+# Its controls: nothing, and what belongs to another problem.
+CONTROLS = ("none", "other_problem")
 
 
 @dataclasses.dataclass(frozen=True)

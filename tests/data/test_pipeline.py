@@ -85,6 +85,15 @@ def test_targets_end_in_a_stop_token():
         assert tokens[row][mask[row]][-1] in BYTES.stop_ids
 
 
+def test_the_target_is_the_response_of_a_problem_that_has_one():
+    items = problems(1, solution="count", response="one, two!") + problems(1, solution="count")
+    targets, mask = prompt_set(items, target_width=100).target_batch(np.array([0, 1]))
+    assert [BYTES.decode(ids[kept]) for ids, kept in zip(targets, mask, strict=True)] == [
+        "one, two!",
+        "count\n\nAnswer: 1",
+    ]
+
+
 def test_a_problem_without_the_default_context_is_left_out_and_counted():
     items = problems(4) + problems(3, hint="count") + problems(2, hint=" ")
     kept = prompt_set(items, HINTS)

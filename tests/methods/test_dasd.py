@@ -23,7 +23,7 @@ from dasd_jax.methods.dasd import (
     router,
 )
 from dasd_jax.objective.advantage import group_advantage, smallest_advantage
-from dasd_jax.objective.contract import Scored, Shape, ViewStats
+from dasd_jax.objective.contract import Scored, Shape, View, ViewStats
 
 R = 12
 SHAPE = Shape(rollouts=4, minibatches=2, max_new_tokens=R)
@@ -459,6 +459,19 @@ def test_a_rollout_outside_the_loss_counts_in_its_group_and_changes_no_other_cre
     np.testing.assert_array_equal(np.asarray(got.weight) > 0, inside)
     # Its verdict is still one of the group's, in the log as in the mean.
     assert got.metrics["credit/verifier_abs_mean"] == want.metrics["credit/verifier_abs_mean"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, View()),
+        ({"context": "other_problem", "teacher": "frozen"}, View("other_problem", "frozen")),
+        ({"teacher": "ema", "rate": 0.1}, View(weights="ema", rate=0.1)),
+        ({"teacher": "snapshot", "refresh": 7}, View(weights="snapshot", every=7)),
+    ],
+)
+def test_the_teacher_is_shown_and_weighted_as_the_fields_say(changes, expected):
+    assert METHOD.views(DasdParams(**changes)) == {"teacher": expected}
 
 
 def test_numpy_arrays_jax_arrays_and_a_compiled_program_give_one_credit():

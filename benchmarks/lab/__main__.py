@@ -1,0 +1,77 @@
+"""The laboratory: python -m benchmarks.lab [base|properties|run|mechanism|tables] [--workers=2] [--quick]
+
+    base         makes the base models that are not there yet
+    properties   measures them: docs/lab.md's first table
+    run          trials and reported runs of every method, the primary ones first; goes on where it was interrupted
+    mechanism    what explains them: flips, ρ, routers, teachers, controls, and the three probes
+    tables       writes the tables of docs/lab.md and the figures in docs/img from benchmarks/lab/results
+
+--quick runs two methods with one seed and the settings of the results, and prints what they come to; nothing is kept.
+Everything that can be made again lies in runs/lab; benchmarks/lab/results has one line for each finished run.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.lab import base, mechanism, pages, plan, runs, table
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", nargs="?", choices=("base", "properties", "run", "mechanism", "tables"))
+    parser.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="runs side by side, a core each"
+    )
+    parser.add_argument("--methods", default=",".join(plan.METHODS), help="those of `run` (default: all)")
+    parser.add_argument("--quick", action="store_true", help="two methods, one seed")
+    asked = parser.parse_args()
+    if asked.quick == bool(asked.task):
+        parser.error("expected a task, or --quick")
+    if asked.quick:
+        quick()
+    elif asked.task == "base":
+        base.make_all((plan.TRIAL_SEED, *plan.SEEDS), asked.workers)
+    elif asked.task == "properties":
+        base.write_properties((*plan.SEEDS, plan.TRIAL_SEED), asked.workers)
+    elif asked.task == "run":
+        run(asked.methods.split(","), asked.workers)
+    elif asked.task == "mechanism":
+        mechanism.run(asked.workers)
+    else:
+        pages.write()
+
+
+def run(methods: list[str], workers: int) -> None:
+    """Trials and reported runs, the primary methods before the others."""
+    unknown = sorted(set(methods) - set(plan.METHODS))
+    if unknown:
+        sys.exit(f"error: --methods: {unknown[0]}: expected some of {', '.join(plan.METHODS)}")
+    for group in (plan.PRIMARY, [name for name in plan.METHODS if name not in plan.PRIMARY]):
+        names = [name for name in group if name in methods]
+        trials = [
+            runs.Job("trials", name, name, plan.TRIAL_SEED, fields, reported=False)
+            for name in names
+            for fields in plan.METHODS[name].trials()
+        ]
+        runs.run_all(trials, workers)
+        runs.run_all(
+            [runs.Job("runs", name, name, seed, table.chosen(name)) for seed in plan.SEEDS for name in names], workers
+        )
+
+
+def quick() -> None:
+    """GRPO and conformity from the first base model."""
+    with tempfile.TemporaryDirectory() as folder:
+        runs.WORK = Path(folder)
+        lines = {}
+        for name in ("grpo", "conformity"):
+            lines[name] = runs.run(runs.Job("quick", name, name, plan.SEEDS[0], table.chosen(name)))
+    print(pages.quick_table(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""The laboratory's tables and figures: written into docs/lab.md between marks, and into docs/img."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from scipy import stats
+
+from benchmarks.lab import base, displacement, plan, table
+from benchmarks.lab.runs import CURVES, results
+from benchmarks.runs import ROOT
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+PAGE = ROOT / "docs" / "lab.md"
+IMAGES = ROOT / "docs" / "img"
+COLUMNS = {
+    "avg": "Avg@64", "pass@4": "Pass@4", "pass@16": "Pass@16", "pass@64": "Pass@64", "step_accuracy": "StepAcc",
+    "exploration_per_1k": "E(y) per 1k", "revised_frac": "revises", "retried_success": "right after trying again",
+    "dist3": "Dist-3", "length": "length",
+}  # fmt: skip
+DRAWN = {"grpo": "C7", "conformity": "C0", "novelty": "C1", "dasd": "C2"}
+
+
+def write() -> None:
+    """All that the results allow so far."""
+    lines = table.reported()
+    for split in ("easy", "hard"):
+        put(f"table {split}", main_table(lines, split))
+    put("properties", properties())
+    put("trials", trials())
+    put("expectations", expectations(lines))
+    put("flips", differences(lines, "dasd", ("flip_low", "flip_high")))
+    put("displacement", displacements())
+    put("gap by entropy", gaps())
+    put("variations", variations(lines))
+    put("probes", probes(lines))
+    if all(arm in lines for arm in DRAWN):
+        draw_curves(lines)
+        draw_plane(lines)
+
+
+def put(name: str, text: str) -> None:
+    """Puts a table between its marks on the page."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    page = PAGE.read_text(encoding="utf-8")
+    if begin not in page:
+        raise SystemExit(f"error: {PAGE} has no mark {begin.strip()}")
+    PAGE.write_text(
+        re.sub(f"{begin}.*?{end}", lambda _: f"{begin}{text}\n{end}", page, flags=re.DOTALL), encoding="utf-8"
+    )
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def main_table(lines: table.Lines, split: str) -> str:
+    """Every method with the mean over seeds and half the width of its 95 % interval."""
+    rows = [["base", *base_row(split)]]
+    for name, arm in plan.METHODS.items():
+        if of_arm := lines.get(name):
+            cells = [spread(table.values(of_arm, figure, split), figure) for figure in COLUMNS]
+            entropy = spread([np.mean(line["curves"]["entropy/mean"][-5:]) for line in of_arm.values()], "entropy")
+            rows.append([f"{arm.label} ({len(of_arm)})", *cells, entropy])
+    return markdown(["", *COLUMNS.values(), "entropy, nats"], rows)
+
+
+def base_row(split: str) -> list[str]:
+    """The figures of the base models."""
+    known = base.measured()
+    cells = [
+        spread([known[seed][split].get(figure, np.nan) for seed in plan.SEEDS if seed in known], figure)
+        for figure in COLUMNS
+    ]
+    return [*cells, spread([known[seed]["entropies"]["mean"] for seed in plan.SEEDS if seed in known], "entropy")]
+
+
+def spread(values: Sequence[float], figure: str) -> str:
+    """Mean ± half the width of the 95 % interval over seeds."""
+    digits = 1 if figure in ("exploration_per_1k", "length") else 3
+    known = [value for value in values if not np.isnan(value)]
+    if not known:
+        return "–"
+    half = stats.sem(known) * stats.t.ppf(0.975, len(known) - 1) if len(known) > 1 else np.nan
+    return f"{np.mean(known):.{digits}f}" + ("" if np.isnan(half) else f" ± {half:.{digits}f}")
+
+
+def properties() -> str:
+    """The base models, each with what is asked of it."""
+    known = base.measured()
+    rows = [
+        [name, asked, *(f"{read(known[seed]):.3f}" for seed in known)]
+        for name, (asked, read) in base.PROPERTIES.items()
+    ]
+    return markdown(["", "asked for", *(f"seed {seed}" for seed in known)], rows)
+
+
+def trials() -> str:
+    """Validation Avg@16 of every trial; the chosen one in bold."""
+    known, rows = results("trials"), []
+    for name, arm in plan.METHODS.items():
+        of_arm = {
+            json.dumps(line["fields"]): line["validation"]["avg"] for line in known.values() if line["name"] == name
+        }
+        chosen = table.chosen(name)
+        cells = []
+        for fields in arm.trials():
+            value = of_arm.get(json.dumps(fields))
+            if value is not None:
+                words = ", ".join(f"{setting:g}" for setting in fields.values())
+                cells.append(f"**{words}: {value:.3f}**" if fields == chosen else f"{words}: {value:.3f}")
+        if cells:
+            rows.append([arm.label, " · ".join(cells)])
+    return markdown(["", "learning rate (and strength): validation Avg@16"], rows)
+
+
+def expectations(lines: table.Lines) -> str:
+    """The five, on the split that was named before."""
+    rows = []
+    for name, of_claims, p in table.judged(lines):
+        words = [
+            f"{COLUMNS[claim.figure]}: {plan.METHODS[claim.higher].label} − {plan.METHODS[claim.lower].label} "
+            f"{interval(difference, claim.figure)}" + (f", asked for above {claim.above:g}" if claim.above else "")
+            for claim, difference in of_claims
+        ]
+        rows.append([name, "<br>".join(words), f"{p:.3f}", "confirmed" if p < 0.05 else "not confirmed"])
+    return markdown(
+        ["expectation", f"paired differences on {table.SPLIT} problems, 95 % intervals", "p (Holm)", ""], rows
+    )
+
+
+def number(value: float, figure: str) -> str:
+    """With a sign."""
+    return f"{value:+.{1 if figure in ('exploration_per_1k', 'length') else 3}f}"
+
+
+def differences(lines: table.Lines, reference: str, names: Sequence[str]) -> str:
+    """What the arms have more than the reference, seed by seed."""
+    shown = ("avg", "pass@16", "step_accuracy", "exploration_per_1k", "length")
+    rows = []
+    for name in names:
+        if name in lines and reference in lines:
+            rows.append(
+                [plan.METHODS[name].label, *(difference(lines[name], lines[reference], figure) for figure in shown)]
+            )
+    return markdown([f"less {plan.METHODS[reference].label}", *(COLUMNS[figure] for figure in shown)], rows)
+
+
+def difference(of_arm: Mapping[int, dict], reference: Mapping[int, dict], figure: str) -> str:
+    """Mean of the paired difference with its 95 % interval, on the split of the expectations."""
+    both = sorted(set(of_arm) & set(reference))
+    found = table.paired(*([side[seed][table.SPLIT][figure] for seed in both] for side in (of_arm, reference)))
+    return interval(found, figure)
+
+
+def interval(found: table.Difference, figure: str) -> str:
+    """The mean with the ends of its interval."""
+    return f"{number(found.mean, figure)} [{number(found.low, figure)}, {number(found.high, figure)}]"
+
+
+def of_kind(kind: str) -> dict[str, dict[int, dict]]:
+    """Name → seed → line of a results file."""
+    found: dict[str, dict[int, dict]] = {}
+    for line in results(kind).values():
+        found.setdefault(line["name"], {})[line["seed"]] = line
+    return found
+
+
+def displacements() -> str:
+    """Total variation of one update at forks and elsewhere."""
+    known = list(results("displacement").values())
+    rows = [
+        [
+            plan.METHODS[arm].label,
+            *(spread([line[arm][place] for line in known], "") for place in ("forks", "others")),
+            spread([line[arm]["forks"] / line[arm]["others"] for line in known], ""),
+        ]
+        for arm in displacement.ARMS
+        if known
+    ]
+    return markdown(["one update of", "at forks", "elsewhere", "ratio"], rows)
+
+
+def gaps() -> str:
+    """Entropy and gap of tenths of the tokens, means over seeds."""
+    known = [line["gap_by_entropy"] for line in results("displacement").values()]
+    if not known:
+        return ""
+    means = np.mean(known, axis=0)
+    names = ("entropy, nats", "mean size of the gap, nats", "mean gap, nats")
+    rows = [[name, *(f"{x:.3f}" for x in column)] for name, column in zip(names, means.T, strict=True)]
+    return markdown(["tenth of the tokens by entropy", *map(str, range(1, len(means) + 1))], rows)
+
+
+def variations(lines: table.Lines) -> str:
+    """DASD with one thing changed, less DASD."""
+    shown = ("avg", "pass@16", "step_accuracy", "exploration_per_1k", "length")
+    rows = [
+        [f"`{name}` ({len(of_arm)})", *(difference(of_arm, lines["dasd"], figure) for figure in shown)]
+        for name, of_arm in of_kind("variations").items()
+        if len(of_arm) > 1
+    ]
+    return markdown(["less DASD", *(COLUMNS[figure] for figure in shown)], rows)
+
+
+def probes(lines: table.Lines) -> str:
+    """The expectations under each probe, with p as it is: they explain and replace nothing."""
+    found, rows = of_kind("probes"), []
+    for probe in ("task", "strength", "rho"):
+        mine = {name.partition("/")[2]: of_arm for name, of_arm in found.items() if name.startswith(f"{probe}/")}
+        if mine:
+            for name, of_claims, _ in table.judged({**lines, **mine} if probe == "rho" else mine):
+                words = [f"{interval(d, claim.figure)}" for claim, d in of_claims]
+                p = max(d.p for _, d in of_claims)
+                rows.append([probe, name.partition(" ")[0], "; ".join(words), f"{p:.3f}"])
+    return markdown(["probe", "expectation", "differences in the order of the table above", "p, not corrected"], rows)
+
+
+def draw_curves(lines: table.Lines) -> None:
+    """Reward, entropy and length over the steps, the mean over seeds with a band of one standard error."""
+    titles = ("reward of the rollouts", "entropy, nats", "length, tokens")
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
+    for axis, metric, title in zip(axes, CURVES, titles, strict=True):
+        for name, colour in DRAWN.items():
+            curves = np.array([line["curves"][metric] for line in lines[name].values()])
+            middle, error = curves.mean(axis=0), stats.sem(curves, axis=0)
+            steps = np.arange(1, len(middle) + 1)
+            axis.plot(steps, middle, color=colour, label=plan.METHODS[name].label, linewidth=1.5)
+            axis.fill_between(steps, middle - error, middle + error, color=colour, alpha=0.2, linewidth=0)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("steps")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False)
+    figure.savefig(IMAGES / "lab_curves.png", dpi=110)
+    plt.close(figure)
+
+
+def draw_plane(lines: table.Lines) -> None:
+    """StepAcc over E(y), and Pass@k, on the split of the expectations."""
+    figure, (plane, passes) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    ks = [
+        int(name.partition("@")[2])
+        for name in next(iter(lines["grpo"].values()))[table.SPLIT]
+        if name.startswith("pass@")
+    ]
+    known = base.measured()
+    everything = {
+        "base": {seed: known[seed] for seed in plan.SEEDS if seed in known},
+        **{name: lines[name] for name in DRAWN},
+    }
+    for name, of_arm in everything.items():
+        colour = DRAWN.get(name, "black")
+        label = plan.METHODS[name].label if name in plan.METHODS else name
+        x, y = (
+            np.array(table.values(of_arm, figure_name, table.SPLIT))
+            for figure_name in ("exploration_per_1k", "step_accuracy")
+        )
+        plane.errorbar(x.mean(), y.mean(), stats.sem(y), stats.sem(x), "o", color=colour, capsize=2)
+        plane.annotate(label, (x.mean(), y.mean()), xytext=(5, 5), textcoords="offset points", color=colour, fontsize=9)
+        curve = [np.mean(table.values(of_arm, f"pass@{k}", table.SPLIT)) for k in ks]
+        passes.plot(ks, curve, "o-", color=colour, label=label, markersize=3)
+    plane.set_xlabel("E(y): signs of doubt per 1,000 tokens")
+    plane.set_ylabel("StepAcc")
+    passes.set_xscale("log", base=2)
+    passes.set_xlabel("k")
+    passes.set_ylabel("Pass@k, hard problems")
+    passes.legend(frameon=False, fontsize=8)
+    for axis in (plane, passes):
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(IMAGES / "lab.png", dpi=110)
+    plt.close(figure)
+
+
+def quick_table(lines: Mapping[str, dict]) -> str:
+    """What --quick prints."""
+    rows = [[name, *(f"{line[table.SPLIT][figure]:.3f}" for figure in COLUMNS)] for name, line in lines.items()]
+    return markdown(["", *COLUMNS.values()], rows)
