@@ -38,7 +38,7 @@ def get_config(arg=""):
     config.optim.update({"learning_rate": 5e-6, "warmup_steps": 3, "minibatches": 1, "b2": 0.99})
     config.run.update(
         {
-            "steps": 24,
+            "steps": 16,
             "checkpoint_every": 8,
             "keep_checkpoints": 1,
             "eval_problems": 128,
