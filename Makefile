@@ -7,7 +7,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 setup: .venv/ready ## create .venv, install requirements, download the default model
 
-.venv/ready: requirements.txt tests/requirements.txt
+.venv/ready: requirements.txt tests/requirements.txt dasd_jax/fetch.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -r tests/requirements.txt
 	$(BIN)/python -m dasd_jax.fetch
@@ -25,8 +25,9 @@ libtpu: .venv/libtpu/ready ## the TPU compiler, for python -m dasd_jax.compile
 tpu-tables: .venv/libtpu/ready ## compile the paper's run for six slices and update the tables in docs/tpu.md, about an hour
 	$(BIN)/python -m benchmarks.tpu_tables
 
-train: .venv/ready ## post-train SmolLM2-135M with DASD, about 12 minutes on two cores
+train: .venv/ready ## post-train SmolLM2-135M with DASD, about 12 minutes on two cores, and make a page of the run
 	$(BIN)/python -m dasd_jax.train --config=configs/smollm2_math.py
+	$(BIN)/python -m dasd_jax.report runs/smollm2_math --output=runs/smollm2_math/report.html
 
 compare: .venv/ready ## the same run and a run with beta = 0 from the same seed, as a table
 	$(BIN)/python benchmarks/compare_beta.py

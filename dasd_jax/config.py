@@ -72,7 +72,7 @@ class DataGroup(Fields):
     sources: tuple[str, ...] = field((), _SPECS, "problems to train on (docs/data.md); duplicates are left out")
     benchmarks: tuple[str, ...] = field((), _ONCE, "specs as in sources: evaluated, and never trained on")
     heldout: int = field(128, at_least(0), "problems never trained on; evaluated unless there are benchmarks")
-    shots: int = field(0, at_least(0), "worked examples before the problem, taken from the training problems")
+    shots: int = field(0, at_least(0), "worked examples before the problem: training problems with solution and answer")
     instruction: str = field("boxed", wordings.allowed("instruction"), "how the answer is asked for (docs/data.md)")
     system: str = field("", wordings.allowed("system"), "the system turn; empty: the chat template's own")
     privileged: str = field("answer", one_of(*PRIVILEGED), "what a teacher is shown; sibling: a verified rollout")

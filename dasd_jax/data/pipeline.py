@@ -87,14 +87,18 @@ class PromptText:
 
     def target(self, tokenizer: Tokenizer, problem: Problem) -> list[int]:
         """Token ids of the reference response with a final stop token: the target of supervised fine-tuning."""
-        answer = prompts.format_answer(problem.answer, self.words.answer_style)
-        text = f"{problem.solution}\n\n{answer}" if problem.solution else answer
-        return prompts.encode_response(tokenizer, problem.response or text)
+        return prompts.encode_response(tokenizer, self._reference(problem))
 
     def _common(self) -> dict:
-        words = self.words
-        shots = [(shot.question, prompts.format_answer(shot.answer, words.answer_style)) for shot in self.shots]
-        return {"instruction": words.instruction, "system": words.system, "shots": shots}
+        shots = [(shot.question, self._reference(shot)) for shot in self.shots]
+        return {"instruction": self.words.instruction, "system": self.words.system, "shots": shots}
+
+    def _reference(self, problem: Problem) -> str:
+        """The reference response, which shots show and supervised fine-tuning imitates."""
+        if problem.response:
+            return problem.response
+        answer = prompts.format_answer(problem.answer, self.words.answer_style)
+        return f"{problem.solution}\n\n{answer}" if problem.solution else answer
 
     def _encode(self, tokenizer: Tokenizer, messages) -> list[int]:
         return prompts.encode_prompt(tokenizer, messages, enable_thinking=self.enable_thinking, now=self.now)

@@ -157,12 +157,16 @@ def test_a_system_turn_comes_first_for_student_and_teacher():
     assert student[1:] == student_messages("Q?", instruction="", shots=[("1?", "1")]) and teacher[:-1] == student[:-1]
 
 
-def test_shots_and_targets_are_written_as_the_instruction_asks():
+@pytest.mark.parametrize(("solution", "response"), [("", ""), ("1 + 1 = 2.", ""), ("1 + 1 = 2.", "two")])
+def test_shots_and_targets_are_written_as_the_instruction_asks(solution, response):
+    """And they are the same text: the problem's response, or its solution and answer, or its answer alone."""
     tokenizer = load_tokenizer("byte")
-    shot = Problem(question="1?", answer="2", source="", index=0, scorer="math")
-    for instruction, written in (("Put it in \\boxed{} now.", "\\boxed{2}"), ("Say it in a line.", "Answer: 2")):
+    shot = Problem(question="1?", answer="2", solution=solution, response=response, source="", index=0, scorer="math")
+    asked = Problem(question="3?", answer="4", source="", index=1, scorer="math")
+    for instruction, answer in (("Put it in \\boxed{} now.", "\\boxed{2}"), ("Say it in a line.", "Answer: 2")):
         text = PromptText(instruction, sources=(), privileged="answer", enable_thinking=None, shots=(shot,))
-        assert f"1?\n\n{instruction}\nassistant\n{written}" in tokenizer.decode(text.student(tokenizer, shot))
+        written = response or f"{solution}\n\n{answer}".strip()
+        assert f"1?\n\n{instruction}\nassistant\n{written}\n" in tokenizer.decode(text.student(tokenizer, asked))
         assert tokenizer.decode(text.target(tokenizer, shot)) == written
 
 
