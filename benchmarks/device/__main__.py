@@ -23,7 +23,7 @@ from benchmarks.device.unpack import GIVEN
 from dasd_jax import terminal
 from dasd_jax.errors import UserError
 
-SMOLLM2 = ("SmolLM2-135M-Instruct.Q4_1.gguf", "comparisons.jsonl")
+SMOLLM2 = ("SmolLM2-135M-Instruct.Q4_1.gguf", "sums.jsonl")
 QWEN = ("qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", "gsm8k/dataset_info.json", "gsm8k_test/dataset_info.json")
 # Name → seconds at most, seconds without which it is not started, files.
 PARTS = {

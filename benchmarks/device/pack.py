@@ -72,7 +72,7 @@ def models() -> dict[str, Path]:
         UserError: the default model is not here.
     """
     smollm2 = Path(shipped("smollm2_math").model.weights).expanduser()
-    first = {path.name: path for path in (smollm2, smollm2.with_name("comparisons.jsonl"))}
+    first = {path.name: path for path in (smollm2, smollm2.with_name("sums.jsonl"))}
     for path in first.values():
         if not path.exists():
             raise UserError(f"{path} is missing: expected what python -m dasd_jax.fetch leaves there")

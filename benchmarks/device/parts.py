@@ -140,7 +140,7 @@ def noise(mesh, asked) -> None:
 
 def _smollm2(given: Path) -> dict:
     """Where the default model and its problems are."""
-    weights, problems = (given / name for name in ("SmolLM2-135M-Instruct.Q4_1.gguf", "comparisons.jsonl"))
+    weights, problems = (given / name for name in ("SmolLM2-135M-Instruct.Q4_1.gguf", "sums.jsonl"))
     return {"model.weights": str(weights), "data.sources": (f"jsonl:{problems}",)}
 
 
