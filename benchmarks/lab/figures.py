@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.lab import task
-from benchmarks.runs import read_lines
 from dasd_jax.health import figures as health
+from dasd_jax.run import records
 
 K = (1, 2, 4, 8, 16, 32, 64)
 
@@ -16,7 +16,7 @@ K = (1, 2, 4, 8, 16, 32, 64)
 def of_file(path: Path) -> dict[str, dict[str, float]]:
     """Split → figure → number, of heldout/STEP.jsonl or eval/NAME.jsonl."""
     by_split: dict[str, list[dict]] = {}
-    for line in read_lines(path):
+    for line in records.answers(path):
         by_split.setdefault(Path(line["source"].partition(":")[2]).stem, []).append(line)
     return {
         split: {name: round(float(value), 5) for name, value in of_answers(lines).items()}

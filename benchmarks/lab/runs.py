@@ -132,7 +132,8 @@ def run(job: Job) -> dict[str, Any]:
             "data.benchmarks": benchmarks("easy", "hard"), "rollout.max_new_tokens": plan.LENGTH,
             "rollout.problems": 64, "run.eval_samples": plan.SAMPLES, "run.eval_problems": plan.PROBLEMS,
         }  # fmt: skip
-        _command("evaluate", [f"--workdir={folder}", *_overrides(asked)], _log(folder, "evaluate"))
+        if not (folder / "eval" / f"{plan.STEPS}.json").exists():
+            _command("evaluate", [f"--workdir={folder}", *_overrides(asked)], _log(folder, "evaluate"))
         line |= figures.of_file(folder / "eval" / f"{plan.STEPS}.jsonl")
         metrics = read_lines(folder / "metrics.jsonl")[1:]
         line["curves"] = {name: [float(f"{step[name]:.4g}") for step in metrics] for name in CURVES}
