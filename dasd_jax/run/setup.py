@@ -24,9 +24,8 @@ from dasd_jax.rollout.slots import slots_that_fit
 from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify import shipped
 
-# Tokens of which shorter widths are multiples. A CPU gains from short ones; the lanes of a TPU and the tiles of a GPU's
-# products are wider anyway.
-_WIDTH_TILES = {"cpu": 32}
+# Tokens of which shorter widths are multiples: a CPU gains from shorter ones than the lanes of a TPU allow.
+_CPU_WIDTH_TILE = 32
 
 
 def open_problems(config: Config) -> tuple[list[Problem], list[Problem], dict[str, int]]:
@@ -250,5 +249,10 @@ def step_config(config: Config, model: ModelConfig, mesh: Mesh) -> StepConfig:
         microbatches=config.optim.microbatches,
         token_chunk=config.objective.token_chunk,
         row_shards=row_shards(mesh),
-        width_tile=_WIDTH_TILES.get(mesh.devices.flat[0].platform, 128),
+        width_tile=_CPU_WIDTH_TILE if _is_cpu(mesh) else StepConfig.width_tile,
     )
+
+
+def _is_cpu(mesh: Mesh) -> bool:
+    """False for the mesh of a slice that is described and not here, which has no devices."""
+    return isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"

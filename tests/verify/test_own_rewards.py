@@ -70,7 +70,8 @@ def obey(problem, response):
 def told(problem, response):
     """The reward says whether the problem is what the row was."""
     return problem == {
-        "question": "2+2?", "answer": "4", "solution": "", "hint": "", "source": problem["source"], "task": "2+2?",
+        "question": "2+2?", "answer": "4", "solution": "", "hint": "", "response": "",
+        "source": problem["source"], "task": "2+2?",
         "level": [1, 2], "unit": "m",
     }
 
