@@ -6,11 +6,11 @@ python -m benchmarks.tpu_tables 8b,v5p-64 …             those alone; the other
 
 import datetime
 import importlib.metadata
-import re
 import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.marks import put
 from benchmarks.timing import hardware
 from dasd_jax.compile import COMPILER
 
@@ -35,18 +35,11 @@ def main() -> None:
             [sys.executable, "-m", *command], cwd=PAGE.parents[1], stdout=subprocess.PIPE, text=True, check=False
         )
         if done.stdout:
-            write(argument, done.stdout.strip() + f"\n\n`python -m {' '.join(command)}`, {conditions()}.")
+            put(PAGE, argument, done.stdout.strip() + f"\n\n`python -m {' '.join(command)}`, {conditions()}.")
         if done.returncode:
             failed.append(argument)
     if failed:
         sys.exit(f"error: {', '.join(failed)}: does not compile or does not fit")
-
-
-def write(argument: str, table: str) -> None:
-    """Puts a table between its marks on the page."""
-    begin, end = f"<!-- {argument} -->\n", f"<!-- end of {argument} -->\n"
-    page = PAGE.read_text()
-    PAGE.write_text(re.sub(f"{begin}.*?{end}", lambda _: f"{begin}{table}\n{end}", page, flags=re.DOTALL))
 
 
 def conditions() -> str:

@@ -3,14 +3,17 @@
 import itertools
 import random
 
+import jax
 import numpy as np
 import pytest
 from scipy import stats
 
 from benchmarks.lab import base, figures, plan, problems, runs, table, task
 from benchmarks.runs import python
+from dasd_jax import train
 from dasd_jax.config_files import shipped
 from dasd_jax.errors import UserError
+from dasd_jax.mesh import make_mesh
 
 PROBLEM = {"question": "3 1 2 5>7", "answer": "7"}
 CLAIM = "3+1=4,4-2=2,2+5=7:7!"
@@ -136,6 +139,7 @@ def test_quick_prints_a_row_of_each_of_two_methods():
 def test_conformity_ends_doubt_and_novelty_breaks_steps(tmp_path, monkeypatch):
     """The two signs that are far from noise: a seed moves E(y) by about 2 and StepAcc by about .005."""
     monkeypatch.setattr(runs, "WORK", tmp_path)
+    monkeypatch.setattr(train, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
 
     def of(name, **fields):
         job = runs.Job("test", name, name, plan.SEEDS[0], {"optim.learning_rate": 3e-4, **fields}, reported=False)

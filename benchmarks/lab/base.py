@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from benchmarks.lab import figures, plan, problems
-from benchmarks.lab.runs import LAB, RESULTS, WORK, append, benchmarks, convert, side_by_side, train
+from benchmarks.lab.runs import LAB, RESULTS, WORK, append, convert, side_by_side, sources, train
 from benchmarks.runs import read_lines
 
 FOLDER = LAB / "base"
@@ -65,7 +65,7 @@ def measure(seed: int) -> dict:
     run = WORK / "properties" / str(seed)
     shutil.rmtree(run, ignore_errors=True)
     asked = {
-        "run.steps": 1, "data.benchmarks": benchmarks("easy", "hard", "shown"), "run.eval_samples": plan.SAMPLES,
+        "run.steps": 1, "data.benchmarks": sources("easy", "hard", "shown"), "run.eval_samples": plan.SAMPLES,
         "run.eval_problems": plan.PROBLEMS, "rollout.prompt_length": 18, "rollout.max_new_tokens": plan.LENGTH,
         "run.logged_rollouts": 8 * _ROLLOUTS, "rollout.rollouts": _ROLLOUTS,
     }  # fmt: skip

@@ -1,13 +1,19 @@
 """What explains the table: other values of ρ, routers, teachers and contexts, and three probes of each expectation."""
 
 from benchmarks.lab import displacement, plan, table
-from benchmarks.lab.runs import LAB, Job, append, results, run_all, side_by_side
+from benchmarks.lab.runs import Job, append, results, run_all, side_by_side
 
 ROUTERS = ("teacher_entropy", "position", "improbability", "gap", "frequency", "random")
 RHOS = (0.1, 0.4)
 TEACHERS = ("frozen", "ema", "snapshot")
 CONTEXTS = ("none", "other_problem")
 PROBE_BETA = 0.3
+# GRPO has no strength and no router: those two leave it as it is.
+PROBED = {
+    "task": plan.PRIMARY,
+    "strength": tuple(arm for arm in plan.PRIMARY if plan.METHODS[arm].strength),
+    "rho": ("dasd", "flip_low", "flip_high"),
+}
 
 
 def jobs() -> list[Job]:
@@ -28,22 +34,22 @@ def jobs() -> list[Job]:
 
 
 def probes() -> list[Job]:
-    """Three probes of every expectation, kind `probes`.
+    """Three probes of every expectation, kind `probes`; PROBED has the arms that each of them changes.
 
-    task: trained on hard problems. strength: every arm at one learning rate and one strength. rho: the other reading of
-    ρ, for the arms that route by it.
+    task: trained on hard problems. strength: every arm at GRPO's learning rate and one strength. rho: the other reading
+    of ρ, for the arms that route by it.
     """
-    hard = f"('jsonl:{LAB / 'problems' / 'train_hard.jsonl'}',)"
-    alike = {"optim.learning_rate": table.chosen("grpo")["optim.learning_rate"]}
     found = []
-    for arm in plan.PRIMARY:
-        chosen, routed = table.chosen(arm), arm in ("dasd", "flip_low", "flip_high")
-        strength = {plan.METHODS[arm].strength: PROBE_BETA} if plan.METHODS[arm].strength else {}
-        found.append(("task", arm, {**chosen, "data.sources": hard}))
-        found.append(("strength", arm, alike | strength))
-        if routed:
-            found.append(("rho", arm, {**chosen, "objective.rho_side": "bottom"}))
-    return [Job("probes", f"{probe}/{arm}", arm, seed, fields) for probe, arm, fields in found for seed in plan.SEEDS]
+    for probe, arms in PROBED.items():
+        for arm in arms:
+            fields = {
+                "task": lambda arm: table.chosen(arm),
+                "strength": lambda arm: table.chosen("grpo") | {plan.METHODS[arm].strength: PROBE_BETA},
+                "rho": lambda arm: table.chosen(arm) | {"objective.rho_side": "bottom"},
+            }[probe](arm)
+            problems = "train_hard" if probe == "task" else "train"
+            found += [Job("probes", f"{probe}/{arm}", arm, seed, fields, problems=problems) for seed in plan.SEEDS]
+    return found
 
 
 def run(workers: int) -> None:

@@ -1,15 +1,15 @@
 """The laboratory's tables and figures: written into docs/lab.md between marks, and into docs/img."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
 from scipy import stats
 
-from benchmarks.lab import base, displacement, plan, table
-from benchmarks.lab.runs import CURVES, results
+from benchmarks.lab import base, displacement, mechanism, plan, table
+from benchmarks.lab.runs import CURVES, by_name, results
+from benchmarks.marks import put
 from benchmarks.runs import ROOT
 
 matplotlib.use("agg")
@@ -22,36 +22,27 @@ COLUMNS = {
     "exploration_per_1k": "E(y) per 1k", "revised_frac": "revises", "retried_success": "right after trying again",
     "dist3": "Dist-3", "length": "length",
 }  # fmt: skip
+COMPARED = ("avg", "pass@16", "step_accuracy", "exploration_per_1k", "length")
 DRAWN = {"grpo": "C7", "conformity": "C0", "novelty": "C1", "dasd": "C2"}
 
 
 def write() -> None:
     """All that the results allow so far."""
-    lines = table.reported()
+    lines = by_name("runs")
     for split in ("easy", "hard"):
-        put(f"table {split}", main_table(lines, split))
-    put("properties", properties())
-    put("trials", trials())
-    put("expectations", expectations(lines))
-    put("flips", differences(lines, "dasd", ("flip_low", "flip_high")))
-    put("displacement", displacements())
-    put("gap by entropy", gaps())
-    put("variations", variations(lines))
-    put("probes", probes(lines))
+        put(PAGE, f"table {split}", main_table(lines, split))
+    put(PAGE, "properties", properties())
+    put(PAGE, "trials", trials())
+    put(PAGE, "expectations", expectations(lines))
+    flips = {plan.METHODS[name].label: lines.get(name, {}) for name in ("flip_low", "flip_high")}
+    put(PAGE, "flips", differences(lines, flips))
+    put(PAGE, "displacement", displacements())
+    put(PAGE, "gap by entropy", gaps())
+    put(PAGE, "variations", differences(lines, {f"`{name}`": line for name, line in by_name("variations").items()}))
+    put(PAGE, "probes", probes(lines))
     if all(arm in lines for arm in DRAWN):
         draw_curves(lines)
         draw_plane(lines)
-
-
-def put(name: str, text: str) -> None:
-    """Puts a table between its marks on the page."""
-    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
-    page = PAGE.read_text(encoding="utf-8")
-    if begin not in page:
-        raise SystemExit(f"error: {PAGE} has no mark {begin.strip()}")
-    PAGE.write_text(
-        re.sub(f"{begin}.*?{end}", lambda _: f"{begin}{text}\n{end}", page, flags=re.DOTALL), encoding="utf-8"
-    )
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -139,16 +130,18 @@ def number(value: float, figure: str) -> str:
     return f"{value:+.{1 if figure in ('exploration_per_1k', 'length') else 3}f}"
 
 
-def differences(lines: table.Lines, reference: str, names: Sequence[str]) -> str:
-    """What the arms have more than the reference, seed by seed."""
-    shown = ("avg", "pass@16", "step_accuracy", "exploration_per_1k", "length")
-    rows = []
-    for name in names:
-        if name in lines and reference in lines:
-            rows.append(
-                [plan.METHODS[name].label, *(difference(lines[name], lines[reference], figure) for figure in shown)]
-            )
-    return markdown([f"less {plan.METHODS[reference].label}", *(COLUMNS[figure] for figure in shown)], rows)
+def differences(lines: table.Lines, arms: Mapping[str, Mapping[int, dict]]) -> str:
+    """What arms have more than DASD, seed by seed.
+
+    Args:
+        arms: label → seed → line; of two seeds or more.
+    """
+    rows = [
+        [f"{label} ({len(of_arm)})", *(difference(of_arm, lines["dasd"], figure) for figure in COMPARED)]
+        for label, of_arm in arms.items()
+        if len(of_arm) > 1
+    ]
+    return markdown(["less DASD", *(COLUMNS[figure] for figure in COMPARED)], rows)
 
 
 def difference(of_arm: Mapping[int, dict], reference: Mapping[int, dict], figure: str) -> str:
@@ -161,14 +154,6 @@ def difference(of_arm: Mapping[int, dict], reference: Mapping[int, dict], figure
 def interval(found: table.Difference, figure: str) -> str:
     """The mean with the ends of its interval."""
     return f"{number(found.mean, figure)} [{number(found.low, figure)}, {number(found.high, figure)}]"
-
-
-def of_kind(kind: str) -> dict[str, dict[int, dict]]:
-    """Name → seed → line of a results file."""
-    found: dict[str, dict[int, dict]] = {}
-    for line in results(kind).values():
-        found.setdefault(line["name"], {})[line["seed"]] = line
-    return found
 
 
 def displacements() -> str:
@@ -197,27 +182,19 @@ def gaps() -> str:
     return markdown(["tenth of the tokens by entropy", *map(str, range(1, len(means) + 1))], rows)
 
 
-def variations(lines: table.Lines) -> str:
-    """DASD with one thing changed, less DASD."""
-    shown = ("avg", "pass@16", "step_accuracy", "exploration_per_1k", "length")
-    rows = [
-        [f"`{name}` ({len(of_arm)})", *(difference(of_arm, lines["dasd"], figure) for figure in shown)]
-        for name, of_arm in of_kind("variations").items()
-        if len(of_arm) > 1
-    ]
-    return markdown(["less DASD", *(COLUMNS[figure] for figure in shown)], rows)
-
-
 def probes(lines: table.Lines) -> str:
     """The expectations under each probe, with p as it is: they explain and replace nothing."""
-    found, rows = of_kind("probes"), []
-    for probe in ("task", "strength", "rho"):
-        mine = {name.partition("/")[2]: of_arm for name, of_arm in found.items() if name.startswith(f"{probe}/")}
-        if mine:
-            for name, of_claims, _ in table.judged({**lines, **mine} if probe == "rho" else mine):
-                words = [f"{interval(d, claim.figure)}" for claim, d in of_claims]
-                p = max(d.p for _, d in of_claims)
-                rows.append([probe, name.partition(" ")[0], "; ".join(words), f"{p:.3f}"])
+    found, rows = by_name("probes"), []
+    for probe, arms in mechanism.PROBED.items():
+        probed = {arm: found[f"{probe}/{arm}"] for arm in arms if f"{probe}/{arm}" in found}
+        if not probed:
+            continue
+        # An arm that is still to be run must not be stood in for by its reported run.
+        same = {arm: of_arm for arm, of_arm in lines.items() if arm not in arms}
+        for name, of_claims, _ in table.judged({**same, **probed}):
+            words = [interval(d, claim.figure) for claim, d in of_claims]
+            p = max(d.p for _, d in of_claims)
+            rows.append([probe, name.partition(" ")[0], "; ".join(words), f"{p:.3f}"])
     return markdown(["probe", "expectation", "differences in the order of the table above", "p, not corrected"], rows)
 
 

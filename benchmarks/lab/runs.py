@@ -21,7 +21,6 @@ LAB = ROOT / "benchmarks" / "lab"
 WORK = ROOT / "runs" / "lab"  # what can be made again
 RESULTS = LAB / "results"
 CURVES = ("reward/mean", "entropy/mean", "rollout/length_mean")
-_LAST = 5  # steps whose mean stands for the end of a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +33,7 @@ class Job:
         arm: the name in `plan.METHODS` that the run starts from.
         fields: overrides, GROUP.FIELD → value.
         reported: held-out problems are answered as well.
+        problems: the split that it is trained on; the name of the run tells it, since the results hold no path.
     """
 
     kind: str
@@ -42,6 +42,7 @@ class Job:
     seed: int
     fields: Mapping[str, Any]
     reported: bool = True
+    problems: str = "train"
 
     @property
     def key(self) -> str:
@@ -67,6 +68,14 @@ def results(kind: str) -> dict[str, dict]:
     path = RESULTS / f"{kind}.jsonl"
     lines = read_lines(path) if path.exists() else []
     return {json.dumps([line["name"], line["seed"], sorted(line["fields"].items())]): line for line in lines}
+
+
+def by_name(kind: str) -> dict[str, dict[int, dict]]:
+    """Name → seed → line of the finished runs of a kind."""
+    found: dict[str, dict[int, dict]] = {}
+    for line in results(kind).values():
+        found.setdefault(line["name"], {})[line["seed"]] = line
+    return found
 
 
 def run_all(jobs: Sequence[Job], workers: int) -> None:
@@ -120,7 +129,7 @@ def run(job: Job) -> dict[str, Any]:
     started, folder = time.monotonic(), job.folder
     if not (folder / "done.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        train(job.arm, job.seed, folder, job.fields)
+        train(job.arm, job.seed, folder, {**job.fields, "data.sources": sources(job.problems)})
     line = {
         "name": job.name,
         "seed": job.seed,
@@ -129,7 +138,7 @@ def run(job: Job) -> dict[str, Any]:
     }
     if job.reported:
         asked = {
-            "data.benchmarks": benchmarks("easy", "hard"), "rollout.max_new_tokens": plan.LENGTH,
+            "data.benchmarks": sources("easy", "hard"), "rollout.max_new_tokens": plan.LENGTH,
             "rollout.problems": 64, "run.eval_samples": plan.SAMPLES, "run.eval_problems": plan.PROBLEMS,
         }  # fmt: skip
         if not (folder / "eval" / f"{plan.STEPS}.json").exists():
@@ -152,8 +161,8 @@ def convert(run: Path, output: Path) -> None:
     _command("convert", [f"--source={run}", f"--output={output}", "--format=hf"], _log(run, "convert"))
 
 
-def benchmarks(*splits: str) -> tuple[str, ...]:
-    """The value of data.benchmarks for some splits."""
+def sources(*splits: str) -> tuple[str, ...]:
+    """The problems of some splits, as data.sources and data.benchmarks name them."""
     return tuple(f"jsonl:{LAB / 'problems' / f'{split}.jsonl'}" for split in splits)
 
 

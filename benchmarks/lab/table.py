@@ -87,14 +87,6 @@ def chosen(arm: str) -> dict[str, float] | None:
     return max(lines, key=lambda line: (line["validation"]["avg"], -order.index(line["fields"])))["fields"]
 
 
-def reported() -> Lines:
-    """The reported runs."""
-    found: dict[str, dict[int, dict]] = {}
-    for line in results("runs").values():
-        found.setdefault(line["name"], {})[line["seed"]] = line
-    return found
-
-
 def judged(lines: Lines) -> list[tuple[str, list[tuple[Claim, Difference]], float]]:
     """(expectation, each claim with its difference, p after Holm's correction), of those whose runs are done."""
     found = []
