@@ -49,15 +49,14 @@ def measure(seed: int) -> dict:
 
 def distributions(weights: str, prompts: Sequence[str], rollouts: Sequence[dict]) -> np.ndarray:
     """f32[tokens, V]: what a model expects at each token of the rollouts."""
-    tokenizer = load_tokenizer(str(LAB / "tokenizer"))
-    responses = [
-        [*tokenizer.encode(rollout["text"]), tokenizer.stop_ids[0]][: len(rollout["entropy"])] for rollout in rollouts
-    ]
-    sequences = [tokenizer.encode(prompt) + response for prompt, response in zip(prompts, responses, strict=True)]
-    mesh = make_mesh(MeshConfig())
+    tokenizer, mesh = load_tokenizer(str(LAB / "tokenizer")), make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         model, params = models.load_weights(weights, mesh)
         model = dataclasses.replace(model, compute_dtype="float32", attention="xla", remat="none")
+        # From the pieces: a text leaves out ids without a name, of which the model has a few.
+        ids = {tokenizer.piece(i): i for i in range(model.vocab_size)}
+        responses = [[ids[piece] for piece in rollout["tokens"]] for rollout in rollouts]
+        sequences = [tokenizer.encode(prompt) + response for prompt, response in zip(prompts, responses, strict=True)]
         tokens, mask = (jnp.asarray(x) for x in left_pad(sequences, max(map(len, sequences)), tokenizer.pad_id))
         hidden, _ = forward(model, params, tokens, prompt_positions(mask), mask)
         p = np.asarray(jax.nn.softmax(unembed(model, params, hidden)))
