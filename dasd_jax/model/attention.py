@@ -9,13 +9,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
 from dasd_jax.batch import Array
 from dasd_jax.errors import UserError
 from dasd_jax.mesh import per_device, spec
-from dasd_jax.vocab import EXACT
+from dasd_jax.vocab import product
 
 KINDS = ("xla", "splash", "cudnn")
 
@@ -24,6 +25,11 @@ MASKED = -1e30
 
 # Queries whose scores XLA computes at a time: its memory grows with their number times that of the keys.
 _QUERY_BLOCK = 512
+# XLA takes queries by quarters, in multiples of a tile: of the scores that causality hides it computes a fourth.
+_QUARTERS, _QUERY_TILE = 4, 64
+
+# What `model.remat=dots` stores of attention, under this name: its results, from which the scores are made again.
+RESULT = "attention"
 
 
 def choose(kind: str, platform: str, compute_dtype: str) -> str:
@@ -175,36 +181,55 @@ def _cudnn(window: int, query: Array, key: Array, value: Array, valid: Array, im
 
 
 def _by_query_blocks(query, key, value, valid, prompts: Prompts | None, window: int) -> Array:
-    """`attend` in XLA, in blocks of queries; if there are several, the backward pass recomputes each."""
+    """`attend` in XLA: quarters of the queries, each over the keys that one of its queries may see."""
     new = query.shape[1]
+    size = -(-new // (_QUARTERS * _QUERY_TILE)) * _QUERY_TILE
+    parts = []
+    for start in range(0, new, size):
+        end, first = min(start + size, new), max(start - window + 1, 0) if window else 0
+        seen = key[:, :, first:end], value[:, :, first:end], valid[:, first:end]
+        parts.append(_of_quarter(query[:, start:end], *seen, prompts, window, start, first))
+    return jnp.concatenate(parts, axis=1)
+
+
+def _of_quarter(query, key, value, valid, prompts: Prompts | None, window: int, start: int, first: int) -> Array:
+    """The queries from place `start` on, over the keys from place `first` on, in blocks of at most _QUERY_BLOCK."""
+    places = first + jnp.arange(key.shape[2])
 
     def block(queries: Array, start: Array | int) -> Array:
         place = start + jnp.arange(queries.shape[1])[:, None]
-        distance = place - jnp.arange(new)
+        distance = place - places
         seen = (distance >= 0) & (distance < window) if window else distance >= 0
         segments = [(key, value, seen & valid[:, None, :])]
         if prompts is not None:
             width = prompts.keys.shape[2]
             seen = (place + width - jnp.arange(width) < window) if window else jnp.ones((1, width), bool)
             segments.append((prompts.keys, prompts.values, seen & prompts.valid[:, None, :]))
-        return _merge_segments(queries, segments)
+        return _over_segments(queries, segments)
 
+    new = query.shape[1]
     if new <= _QUERY_BLOCK:
-        return block(query, 0)
+        return block(query, start)
     blocks = jnp.pad(query, ((0, 0), (0, -new % _QUERY_BLOCK), (0, 0), (0, 0)))
     blocks = jnp.moveaxis(blocks.reshape(blocks.shape[0], -1, _QUERY_BLOCK, *blocks.shape[2:]), 1, 0)
-    starts = _QUERY_BLOCK * jnp.arange(blocks.shape[0])
-    out = jnp.moveaxis(jax.lax.map(lambda xs: jax.checkpoint(block, prevent_cse=False)(*xs), (blocks, starts)), 0, 1)
+    starts = start + _QUERY_BLOCK * jnp.arange(blocks.shape[0])
+    out = jnp.moveaxis(jax.lax.map(lambda xs: block(*xs), (blocks, starts)), 0, 1)
     return out.reshape(out.shape[0], -1, *out.shape[3:])[:, :new]
 
 
-def _merge_segments(query: Array, segments: list[tuple[Array, Array, Array]]) -> Array:
+@jax.custom_vjp
+def _over_segments(query: Array, segments: list[tuple[Array, Array, Array]]) -> Array:
     """Attention over the union of segments: exact, from each segment's result and the log-sum-exp of its scores.
 
     Args:
         query: [rows, S, N, H].
         segments: (keys, values, allowed) of each: [n, K, T, H] twice, and bool[n, S or 1, T].
     """
+    return _forward(query, segments)[0]
+
+
+def _forward(query: Array, segments: list[tuple[Array, Array, Array]]):
+    """The result, and what the backward pass needs: nothing of the size of the scores, which it makes again."""
     parts = [_attend_segment(query, *segment) for segment in segments]
     top = parts[0][1]
     for _, weight in parts[1:]:
@@ -212,34 +237,61 @@ def _merge_segments(query: Array, segments: list[tuple[Array, Array, Array]]) ->
     shares = [jnp.exp(weight - top) for _, weight in parts]
     total = sum(shares)
     out = sum((share / total)[..., None] * value for (value, _), share in zip(parts, shares, strict=True))
-    return out.astype(query.dtype)
+    out, norm = (checkpoint_name(x, RESULT) for x in (out.astype(query.dtype), top + jnp.log(total)))
+    return out, (query, segments, out, norm)
+
+
+def _backward(residuals, gradient: Array):
+    """With p the weights and g the gradient: dv = pᵀ g, ds = p (g vᵀ - Σ g out), dq = ds k, dk = dsᵀ q.
+
+    Source: arXiv 2205.14135, section B.2.
+    """
+    query, segments, out, norm = residuals
+    of_query, of_segments = 0.0, []
+    mean = jnp.sum(gradient.astype(jnp.float32) * out, axis=-1)
+    for key, value, allowed in segments:
+        grouped, given = _by_kv_head(query, key), _by_kv_head(gradient, key)
+        norms, means = (jnp.transpose(_by_kv_head(x[..., None], key), (0, 3, 1, 2, 4, 5)) for x in (norm, mean))
+        scores, scale = _scores(grouped, key), query.shape[-1] ** -0.5
+        weights = jnp.where(allowed[:, None, None, :, None, :], jnp.exp(scores * scale - norms), 0.0)
+        slopes = weights * (_scores(given, value) - means) * scale
+        by_key, by_value = (
+            product("nkgsmt,ngskmh->nkth", x.astype(key.dtype), of).astype(key.dtype)
+            for x, of in ((slopes, grouped), (weights, given))
+        )
+        of_segments.append((by_key, by_value, None))
+        by_query = product("nkgsmt,nkth->ngskmh", slopes.astype(key.dtype), key)
+        of_query += jax.lax.reshape(by_query, query.shape, out_sharding=spec("rows", None, "heads", None))
+    return of_query.astype(query.dtype), of_segments
+
+
+_over_segments.defvjp(_forward, _backward)
+
+
+def _by_kv_head(x: Array, key: Array) -> Array:
+    """[rows, S, N, ·] → [n, rows/n, S, K, N/K, ·]: by the sequence and the head of keys [n, K, T, H] that each sees."""
+    rows, new, heads, width = x.shape
+    count, kv_heads = key.shape[:2]
+    shape = count, rows // count, new, kv_heads, heads // kv_heads, width
+    return jax.lax.reshape(x, shape, out_sharding=spec("rows", None, None, "heads", None, None))
+
+
+def _scores(grouped: Array, key: Array) -> Array:
+    """Products of queries from `_by_kv_head` with the keys [n, K, T, H]: f32[n, K, rows/n, S, N/K, T]."""
+    return product("ngskmh,nkth->nkgsmt", grouped, key)
 
 
 def _attend_segment(query: Array, key: Array, value: Array, allowed: Array) -> tuple[Array, Array]:
     """Attention over one segment f32[rows, S, N, H], and the log-sum-exp of its scores f32[rows, S, N]."""
-    rows, new, heads, width = query.shape
-    count, kv_heads = key.shape[:2]
-    shared, per_kv = rows // count, heads // kv_heads
-    grouped = jax.lax.reshape(
-        query,
-        (count, shared, new, kv_heads, per_kv, width),
-        out_sharding=spec("rows", None, None, "heads", None, None),
-    )
-    scores = jnp.einsum("ngskmh,nkth->nkgsmt", grouped, key, precision=EXACT, preferred_element_type=jnp.float32)
-    scores = jnp.where(allowed[:, None, None, :, None, :], scores * width**-0.5, MASKED)
+    scores = _scores(_by_kv_head(query, key), key)
+    scores = jnp.where(allowed[:, None, None, :, None, :], scores * query.shape[-1] ** -0.5, MASKED)
     top = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    mixed = jnp.einsum(
-        "nkgsmt,nkth->ngskmh",
-        (weights / total).astype(value.dtype),
-        value,
-        precision=EXACT,
-        preferred_element_type=jnp.float32,
-    )
+    mixed = product("nkgsmt,nkth->ngskmh", (weights / total).astype(value.dtype), value)
     log_weight = jnp.transpose((top + jnp.log(total))[..., 0], (0, 2, 3, 1, 4))
     out_sharding = spec("rows", None, "heads", None)
     return (
         jax.lax.reshape(mixed, query.shape, out_sharding=out_sharding),
-        jax.lax.reshape(log_weight, (rows, new, heads), out_sharding=spec("rows", None, "heads")),
+        jax.lax.reshape(log_weight, query.shape[:-1], out_sharding=spec("rows", None, "heads")),
     )

@@ -74,14 +74,16 @@ def _gated(gate_up: Array, dtype: jnp.dtype) -> Array:
     The widest array of a layer: in float32 it would decide how long a response may be.
     """
 
-    def activation(gate_up: Array) -> Array:
-        return jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
+    def activation(gate: Array, up: Array) -> Array:
+        return jax.nn.silu(gate) * up
 
-    stored = jax.custom_vjp(activation)
-    stored.defvjp(
-        lambda gate_up: (activation(gate_up), gate_up.astype(dtype)),
-        lambda kept, gradient: jax.vjp(activation, kept.astype(jnp.float32))[1](gradient),
-    )
+    def backward(kept: Array, gradient: Array) -> tuple[Array]:
+        kept = kept.astype(jnp.float32)
+        # Put together here: JAX's own rule for the two halves would pad both to the whole and add them.
+        return (jnp.stack(jax.vjp(activation, kept[..., 0, :], kept[..., 1, :])[1](gradient), axis=-2),)
+
+    stored = jax.custom_vjp(lambda gate_up: activation(gate_up[..., 0, :], gate_up[..., 1, :]))
+    stored.defvjp(lambda gate_up: (stored(gate_up), gate_up.astype(dtype)), backward)
     return stored(gate_up)
 
 

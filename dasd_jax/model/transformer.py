@@ -18,7 +18,7 @@ from dasd_jax import vocab
 from dasd_jax.batch import Array, Params
 from dasd_jax.mesh import ROLLOUT, gather, spec
 from dasd_jax.model import param_table
-from dasd_jax.model.attention import Prompts, attend
+from dasd_jax.model.attention import RESULT, Prompts, attend
 from dasd_jax.model.attention_cached import Span, attend_cached
 from dasd_jax.model.cache import KVCache, Segment, layer_of, write_token
 from dasd_jax.model.config import ModelConfig
@@ -225,8 +225,9 @@ def _remat(config: ModelConfig, layer: Callable) -> Callable:
     if config.remat == "none":
         return layer
     if config.remat == "dots":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        return jax.checkpoint(layer, policy=policy, prevent_cse=False)
+        policies = jax.checkpoint_policies
+        stored = policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(RESULT)
+        return jax.checkpoint(layer, policy=policies.save_from_both_policies(*stored), prevent_cse=False)
 
     # jax.checkpoint would store the residual streams in float32. The compute dtype is enough for a layer computed anew,
     # whose products round them to it anyway, and takes half the memory.

@@ -156,15 +156,15 @@ def _gradient_sweep(divergence, temperature: float, num_blocks: int, residuals, 
             d_logits += d_divergence * (divergence.slope(ls, lts, given, sums) - p * slopes)
         at_token = jnp.where(_is_drawn(response, start, is_new), d_logp, 0.0)
         d_logits = (at_token + d_logits).astype(unembed.dtype)
-        d_words = vocab.product("rsv,rsd->vd", d_logits, hidden).astype(unembed.dtype)
+        d_words = vocab.product("rsd,rsv->dv", hidden, d_logits).astype(unembed.dtype)
         return (
             d_hidden + vocab.product("rsv,vd->rsd", d_logits, jnp.where(is_new[:, None], words, 0)),
-            jax.lax.dynamic_update_slice_in_dim(d_unembed, d_words, start, axis=0),
+            jax.lax.dynamic_update_slice_in_dim(d_unembed, d_words, start, axis=1),
         )
 
-    zeros = (jnp.zeros(hidden.shape, jnp.float32), jnp.zeros(unembed.shape, unembed.dtype))
+    zeros = (jnp.zeros(hidden.shape, jnp.float32), jnp.zeros(unembed.shape[::-1], unembed.dtype))
     d_hidden, d_unembed = _over_blocks(block, zeros, unembed, num_blocks)
-    return d_hidden[None], left_to_sum(d_unembed)
+    return d_hidden[None], left_to_sum(d_unembed.T)
 
 
 def _over_blocks(block: Callable, carry, unembed: Array, num_blocks: int):

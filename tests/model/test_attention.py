@@ -21,7 +21,8 @@ HEADS, KV_HEADS, WIDTH, NEW, PROMPT = 4, 2, 16, 11, 6
 
 @pytest.fixture(autouse=True)
 def on_this_device(monkeypatch):
-    monkeypatch.setattr(attention, "_QUERY_BLOCK", 4)
+    monkeypatch.setattr(attention, "_QUERY_TILE", 2)  # quarters of 4 queries
+    monkeypatch.setattr(attention, "_QUERY_BLOCK", 3)
     monkeypatch.setattr(attention, "_cudnn", partial(attention._cudnn, implementation="xla"))
     monkeypatch.setattr(splash, "make_splash_mha", partial(splash.make_splash_mha, interpret=True))
 
@@ -99,7 +100,7 @@ def test_eight_devices_equal_the_float64_version(kind, mesh8):
 @pytest.mark.parametrize("kind", ["splash", "cudnn"])
 @pytest.mark.parametrize("behind_prompts", [True, False])
 def test_gradients_equal_those_of_one_block_of_xla(kind, behind_prompts, mesh, monkeypatch):
-    """The blocked version too, whose blocks are computed again for their gradients."""
+    """The version in quarters and blocks too."""
     *arrays, valid, prompts = placed(mesh, make(behind_prompts))
 
     def loss(kind, arrays, prompts):
@@ -115,11 +116,48 @@ def test_gradients_equal_those_of_one_block_of_xla(kind, behind_prompts, mesh, m
         return jax.jit(jax.grad(of))(floats)
 
     fused, blocked = gradients(kind), gradients("xla")
+    monkeypatch.setattr(attention, "_QUERY_TILE", 64)
     monkeypatch.setattr(attention, "_QUERY_BLOCK", 512)
     whole = gradients("xla")
     assert all(np.abs(leaf).max() > 0.01 for leaf in jax.tree.leaves(whole))
     for other in (fused, blocked):
         jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=3e-6), other, whole)
+
+
+@pytest.mark.parametrize("window", [0, 5])
+@pytest.mark.parametrize("behind_prompts", [True, False])
+def test_gradients_equal_finite_differences_in_float64(behind_prompts, window, mesh):
+    """Of queries, keys and values, of the prompts too: along random directions, against the float64 version."""
+    arrays = make(behind_prompts)
+    valid, prompts = arrays[3], arrays[4]
+    names = ("query", "key", "value") + (("prompt keys", "prompt values") if behind_prompts else ())
+    floats = [*arrays[:3], *((prompts.keys, prompts.values) if behind_prompts else ())]
+    *on_mesh, on_mesh_valid, on_mesh_prompts = placed(mesh, arrays)
+    on_mesh += [on_mesh_prompts.keys, on_mesh_prompts.values] if behind_prompts else []
+
+    def attended(attention, floats, valid, prompts):
+        return attention(*floats[:3], valid, prompts and prompts.replace(keys=floats[3], values=floats[4]), window)
+
+    @jax.jit
+    @jax.grad
+    def gradient(floats):
+        out = attended(partial(attend, "xla"), floats, on_mesh_valid, on_mesh_prompts)
+        return jnp.sum(jnp.where(on_mesh_valid[..., None, None], jnp.sin(out), 0.0))
+
+    def loss(floats):
+        out = attended(oracle, floats, valid, prompts)
+        return np.sin(out[valid]).sum()
+
+    rng = np.random.default_rng(1)
+    for name, at, found in zip(names, range(len(floats)), gradient(on_mesh), strict=True):
+        direction, step = rng.normal(size=floats[at].shape), 1e-5
+        ends = []
+        for sign in (1, -1):
+            moved = [x.astype(float) for x in floats]
+            moved[at] = moved[at] + sign * step * direction
+            ends.append(loss(moved))
+        slope = (ends[0] - ends[1]) / (2 * step)
+        np.testing.assert_allclose(np.sum(np.asarray(found, float) * direction), slope, rtol=2e-5, err_msg=name)
 
 
 def test_the_fused_kernel_of_the_platform_is_taken_in_bfloat16():
