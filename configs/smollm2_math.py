@@ -14,7 +14,7 @@ def get_config(arg=""):
     if arg:
         raise ValueError(f"smollm2_math.py takes no argument, got {arg!r}")
     config = base()
-    config.model.update({"weights": WEIGHTS, "sha256": SHA256, "compute_dtype": "float32", "remat": "full"})
+    config.model.update({"weights": WEIGHTS, "sha256": SHA256, "compute_dtype": "float32"})
     config.data.update(
         {
             "sources": ("jsonl:~/.cache/dasd_jax/sums.jsonl",),

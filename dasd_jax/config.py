@@ -41,6 +41,7 @@ _JUDGES = anything("a name, FILE.py:FUNCTION, MODULE:FUNCTION or nothing")
 _SPECS = anything("gym:TASK?field=value, jsonl:FILE, parquet:FILE or tfds:DIR")
 _ONCE = Range(lambda specs: len(set(specs)) == len(specs), "each benchmark once")
 _DTYPES = ("float32", "bfloat16")
+_REMATS = ("auto", "none", "dots", "full")
 _KERNELS = ("auto", "xla", "splash", "cudnn")
 _DUAL = Range(lambda value: value == 0 or value > 1, "0 (off) or more than 1")
 _SHARE = Range(lambda value: 0 < value <= 1, "a number in (0, 1]")
@@ -60,7 +61,9 @@ class ModelGroup(Fields):
     tokenizer: str = field("", anything("a path, or byte"), ".gguf, .model or .json file; empty: from `weights`")
     compute_dtype: str = field("bfloat16", one_of(*_DTYPES), "of products and cache; parameters stay float32")
     attention: str = field("auto", one_of(*_KERNELS), "auto: in bfloat16 splash on TPU and cudnn on GPU, otherwise xla")
-    remat: str = field("full", one_of("none", "dots", "full"), "what the backward pass computes again, to store less")
+    remat: str = field(
+        "auto", one_of(*_REMATS), "computed again for gradients; auto: dots (not products) on CPU, else full"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,7 @@ from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import make_mesh
 from dasd_jax.rollout.slots import bytes_a_device
-from dasd_jax.run import models, records, setup
+from dasd_jax.run import compiled, models, records, setup
 from dasd_jax.run.evaluation import Answers, as_line, evaluate, of_line, problems_at_a_time, summary
 from dasd_jax.verify.verifier import Verifier
 
@@ -54,6 +54,7 @@ def main(argv: list[str]) -> None:
         read_again(workdir, which)
         return
     hosts.start(command.flags, {"--checkpoint": which, **command.settings()})
+    compiled.keep_programs()
     config = recorded.for_checkpoint(command.config, workdir, which)
     files.check_writable(workdir / "eval", "--workdir")
     mesh = make_mesh(config.mesh)

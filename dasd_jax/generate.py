@@ -21,7 +21,7 @@ from dasd_jax.errors import UserError
 from dasd_jax.mesh import MeshConfig, make_mesh, per_shard, replicate
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout import sampler
-from dasd_jax.run import models, setup
+from dasd_jax.run import compiled, models, setup
 from dasd_jax.text.prompts import left_pad
 from dasd_jax.text.shown import shown
 from dasd_jax.text.tokenizer import Tokenizer
@@ -42,6 +42,7 @@ def main(argv: list[str]) -> None:
     question = sys.stdin.read() if command.flags.prompt == "-" else command.flags.prompt
     if not question.strip():
         raise UserError("--prompt: empty: expected a question")
+    compiled.keep_programs()
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
         tokenizer = models.open_tokenizer(config.model)

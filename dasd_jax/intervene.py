@@ -25,7 +25,7 @@ from dasd_jax.errors import UserError
 from dasd_jax.evaluate import check_replaceable, deciding
 from dasd_jax.health import figures
 from dasd_jax.mesh import make_mesh
-from dasd_jax.run import interventions, models, setup
+from dasd_jax.run import compiled, interventions, models, setup
 from dasd_jax.run.pairs import Outcome, Result, summary
 from dasd_jax.text.prompts import CONTEXTS
 from dasd_jax.text.tokenizer import Tokenizer
@@ -51,6 +51,7 @@ def main(argv: list[str]) -> None:
     command = cli.parse(flags, argv)
     workdir, which, context = command.workdir, command.flags.checkpoint, command.flags.context
     hosts.start(command.flags, {"--checkpoint": which, "--context": context, **command.settings()})
+    compiled.keep_programs()
     config = recorded.for_checkpoint(command.config, workdir, which)
     files.check_writable(workdir / "intervene", "--workdir")
     mesh = make_mesh(config.mesh)

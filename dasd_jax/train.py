@@ -26,7 +26,7 @@ from dasd_jax.learner.optim import updates_done
 from dasd_jax.learner.step import Experience, rounding_noise, score_step, train_step
 from dasd_jax.mesh import fetch, make_mesh, put_rows, replicate, row_shards
 from dasd_jax.objective.contract import NOISE
-from dasd_jax.run import checks, guards, origin, setup, summary, trackers, workdir
+from dasd_jax.run import checks, compiled, guards, origin, setup, summary, trackers, workdir
 from dasd_jax.run.collect import Collected
 from dasd_jax.run.display import Clock
 from dasd_jax.run.evaluation import Answers, as_line, evaluate, problems_at_a_time
@@ -205,6 +205,7 @@ def main(argv: list[str]) -> None:
     command = cli.parse(flags, argv)
     asked, optimizer = command.flags.from_run, command.flags.from_optimizer
     hosts.start(command.flags, {"--from": asked, "--from-optimizer": optimizer, **command.settings()})
+    compiled.keep_programs()
     train(command.config, command.workdir, origin.resolve(asked, optimizer, command.workdir))
 
 

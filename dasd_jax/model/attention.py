@@ -217,7 +217,6 @@ def _of_quarter(query, key, value, valid, prompts: Prompts | None, window: int, 
     return out.reshape(out.shape[0], -1, *out.shape[3:])[:, :new]
 
 
-@jax.custom_vjp
 def _over_segments(query: Array, segments: list[tuple[Array, Array, Array]]) -> Array:
     """Attention over the union of segments: exact, from each segment's result and the log-sum-exp of its scores.
 
@@ -225,7 +224,9 @@ def _over_segments(query: Array, segments: list[tuple[Array, Array, Array]]) -> 
         query: [rows, S, N, H].
         segments: (keys, values, allowed) of each: [n, K, T, H] twice, and bool[n, S or 1, T].
     """
-    return _forward(query, segments)[0]
+    attention = jax.custom_vjp(lambda *arguments: _forward(*arguments)[0])
+    attention.defvjp(_forward, _backward)
+    return attention(query, segments)
 
 
 def _forward(query: Array, segments: list[tuple[Array, Array, Array]]):
@@ -263,9 +264,6 @@ def _backward(residuals, gradient: Array):
         by_query = product("nkgsmt,nkth->ngskmh", slopes.astype(key.dtype), key)
         of_query += jax.lax.reshape(by_query, query.shape, out_sharding=spec("rows", None, "heads", None))
     return of_query.astype(query.dtype), of_segments
-
-
-_over_segments.defvjp(_forward, _backward)
 
 
 def _by_kv_head(x: Array, key: Array) -> Array:

@@ -173,11 +173,13 @@ def configured(config: Config, model: ModelConfig, platform: str | None = None) 
     """
     config.check_context(model.context)
     platform = platform or jax.default_backend()
+    # A CPU has the memory for what products give, and no time to spare; elsewhere memory decides the batch.
+    fastest = "dots" if platform == "cpu" else "full"
     return dataclasses.replace(
         model,
         compute_dtype=config.model.compute_dtype,
         attention=attention.choose(config.model.attention, platform, config.model.compute_dtype),
-        remat=config.model.remat,
+        remat=fastest if config.model.remat == "auto" else config.model.remat,
         unroll=platform == "cpu",
     )
 

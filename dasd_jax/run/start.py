@@ -26,7 +26,7 @@ from dasd_jax.objective.contract import NOISE
 from dasd_jax.recorded import Change
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import bytes_a_device
-from dasd_jax.run import changes, guards, models, origin, setup, trackers, user_files, workdir
+from dasd_jax.run import changes, compiled, guards, models, origin, setup, trackers, user_files, workdir
 from dasd_jax.run.collect import Collector
 from dasd_jax.run.display import Compilations, Display
 from dasd_jax.run.origin import Origin
@@ -227,6 +227,8 @@ def _introduce(run: Run, counts: dict[str, int], rows: int) -> None:
         f"method {config.objective.method}, workdir {run.workdir}"
     )
     say("problems: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+    if kept := compiled.kept_in():
+        say(f"compiled programs: {kept}")
     if config.method.rollouts:
         derived = not config.rollout.slots and setup.device_memory() is not None
         say(f"slots: {run.slots} of {rows} rows a device" + (", derived from the free memory" if derived else ""))
