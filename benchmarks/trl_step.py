@@ -6,7 +6,12 @@ SmolLM2-135M in float32 on two threads, the same weights and prompts, responses 
 rollouts, what scores them, and one step of AdamW. Ours is the step of `train`: rollout, score_step, train_step. Theirs
 is `GRPOTrainer.train` with transformers' generate. Both average the surrogate over all tokens, without a KL term, and
 take one optimiser step a rollout batch; TRL then needs no old log-probabilities and scores within its update. The last
-size is our DASD step beside TRL's `SDPOTrainer`, whose teacher reads a right sibling of the group.
+size is our DASD step beside TRL's `SDPOTrainer` at its defaults but for the teacher's weights, which are the student's
+as in DASD. Its teacher reads a right sibling, so that each response has a prompt of its own; ours reads the answer, one
+prompt a problem, which is made as long here as SDPO's. SDPO's loss has no reward in it, DASD's has.
+
+TRL cuts the batch into parts of 600 to 1,100 tokens with their prompts, which take about the memory that ours takes
+(--rows chooses others). It computes no activations twice: gradient checkpointing saves memory and costs time.
 
 First both compute with the responses that TRL has sampled: log-probabilities and gradient norm have to agree, and the
 log-probabilities again after an update of each. (Advantages differ by 2e-4 of their size: TRL adds 1e-4 to the standard

@@ -1,7 +1,8 @@
 """The other side of trl_step.py, run by the python of an environment that has trl: needs no dasd_jax.
 
 TRL's trainers as they are; what is added reads the clock, keeps the log-probabilities, and waits for the next line
-before a step begins. What goes in and out: whole_steps.py.
+before a step begins. Where SDPO has none to keep, the time that they take is left out. What goes in and out:
+whole_steps.py.
 """
 
 import json
@@ -27,17 +28,16 @@ def now() -> torch.Tensor:
 
 
 class Watched:
-    """What both trainers have in common: marks of the clock, responses in the order of the problems."""
+    """What both trainers have in common: the clock, and responses in the order of the problems."""
 
     def begin(self) -> None:
         """A step begins."""
-        self.marks = {"begin": now()}
-        self.logp, self.prompts, self.teacher_prompt = {}, None, None
+        self.start = now()
+        self.logp, self.teacher_prompt, self.aside = {}, None, 0
 
-    def generated(self, prompts: list[list[int]], responses: list[list[int]], start: torch.Tensor) -> None:
+    def generated(self, responses: list[list[int]], start: torch.Tensor) -> None:
         """Responses have been sampled since `start`."""
-        self.marks["rollout"] = now() - start
-        self.prompts, self.responses = prompts, responses
+        self.rollout, self.responses = now() - start, responses
 
     def scored(self, rows: torch.Tensor, logp: torch.Tensor) -> None:
         """Log-probabilities of some rows."""
@@ -45,8 +45,8 @@ class Watched:
 
     def seconds(self) -> dict:
         """Of the phases of the step that ends now."""
-        whole = now() - self.marks["begin"]
-        phases = {"rollout": self.marks["rollout"], "update": whole - self.marks["rollout"], "whole": whole}
+        whole = now() - self.start - self.aside
+        phases = {"rollout": self.rollout, "update": whole - self.rollout, "whole": whole}
         return {name: value.tolist() for name, value in phases.items()}
 
 
@@ -56,7 +56,7 @@ class Grpo(Watched, GRPOTrainer):
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
         start = now()
         done = super()._generate_single_turn(prompt_ids, *args, **kwargs)
-        self.generated(prompt_ids, done[0], start)
+        self.generated(done[0], start)
         return done
 
     def _generate_and_score_completions(self, inputs):
@@ -79,7 +79,7 @@ class Sdpo(Watched, SDPOTrainer):
     def _generate_transformers(self, prompt_ids):
         start = now()
         done = super()._generate_transformers(prompt_ids)
-        self.generated(prompt_ids, done[1], start)
+        self.generated(done[1], start)
         return done
 
     def _prepare_training_batch(self, inputs):
@@ -89,8 +89,10 @@ class Sdpo(Watched, SDPOTrainer):
 
     def _compute_teacher_student_logits(self, model, teacher_model, inputs):
         logits = super()._compute_teacher_student_logits(model, teacher_model, inputs)
+        start = now()
         with torch.no_grad():
             self.scored(inputs["row"], selective_log_softmax(logits.student_logits, logits.completion_ids))
+        self.aside += now() - start
         return logits
 
 
