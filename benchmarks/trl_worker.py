@@ -104,7 +104,7 @@ class Turns(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         if not sys.stdin.readline():
-            sys.exit(1)
+            sys.exit()
         self.trainer.begin()
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -157,7 +157,7 @@ def main() -> None:
             steps_per_generation=parts,
             gradient_checkpointing=False,
             shuffle_dataset=False,
-            max_steps=1 + job["steps"],
+            max_steps=job["steps"],
             learning_rate=job["rate"],
             lr_scheduler_type="constant",
             adam_beta1=job["b1"],

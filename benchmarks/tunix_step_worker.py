@@ -66,7 +66,7 @@ class Learner(GRPOLearner):
 
     def _run_global_step(self, *args, **kwargs):
         if not sys.stdin.readline():
-            sys.exit(1)
+            sys.exit()
         start = now()
         super()._run_global_step(*args, **kwargs)
         jax.block_until_ready(nnx.state(self.rl_cluster.actor_trainer.model))
@@ -125,8 +125,8 @@ def main() -> None:
                 mini_batch_size=job["problems"],
                 train_micro_batch_size=job["rows"] // job["rollouts"],
                 rollout_micro_batch_size=job["problems"],
-                eval_every_n_steps=1 + job["steps"],
-                max_steps=1 + job["steps"],
+                eval_every_n_steps=job["steps"],
+                max_steps=job["steps"],
                 pbar_description=None,
             ),
             rollout_config=RolloutConfig(
@@ -148,7 +148,7 @@ def main() -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in ("google-tunix", "jax", "flax"))
     answer(output, versions=versions, prompts=prompts)
     texts = np.array([" ".join(map(str, prompt)) for prompt in prompts])
-    learner.train([{"prompts": texts}] * (1 + job["steps"]))
+    learner.train([{"prompts": texts}] * job["steps"])
 
 
 def answer(output, **content) -> None:

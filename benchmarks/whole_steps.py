@@ -5,7 +5,8 @@ first says what to compute:
 
     method, problems, rollouts, tokens    the step: `tokens` in every response, whatever is written
     chats, teacher_prompt                 conversations, one a problem; tokens of a teacher's prompt
-    model, rows, steps                    for the other side: a Hugging Face folder, rows of a microbatch, steps to come
+    model, rows, steps                    for the other side: a Hugging Face folder, rows of a microbatch, a bound on
+                                          the steps to come
     rate, b1, b2, eps, decay, clip        AdamW with a constant rate, and the norm to which gradients are cut
 
 and the answer names versions and prompts (token ids). Every further line is one step, with the answer
@@ -28,6 +29,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,7 @@ from benchmarks.timing import Times, chats, default_config, hardware, verdict
 
 THREADS = 2
 STEPS = 3
+LIMIT = 1e-3  # nats, between log-probabilities of the same weights
 PHASES = ("rollout", "score", "update", "whole")
 ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
@@ -116,7 +119,8 @@ def run(peer: Peer, description: str, argv: list[str]) -> None:
             case = peer.cases[name]
             rows = args.rows or case.rows
             print(f"{title(case)}, {peer.name} {case.theirs} in parts of {rows} rows", flush=True)
-            print(*compare(peer, args.python, case, rows, model, args.steps), sep="\n", end="\n\n", flush=True)
+            for line in compare(peer, args.python, case, rows, model, args.steps):
+                print(line, flush=True)
 
 
 def arguments(peer: Peer, description: str, argv: list[str]) -> argparse.Namespace:
@@ -148,12 +152,13 @@ def title(case: Case) -> str:
     return f"{case.problems} problems x {GROUP} rollouts x {case.tokens} tokens: our {case.ours}"
 
 
-def compare(peer: Peer, interpreter: str, case: Case, rows: int, model: str, steps: int) -> list[str]:
-    """Both sides in turn, `steps` times; the lines to print."""
+def compare(peer: Peer, interpreter: str, case: Case, rows: int, model: str, steps: int) -> Iterator[str]:
+    """Both sides in turn, `steps` times; the lines to print, as they come."""
     optim = default_config().optim
+    # One step is not measured, and one is never asked for: a side that has ended would not show its memory.
     job = {
         "problems": case.problems, "rollouts": GROUP, "tokens": case.tokens, "chats": chats(case.problems),
-        "model": model, "rows": rows, "steps": steps, "rate": optim.learning_rate, "b1": optim.b1, "b2": optim.b2,
+        "model": model, "rows": rows, "steps": steps + 2, "rate": optim.learning_rate, "b1": optim.b1, "b2": optim.b2,
         "eps": optim.eps, "decay": optim.weight_decay, "clip": optim.grad_clip,
     }  # fmt: skip
     theirs = Side([interpreter, str(peer.worker)], job | {"method": case.theirs})
@@ -162,11 +167,13 @@ def compare(peer: Peer, interpreter: str, case: Case, rows: int, model: str, ste
     ours = Side([sys.executable, "-m", "benchmarks.our_steps"], job | {"method": case.ours, "teacher_prompt": width})
     if ours.started["prompts"] != theirs.started["prompts"]:
         sys.exit(f"error: the prompts of {peer.name} are not ours, by their token ids")
-    lines = [f"{peer.name}: {theirs.started['versions']}"]
+    yield f"{ours.started['versions']}; {theirs.started['versions']}"
     if width:
-        lines.append(f"prompts of {width} tokens for the teachers")
+        yield f"prompts of {width} tokens for the teachers"
     again = ours.ask({"tokens": first["tokens"]})
-    lines.append(f"on the same responses: {difference(again, first)}" + norms(case, again, first))
+    yield f"on the same responses: {difference(again, first)}" + norms(case, again, first)
+    if np.abs(np.array(again["logp"]) - np.array(first["logp"])).max() > LIMIT:
+        sys.exit(f"error: expected log-probabilities that differ by at most {LIMIT} nats")
     times = {"ours": [], peer.name: []}
     for turn in range(steps):
         step = theirs.ask({})
@@ -174,7 +181,7 @@ def compare(peer: Peer, interpreter: str, case: Case, rows: int, model: str, ste
         if not turn:
             again = ours.ask({"tokens": step["tokens"], "update": False})
             if case.ours == case.theirs:
-                lines.append(f"after an update of each side: {difference(again, step)}")
+                yield f"after an update of each side: {difference(again, step)}"
         times[peer.name].append(step["seconds"])
         step = ours.ask({})
         check_lengths(step["tokens"], case)
@@ -182,7 +189,7 @@ def compare(peer: Peer, interpreter: str, case: Case, rows: int, model: str, ste
     peaks = {"ours": ours.peak(), peer.name: theirs.peak()}
     for side in (ours, theirs):
         side.close()
-    return [*lines, *table(times, peaks), "", summary(times, peer.name, case.target)]
+    yield from ("", *table(times, peaks), "", summary(times, peer.name, case.target), "")
 
 
 def check_lengths(tokens: list[list[int]], case: Case) -> None:
