@@ -20,6 +20,7 @@ from dasd_jax.model.config import ModelConfig
 from dasd_jax.run import models
 from dasd_jax.text.prompts import encode_prompt, left_pad
 from dasd_jax.text.tokenizer import Tokenizer
+from dasd_jax.text.turns import Message
 
 
 def hardware() -> str:
@@ -40,10 +41,16 @@ def default_model(mesh, config: Config | None = None) -> tuple[ModelConfig, Para
     return model, params, models.open_tokenizer(config.model)
 
 
+def chats(count: int) -> list[list[Message]]:
+    """`count` different questions, each a conversation of one turn."""
+    return [
+        [{"role": "user", "content": f"Tell me something about the number {number}."}] for number in range(1, count + 1)
+    ]
+
+
 def prompts(mesh, tokenizer: Tokenizer, count: int, width: int) -> PromptBatch:
-    """`count` different questions as chats, left-padded to `width` tokens."""
-    questions = (f"Tell me something about the number {number}." for number in range(1, count + 1))
-    ids = [encode_prompt(tokenizer, [{"role": "user", "content": question}]) for question in questions]
+    """The first `count` questions, left-padded to `width` tokens."""
+    ids = [encode_prompt(tokenizer, chat) for chat in chats(count)]
     tokens, mask = left_pad(ids, width, tokenizer.pad_id)
     return put_rows(mesh, PromptBatch(tokens, mask, np.arange(count, dtype=np.int32)))
 

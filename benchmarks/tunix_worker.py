@@ -73,7 +73,7 @@ def main() -> None:
         print(json.dumps({"seconds": seconds, "lengths": lengths}), flush=True)
 
 
-def load(folder: Path, raw: dict) -> llama.Llama3:
+def load(folder: Path, raw: dict, remat: llama.RematConfig = llama.RematConfig.NONE) -> llama.Llama3:
     """The exported model in float32."""
     base = raw["rope_parameters"]["rope_theta"]
     # tunix 0.1.7 reads rope_theta into its configuration and then rotates by the default of this function.
@@ -89,6 +89,7 @@ def load(folder: Path, raw: dict) -> llama.Llama3:
         rope_theta=base,
         norm_eps=raw["rms_norm_eps"],
         weight_tying=raw["tie_word_embeddings"],
+        remat_config=remat,
     )
     return create_model_from_safe_tensors(str(folder), config, dtype=jnp.float32)
 
