@@ -25,7 +25,9 @@ class AdOpsdParams(Fields):
     """Constants of AD-OPSD."""
 
     share: float = field(
-        0.2, Range(lambda value: 0 < value <= 1, "a number in (0, 1]"), "of a response's tokens, by entropy, to look at"
+        0.2,
+        Range(lambda value: 0 < value <= 1, "a number in (0, 1]"),
+        "of a response's tokens, by entropy, that may be mixed",
     )
     tau: float = field(1.0, above(0, "nats"), "scale of the student's excess over the teacher")
     context: str = field("", one_of(*OFFERED), "shown; empty: data.privileged")

@@ -4,9 +4,9 @@ A_t = A_G · g_t · clip(exp(sign(A_G) · gap_t), 1 ± eps), g_t = floor + (1 - 
 teacher's entropy and q its 95 % quantile over the batch. lookahead > 0 is the variant CL: H_t is then the least of the
 token's own entropy and those of the next ones, so that what soon becomes certain keeps its weight.
 
-Only the abstract was at hand, and no official code was found: direction, magnitude, a gate by the teacher's entropy
-that never closes, and the minimum ahead are the paper's; the formula of the gate, whose weights read the teacher's
-prompt, and every constant are a reconstruction. Rollouts without a context keep A_G.
+Only the abstract was at hand, and no official code was found: direction, magnitude and a gate by the teacher's entropy
+that never closes are the paper's, the minimum ahead a secondary source's; the gate's formula, the live teacher and all
+constants are a reconstruction. Rollouts without a context keep A_G.
 """
 
 import dataclasses
