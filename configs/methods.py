@@ -69,10 +69,20 @@ RECIPES = {
         "rollout.problems": 64, "rollout.rollouts": 8, "optim.minibatches": 4, "rollout.max_new_tokens": 16_384,
         "rollout.teacher_prompt_length": 20_480,
     },
+    # arXiv 2607.02502.
+    "demopsd": _SLOW | {
+        "rollout.problems": 64, "rollout.rollouts": 8, "optim.minibatches": 1, "rollout.max_new_tokens": 16_384,
+        "rollout.teacher_prompt_length": 20_480,
+    },
+    # arXiv 2605.13255 was not at hand beyond its abstract: the shared recipe.
+    "egrsd": {},
     "sft": {},
 }  # fmt: skip
 _OF_LORA = {
     "opsd": "arXiv 2601.18734 trains LoRA adapters (rank 64, learning rate 5e-6)",
+    "pw_opsd": "arXiv 2605.21606 trains LoRA adapters (learning rate 5e-6)",
+    "ad_opsd": "arXiv 2607.10805 trains LoRA adapters (rank 64, learning rate 5e-6)",
+    "purified_opsd": "arXiv 2607.02234 trains LoRA adapters (rank 64, learning rate 5e-6)",
 }
 
 

@@ -10,7 +10,7 @@ from dasd_jax.data.published import how_to_prepare
 from dasd_jax.errors import UserError
 from dasd_jax.methods import METHODS
 
-NEEDS_LORA = ("opsd",)
+NEEDS_LORA = ("opsd", "pw_opsd", "ad_opsd", "purified_opsd")
 
 
 def parsed(file, *overrides):

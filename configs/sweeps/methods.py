@@ -12,5 +12,5 @@ from dasd_jax.methods import METHODS
 
 
 def get_sweep():
-    """36 points."""
+    """51 points."""
     return grid(each("objective.method", [name for name, method in METHODS.items() if method.rollouts]), seeds(3))

@@ -1,13 +1,18 @@
 """The methods by the name that `objective.method` takes; one file each."""
 
 from dasd_jax.methods import (
+    ad_opsd,
     antisd,
     dapo,
     dasd,
+    demopsd,
     dr_grpo,
+    egrsd,
     grpo,
     hepo,
     opsd,
+    purified_opsd,
+    pw_opsd,
     rlcsd,
     rlrt,
     rlsd,
@@ -30,5 +35,10 @@ METHODS: dict[str, Method] = {
     "rlrt": rlrt.METHOD,
     "antisd": antisd.METHOD,
     "rlcsd": rlcsd.METHOD,
+    "demopsd": demopsd.METHOD,
+    "pw_opsd": pw_opsd.METHOD,
+    "ad_opsd": ad_opsd.METHOD,
+    "egrsd": egrsd.METHOD,
+    "purified_opsd": purified_opsd.METHOD,
     "sft": sft.METHOD,
 }

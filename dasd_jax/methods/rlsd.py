@@ -52,10 +52,12 @@ def share(knobs: Mapping[str, Array], mix: float, decay_steps: int) -> Array:
     return mix * knobs["teacher_weight"] * jnp.maximum(left, 0.0)
 
 
-def of_factor(scored: Scored, shape: Shape, verifier: Array, gap: Array, mix: Array, eps: float) -> Signal:
-    """The signal A · ((1 - λ) + λ · clip(exp(sign(A) · gap), 1 ± eps)); a gap of 0 leaves the advantage as it is."""
+def of_factor(
+    scored: Scored, shape: Shape, verifier: Array, gap: Array, mix: Array, eps: float, gate: Array | float = 1.0
+) -> Signal:
+    """The signal A · ((1 - λ) + λ · gate · clip(exp(sign(A) · gap), 1 ± eps)); without a gate a gap of 0 leaves A."""
     factor = jnp.clip(jnp.exp(jnp.sign(verifier)[:, None] * gap), 1 - eps, 1 + eps)
-    credit = jnp.where(scored.mask, verifier[:, None] * (1 - mix + mix * factor), 0.0)
+    credit = jnp.where(scored.mask, verifier[:, None] * (1 - mix + mix * gate * factor), 0.0)
     return Signal(
         advantage=credit,
         weight=token_mean(scored.mask, shape),

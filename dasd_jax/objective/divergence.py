@@ -138,6 +138,83 @@ def top_k_tail(view: str, k: int, b: float) -> Divergence:
     return Divergence((view,), summary, partial(spread, partial(_term, b)), partial(spread, partial(_term_slope, b)))
 
 
+def toward(divergence: Divergence, views: tuple[str, ...], constants: Callable, target: Callable) -> Divergence:
+    """The divergence of the student from one distribution that is made of several teachers.
+
+    Args:
+        divergence: from one teacher; the target takes its place.
+        views: the teachers of the target.
+        constants: (lts, given) → a tree of f32[rows, r, 1], from the whole vocabulary.
+        target: (lts, given, constants) → log-probabilities f32[rows, r, words].
+    """
+
+    def summary(ls, lts, given):
+        of_target = constants(lts, given)
+        return of_target, divergence.summary(ls, (target(lts, given, of_target),), given)
+
+    def applied(of: Callable, ls, lts, given, sums):
+        of_target, inner = sums
+        return of(ls, (target(lts, given, of_target),), given, inner)
+
+    return Divergence(views, summary, partial(applied, divergence.value), partial(applied, divergence.slope))
+
+
+def geometric(divergence: Divergence, views: tuple[str, str], share_max: float, steepness: float) -> Divergence:
+    """The divergence from a target proportional to p_T^(1 - a) p_U^a, nearer to p_U where the two disagree.
+
+    a = 2 share_max (sigmoid(steepness · JSD(p_T, p_U)) - 1/2). Source: DemoPSD, arXiv 2607.02502.
+
+    Args:
+        views: T, the teacher, and U, what it is mixed with.
+        share_max: bound of a, in [0, 1].
+        steepness: 1 / nats.
+    """
+
+    def mixed(lts, share):
+        return (1 - share) * lts[0] + share * lts[1]
+
+    def share_and_norm(lts, given):
+        apart = jnp.sum(_term(0.5, *lts), axis=-1, keepdims=True)
+        share = share_max * jnp.tanh(steepness * apart / 2)
+        return share, jax.nn.logsumexp(mixed(lts, share), axis=-1, keepdims=True)
+
+    return toward(divergence, views, share_and_norm, lambda lts, given, of: mixed(lts, of[0]) - of[1])
+
+
+def arithmetic(divergence: Divergence, views: tuple[str, str]) -> Divergence:
+    """The divergence from (1 - u) p_T + u p_P, with u in [0, 1] of each token in `given` (AD-OPSD, arXiv 2607.10805).
+
+    Args:
+        views: T, the teacher, and P, the prior.
+    """
+
+    def target(lts, given, of):
+        return jnp.logaddexp(lts[0] + jnp.log1p(-given), lts[1] + jnp.log(given))
+
+    return toward(divergence, views, lambda lts, given: (), target)
+
+
+def evidence(divergence: Divergence, views: tuple[str, str, str], bound: float, beta: float) -> Divergence:
+    """The divergence from softmax(log p_B + bound · tanh(D / bound) / beta), D = log p_T - log p_R less its mean.
+
+    The mean is over the words of the vocabulary, each counted once. Source: Purified OPSD, arXiv 2607.02234.
+
+    Args:
+        views: T, the teacher; R, the reference, whose opinion is taken out of it; B, the base that D is added to.
+        bound: nats, of D.
+        beta: positive.
+    """
+
+    def moved(lts, mean):
+        return lts[2] + bound / beta * jnp.tanh((lts[0] - lts[1] - mean) / bound)
+
+    def mean_and_norm(lts, given):
+        mean = jnp.mean(lts[0] - lts[1], axis=-1, keepdims=True)
+        return mean, jax.nn.logsumexp(moved(lts, mean), axis=-1, keepdims=True)
+
+    return toward(divergence, views, mean_and_norm, lambda lts, given, of: moved(lts, of[0]) - of[1])
+
+
 def _term(b: float, ls: Array, lt: Array) -> Array:
     """One word's term of `gjsd`."""
     if b == 0:

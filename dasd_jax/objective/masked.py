@@ -1,4 +1,4 @@
-"""Means and quantiles over the True part of a mask."""
+"""Means, quantiles and largest values over the True part of a mask."""
 
 from collections.abc import Sequence
 
@@ -23,6 +23,24 @@ def row_quantile(x: Array, mask: Array, q: float) -> Array:
     high = jnp.minimum(low + 1, jnp.maximum(count - 1, 0))
     below, above = (jnp.where(count > 0, jax.vmap(lambda row, i: row[i])(ordered, index), 0.0) for index in (low, high))
     return below + (at - low) * (above - below)
+
+
+def largest(x: Array, mask: Array, share: float) -> Array:
+    """The ceil(share · n) largest of each line's n masked values, along the last axis; of equal ones the first.
+
+    Args:
+        x: f32[..., R].
+        mask: bool[..., R].
+        share: in (0, 1].
+
+    Returns:
+        bool[..., R].
+    """
+    values = jnp.where(mask, x, -jnp.inf)
+    count = jnp.sum(mask, axis=-1, keepdims=True).astype(jnp.float32)
+    # Less what float32 adds to a product that is a whole number.
+    top = jnp.ceil(share * count * (1 - 1e-6))
+    return mask & (jnp.argsort(jnp.argsort(-values, axis=-1, stable=True), axis=-1) < top)
 
 
 def pooled_count(x: Array, mask: Array) -> Array:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from dasd_jax.batch import Array
 from dasd_jax.mesh import merge_rows, reshard, split_rows
 from dasd_jax.objective.contract import Shape
+from dasd_jax.objective.masked import largest
 
 
 def token_mean(keep: Array, shape: Shape) -> Array:
@@ -54,15 +55,15 @@ def minibatch_top(x: Array, keep: Array, share: float, shape: Shape) -> Array:
     Returns:
         bool[rows, R].
     """
-    by_minibatch = split_rows(split_rows(jnp.where(keep, x, -jnp.inf), shape.rollouts), shape.minibatches)
-    pooled = jnp.moveaxis(reshard(by_minibatch, None, None, None, None), 1, 0)
-    values = pooled.reshape(shape.minibatches, -1)
-    count = jnp.sum(values > -jnp.inf, axis=1, keepdims=True)
-    # Less what float32 adds to a product that is a whole number.
-    top = jnp.ceil(share * count.astype(jnp.float32) * (1 - 1e-6))
-    rank = jnp.argsort(jnp.argsort(-values, axis=1, stable=True), axis=1)
-    chosen = jnp.moveaxis(((rank < top) & (values > -jnp.inf)).reshape(pooled.shape), 0, 1)
-    return merge_rows(merge_rows(reshard(chosen, "rows", None, None, None)))
+
+    def pooled(x: Array) -> Array:
+        by_minibatch = split_rows(split_rows(x, shape.rollouts), shape.minibatches)
+        return jnp.moveaxis(reshard(by_minibatch, None, None, None, None), 1, 0)
+
+    values = pooled(x)
+    flat = (shape.minibatches, -1)
+    chosen = largest(values.reshape(flat), pooled(keep).reshape(flat), share).reshape(values.shape)
+    return merge_rows(merge_rows(reshard(jnp.moveaxis(chosen, 0, 1), "rows", None, None, None)))
 
 
 def minibatch_sum(x: Array, shape: Shape) -> Array:

@@ -38,11 +38,19 @@ class Batch:
         self.hidden = self.old + 0.2 * rng.normal(size=self.old.shape)  # the weights have moved since
         self.teacher = self.old + 0.5 * rng.normal(size=self.old.shape)
         self.wrong = self.old + 0.5 * rng.normal(size=(K, *self.old.shape))
+        self.reference, self.base = (self.old + 0.4 * rng.normal(size=self.old.shape) for _ in range(2))
         correct = REWARD > 0.5
         groups = np.arange(ROWS) // G
         others = lambda row, kind: np.sum(correct[groups == groups[row]] == kind) - (correct[row] == kind)  # noqa: E731
         right, wrong = (np.array([others(row, kind) for row in range(ROWS)]) for kind in (True, False))
         self.shown = {"teacher": right[None] > 0, "wrong": np.arange(K)[:, None] < wrong}
+        # What a reference alone is shown may be missing where the teacher's is not.
+        self.shown["reference"] = self.shown["teacher"] & (np.arange(ROWS) != 6)
+
+    @property
+    def states(self) -> dict[str, np.ndarray]:
+        """Hidden states of each view that a divergence may read; the student's own prompt has two names."""
+        return {"teacher": self.teacher, "reference": self.reference, "base": self.base, "unaided": self.base}
 
     def logp(self, hidden):
         """log p of every word, f64[rows, R, V]."""
@@ -71,6 +79,10 @@ class Batch:
         stats = (np.stack(x).astype(np.float32) for x in zip(*per, strict=True))
         return ViewStats(*stats, self.shown[name], np.ones(self.shown[name].shape, np.float32))
 
+    def unscored(self, name: str) -> ViewStats:
+        """What a method reads of a view that its divergence alone computes."""
+        return ViewStats(None, None, None, None, self.shown[name], np.ones(self.shown[name].shape, np.float32))
+
     def scored(self, **changes) -> Scored:
         """All of it as a method is given it."""
         s = self.logp(self.old)
@@ -82,6 +94,6 @@ class Batch:
             entropy=(-(np.exp(s) * s).sum(-1)).astype(np.float32),
             reward=REWARD.astype(np.float32),
             correct=REWARD.astype(np.float32),
-            views={name: self.view(name) for name in ("teacher", "wrong")},
+            views={name: self.view(name) for name in ("teacher", "wrong")} | {"reference": self.unscored("reference")},
             knobs={name: np.float32(value) for name, value in KNOBS.items()},
         ).replace(**changes)

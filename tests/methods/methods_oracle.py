@@ -17,6 +17,8 @@ def token_loss(name, hp, batch, hidden, high=HIGH, dual=0.0):
     logp = batch.drawn(now)
     ratio = np.exp(logp - batch.drawn(old))
     advantage, weight, kl = SIGNALS[name](hp, batch)
+    views = {view: batch.logp(state) for view, state in batch.states.items()}
+    constants, prior = ratio_constant(batch), prior_share(hp, batch) if name == "ad_opsd" else np.zeros((ROWS, R))
     total = np.zeros((ROWS, R))
     for row in range(ROWS):
         for t in range(R):
@@ -25,9 +27,9 @@ def token_loss(name, hp, batch, hidden, high=HIGH, dual=0.0):
                 gained = a * logp[row, t] if name == "opsd" else surrogate(a, ratio[row, t], high, dual)
                 total[row, t] -= weight[row, t] * gained
             if kl is not None and kl[row, t]:
-                of_teacher = batch.logp(batch.teacher)[row, t]
-                factor = min(ratio_constant(batch)[row, t], 2.0) if name in ("sdpo", "srpo") else 1.0
-                total[row, t] += kl[row, t] * factor * divergence(name, hp, now[row, t], of_teacher)
+                factor = min(constants[row, t], 2.0) if name in ("sdpo", "srpo") else 1.0
+                of_views = {view: logp[row, t] for view, logp in views.items()}
+                total[row, t] += kl[row, t] * factor * divergence(name, hp, now[row, t], of_views, prior[row, t])
     return total
 
 
@@ -42,16 +44,35 @@ def surrogate(a, ratio, high, dual):
     return max(kept, dual * a) if dual and a < 0 else kept
 
 
-def divergence(name, hp, ls, lt):
-    """Of two distributions over all words."""
+def divergence(name, hp, ls, views, u):
+    """Of the student from its teacher, or from what the method makes of its views; over all words."""
+    lt, p = views["teacher"], {view: np.exp(logp) for view, logp in views.items()}
+    if name == "pw_opsd":
+        terms = jensen_shannon(0, np.exp(ls), p["teacher"])
+        return np.sum(np.minimum(terms, hp.entry_max) if hp.entry_max else terms)
+    if name == "ad_opsd":
+        return np.sum(jensen_shannon(0, np.exp(ls), u * p["base"] + (1 - u) * p["teacher"]))
+    if name == "purified_opsd":
+        d = lt - views["reference"]
+        target = p["base"] * np.exp(hp.bound * np.tanh((d - np.mean(d)) / hp.bound) / hp.beta)
+        return np.sum(jensen_shannon(hp.b, np.exp(ls), target / np.sum(target)))
+    if name == "demopsd":
+        apart = np.sum(jensen_shannon(0.5, p["teacher"], p["unaided"]))
+        a = 2 * hp.share_max * (1 / (1 + np.exp(-hp.steepness * apart)) - 0.5)
+        target = p["teacher"] ** (1 - a) * p["unaided"] ** a
+        return np.sum(jensen_shannon(1, *lumped(hp.top_k, ls, np.log(target / np.sum(target)))))
     if name == "opsd":
         soft = [x / hp.softening - np.log(np.sum(np.exp(x / hp.softening))) for x in (ls, lt)]
         terms = jensen_shannon(hp.b, *map(np.exp, soft))
         return np.sum(np.minimum(terms, hp.entry_max) if hp.entry_max else terms)
-    top = np.argsort(-ls, kind="stable")[: hp.top_k]
+    return np.sum(jensen_shannon(hp.alpha, *lumped(hp.top_k, ls, lt)))
+
+
+def lumped(k, ls, lt):
+    """Probabilities of the student's k likeliest words, and of all others together."""
+    top = np.argsort(-ls, kind="stable")[:k]
     rest = [max(1 - np.exp(x[top]).sum(), 1e-300) for x in (ls, lt)]
-    p, q = (np.append(np.exp(x[top]), left) for x, left in zip((ls, lt), rest, strict=True))
-    return np.sum(jensen_shannon(hp.alpha, p, q))
+    return [np.append(np.exp(x[top]), left) for x, left in zip((ls, lt), rest, strict=True)]
 
 
 def jensen_shannon(b, p_s, p_t):
@@ -195,6 +216,47 @@ def _rlcsd(hp, batch):
     return credit, over(keep & ~selected) + hp.eta * over(selected), None
 
 
+def _pw_opsd(hp, batch):
+    keep, kl = batch.mask & batch.shown["teacher"][0][:, None], np.zeros((ROWS, R))
+    for row in range(ROWS):
+        rows = sum(keep[other].any() for other in range(ROWS) if minibatch(other) == minibatch(row))
+        n = keep[row].sum()
+        for t in range(n):
+            place = (t + 0.5) / n
+            rise = 1 / (1 + np.exp(-(place - hp.middle) / hp.width))
+            kl[row, t] = (hp.weight_min + (1 - hp.weight_min) * rise) / (n * rows)
+    return None, None, kl
+
+
+def prior_share(hp, batch):
+    """u of AD-OPSD."""
+    old = batch.logp(batch.old)
+    s, h, u = batch.drawn(old), entropy(old), np.zeros((ROWS, R))
+    t = batch.drawn(batch.of("teacher")[0])
+    for row in np.flatnonzero(batch.mask.any(1) & batch.shown["teacher"][0]):
+        n = batch.mask[row].sum()
+        for at in np.argsort(-h[row, :n], kind="stable")[: int(np.ceil(round(hp.share * n, 9)))]:
+            if s[row, at] > t[row, at]:
+                u[row, at] = 1 / (1 + np.exp(-np.exp(s[row, at]) * (s[row, at] - t[row, at]) / hp.tau))
+    return u
+
+
+def _egrsd(hp, batch):
+    told, h = batch.mask & batch.shown["teacher"][0][:, None], entropy(batch.of("teacher")[0])
+    values = np.sort(h[told])
+    q, a, out = values[int(np.ceil(hp.quantile * len(values))) - 1], verifier(batch), np.zeros((ROWS, R))
+    for row in range(ROWS):
+        for t in np.flatnonzero(batch.mask[row]):
+            least = min(h[row, k] for k in range(t, min(t + hp.lookahead + 1, R)) if batch.mask[row, k])
+            g = hp.floor + (1 - hp.floor) * (1 - min(1, least / q)) if told[row, t] else 1
+            out[row, t] = a[row] * g * np.clip(np.exp(np.sign(a[row]) * gap(batch)[row, t]), 1 - hp.eps, 1 + hp.eps)
+    return out, over(batch.mask), None
+
+
+def _purified_opsd(hp, batch):
+    return None, None, over(batch.mask & (batch.shown["teacher"][0] & batch.shown["reference"][0])[:, None])
+
+
 SIGNALS = {
     "grpo": _grpo,
     "dapo": _grpo,
@@ -208,4 +270,9 @@ SIGNALS = {
     "rlrt": _rlrt,
     "antisd": _antisd,
     "rlcsd": _rlcsd,
+    "demopsd": _sdpo,
+    "pw_opsd": _pw_opsd,
+    "ad_opsd": _sdpo,
+    "egrsd": _egrsd,
+    "purified_opsd": _purified_opsd,
 }

@@ -1,6 +1,8 @@
 """Every method's credit, loss and gradient beside a float64 version written from its formula; and what all promise."""
 
+import dataclasses
 import functools
+import itertools
 import json
 import os
 from pathlib import Path
@@ -17,6 +19,7 @@ from dasd_jax.learner.step import loss_of
 from dasd_jax.mesh import named, put_rows, replicate
 from dasd_jax.methods import METHODS
 from dasd_jax.methods.dasd import SIGNALS
+from dasd_jax.objective.normalise import sequence_mean
 from dasd_jax.objective.surrogate import ClipRange
 from dasd_jax.objective.token_stats import token_logp, token_logp_and_divergence
 
@@ -36,6 +39,12 @@ CASES = [
     ("rlrt", {"mix": 1.0, "eps": 1.0}),
     ("antisd", {"measured_steps": 2}),
     ("rlcsd", {"tau": 0.5, "delta": 0.2, "eta": 0.7}),
+    ("demopsd", {"top_k": 5, "share_max": 0.6, "steepness": 4.0}),
+    ("pw_opsd", {"entry_max": 0.0, "weight_min": 0.1, "middle": 0.6, "width": 0.3}),
+    ("ad_opsd", {"share": 0.6, "tau": 0.05}),
+    ("egrsd", {"lookahead": 2}),
+    ("egrsd", {"floor": 0.0, "quantile": 0.5, "eps": 0.4}),
+    ("purified_opsd", {"b": 0.3, "bound": 0.7, "beta": 1.5}),
     ("dasd", {"route": "flip_low", "gate": "inverse", "beta": 0.5}),
 ]
 IDS = [" ".join([name, *(f"{field}={value}" for field, value in fields.items())]) for name, fields in CASES]
@@ -51,32 +60,34 @@ def keep_of(signal):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _value_and_gradients(method, hp, clip, signal, hidden, teacher, unembed, tokens, old):
-    """The loss as the learner makes it, and its gradients by the hidden states of student and teacher."""
+def _value_and_gradients(method, hp, clip, signal, hidden, teachers, unembed, tokens, old):
+    """The loss as the learner makes it, and its gradients by the hidden states of student and teachers."""
 
-    def loss(hidden, teacher):
+    def loss(hidden, teachers):
         options, divergence = {"temperature": 1.0, "chunk": 4}, method.divergence(hp)
         student = hidden, unembed
         if divergence is None:
             logp, diverged = token_logp(student, tokens, **options), None
         else:
             logp, diverged = token_logp_and_divergence(
-                student, [(teacher, unembed)], tokens, divergence, signal.given, **options
+                student, [(teacher, unembed) for teacher in teachers], tokens, divergence, signal.given, **options
             )
         return loss_of(method, clip, signal, keep_of(signal), logp, diverged, old)[0]
 
-    return jax.value_and_grad(loss, argnums=(0, 1))(hidden, teacher)
+    return jax.value_and_grad(loss, argnums=(0, 1))(hidden, teachers)
 
 
 def value_and_gradients(method, hp, batch, signal, hidden, clip=CLIP, teacher=None):
     if method.divergence(hp) is None and method.surrogate is METHODS["grpo"].surrogate:
         method, hp = made("grpo")  # compiled once for all methods that differ in their signal alone
-    teacher = batch.teacher if teacher is None else teacher
+    divergence = method.divergence(hp)
+    views = divergence.views if divergence else ()
+    teachers = tuple(np.asarray(batch.states[view] if teacher is None else teacher, np.float32) for view in views)
     old = batch.drawn(batch.logp(batch.old))
-    arrays = (np.asarray(x, np.float32) for x in (hidden, teacher, batch.unembed))
+    hidden, unembed = (np.asarray(x, np.float32) for x in (hidden, batch.unembed))
     signal = signal.replace(logged={}, metrics={})
     return _value_and_gradients(
-        method, hp, clip, signal, *arrays, np.asarray(batch.tokens, np.int32), np.float32(old)
+        method, hp, clip, signal, hidden, teachers, unembed, np.asarray(batch.tokens, np.int32), np.float32(old)
     )  # fmt: skip
 
 
@@ -144,7 +155,10 @@ def test_with_equal_views_the_credit_is_grpos(name, mesh):
     np.testing.assert_array_equal(got.weight, expected.weight)
 
 
-@pytest.mark.parametrize("name", ["opsd", "sdpo"])
+DIVERGENCES = ["opsd", "sdpo", "demopsd", "pw_opsd", "ad_opsd", "purified_opsd"]
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
 def test_with_equal_views_a_divergence_and_its_gradient_are_0(name, mesh):
     batch, (method, hp) = Batch(), made(name)
     signal = method.signal(batch.scored(), SHAPE, hp)
@@ -236,6 +250,89 @@ def test_rlcsd_drops_rows_without_both_siblings_and_keeps_the_sign_of_the_advant
     assert np.all(np.asarray(signal.advantage) * verifier >= 0)
 
 
+def assert_same_loss(one, other, batch, signal, at_least=1e-2):
+    """Two methods' losses of one signal, and their gradients by the student; not both 0."""
+    (value, (gradient, _)), (same, (expected, _)) = (
+        value_and_gradients(method, hp, batch, signal, batch.hidden) for method, hp in (one, other)
+    )
+    assert abs(float(value)) > at_least
+    assert float(value) == pytest.approx(float(same), rel=1e-6)
+    np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("top_k", [5, 23])
+def test_demopsd_that_keeps_nothing_of_the_unaided_view_is_reverse_kl_to_the_teacher(top_k, mesh):
+    batch, nothing, kept = Batch(), made("demopsd", share_max=0.0, top_k=top_k), made("demopsd", top_k=top_k)
+    signal = nothing[0].signal(batch.scored(), SHAPE, nothing[1])
+    reverse = made("opsd", b=1.0, entry_max=0.0)
+    if top_k < 23:  # beside sdpo's divergence alone: its ratio is another matter
+        reverse = dataclasses.replace(METHODS["sdpo"], ratio_cap=np.inf), METHODS["sdpo"].fields(top_k=top_k, alpha=1.0)
+    assert_same_loss(nothing, reverse, batch, signal)
+    assert loss(*kept, batch, signal, batch.hidden) < loss(*nothing, batch, signal, batch.hidden) * 0.99
+
+
+def test_pw_opsd_with_equal_weights_is_clamped_opsd_by_response_and_otherwise_later_tokens_weigh_more(mesh):
+    batch, (method, hp) = Batch(), made("pw_opsd", weight_min=1.0)
+    signal = method.signal(batch.scored(), SHAPE, hp)
+    np.testing.assert_array_equal(signal.kl, sequence_mean(batch.mask & batch.shown["teacher"][0][:, None], SHAPE))
+    assert_same_loss((method, hp), made("opsd"), batch, signal.replace(logged={}))
+    rising = np.asarray(method.signal(batch.scored(), SHAPE, method.fields()).logged["weight"])
+    row = np.flatnonzero(batch.mask.all(1) & batch.shown["teacher"][0])[0]
+    assert np.all(np.diff(rising[row]) > 0) and 0.25 < rising[row, 0] < rising[row, -1] < 1
+
+
+def test_ad_opsd_without_a_share_of_the_prior_is_forward_opsd(mesh):
+    batch, (method, hp), opsd = Batch(), made("ad_opsd", share=0.6, tau=0.05), made("opsd", entry_max=0.0)
+    signal = method.signal(batch.scored(), SHAPE, hp)
+    mixed = np.asarray(signal.given)
+    assert np.all(mixed[mixed > 0] > 0.5) and 0 < (mixed > 0).sum() < batch.mask.sum() * 0.6
+    np.testing.assert_array_equal(signal.kl, opsd[0].signal(batch.scored(), SHAPE, opsd[1]).kl)
+    none = signal.replace(given=np.zeros_like(mixed))
+    assert_same_loss((method, hp), opsd, batch, none)
+    assert loss(method, hp, batch, signal, batch.hidden) != pytest.approx(
+        loss(method, hp, batch, none, batch.hidden), rel=1e-2
+    )
+
+
+def test_egrsd_without_a_gate_is_rlsd_that_is_all_teacher(mesh):
+    batch, (method, hp), (rlsd, whole) = Batch(), made("egrsd", floor=1.0), made("rlsd", mix=1.0, decay_steps=0)
+    got, expected = (m.signal(batch.scored(), SHAPE, p) for m, p in ((method, hp), (rlsd, whole)))
+    np.testing.assert_allclose(got.advantage, expected.advantage, rtol=1e-6)
+    np.testing.assert_array_equal(got.weight, expected.weight)
+
+
+def test_egrsds_gate_stays_above_its_floor_and_opens_where_the_teacher_soon_is_certain(mesh):
+    batch, told = Batch(), Batch().mask & Batch().shown["teacher"][0][:, None]
+    gates = [
+        np.asarray(METHODS["egrsd"].signal(batch.scored(), SHAPE, made("egrsd", lookahead=n)[1]).logged["gate"])
+        for n in (0, 1, 4, 99)
+    ]
+    for gate in gates:
+        assert gate[told].min() >= 0.3 - 1e-6 and gate.max() <= 1 and np.all(gate[batch.mask & ~told] == 1)
+    for near, far in itertools.pairwise(gates):
+        assert np.all(far >= near)
+    assert np.any(gates[1] > gates[0])
+    last = batch.mask & ~np.pad(batch.mask[:, 1:], ((0, 0), (0, 1)))
+    np.testing.assert_array_equal(gates[3][last], gates[0][last])  # nothing is ahead of a last token
+
+
+def test_egrsd_without_the_teachers_weight_is_grpo(mesh):
+    batch, (method, hp), (grpo, none) = Batch(), made("egrsd"), made("grpo")
+    off = batch.scored(knobs={k: np.float32(v) for k, v in KNOBS.items()} | {"teacher_weight": np.float32(0)})
+    got, expected = method.signal(off, SHAPE, hp), grpo.signal(batch.scored(), SHAPE, none)
+    np.testing.assert_allclose(got.advantage, expected.advantage, atol=1e-6)
+
+
+def test_purified_opsd_whose_reference_says_what_the_base_says_is_opsd(mesh):
+    """Then log p_0 + (log p_T - log p_R) is the teacher's own distribution, whatever constant is taken off."""
+    batch, (method, hp) = Batch(), made("purified_opsd", bound=1e6)
+    batch.reference = batch.base
+    signal = method.signal(batch.scored(), SHAPE, hp)
+    assert_same_loss((method, hp), made("opsd", entry_max=0.0), batch, signal)
+    both = batch.shown["teacher"][0] & batch.shown["reference"][0]
+    assert not np.asarray(signal.kl)[~both].any() and np.any(both != batch.shown["teacher"][0])
+
+
 def test_dual_clip_bounds_what_a_bad_token_loses(mesh):
     batch, (method, hp) = Batch(), made("grpo")
     batch.hidden = batch.old + 1.5 * (batch.hidden - batch.old) / 0.2  # ratios far beyond the clip
@@ -254,7 +351,7 @@ def test_the_loss_of_parts_adds_up_to_that_of_the_whole(name, mesh):
 
     def of_rows(rows):
         part = Batch()
-        for attribute in ("tokens", "old", "teacher", "hidden"):
+        for attribute in ("tokens", "old", "teacher", "reference", "base", "hidden"):
             setattr(part, attribute, getattr(batch, attribute)[rows])
         value, (gradient, _) = value_and_gradients(
             method, hp, part, jax.tree.map(lambda x: x[rows], signal), part.hidden
@@ -267,18 +364,19 @@ def test_the_loss_of_parts_adds_up_to_that_of_the_whole(name, mesh):
     np.testing.assert_allclose(np.concatenate([g for _, g in pieces]), gradient, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["opsd", "sdpo", "srpo"])
+@pytest.mark.parametrize("name", [*DIVERGENCES, "srpo"])
 def test_a_divergences_teacher_receives_no_gradient(name, mesh):
     batch, (method, hp) = Batch(), made(name)
     signal = method.signal(batch.scored(), SHAPE, hp)
-    _, (of_student, of_teacher) = value_and_gradients(method, hp, batch, signal, batch.hidden)
-    assert np.abs(of_student).max() > 1e-3 and not np.any(of_teacher)
+    _, (of_student, of_teachers) = value_and_gradients(method, hp, batch, signal, batch.hidden)
+    assert np.abs(of_student).max() > 1e-3
+    assert len(of_teachers) == len(method.divergence(hp).views) and not np.any(of_teachers)
 
 
 @pytest.mark.parametrize("name", methods_oracle.SIGNALS)
 def test_another_step_gate_or_teachers_weight_compiles_nothing(name, mesh):
     batch, (method, hp) = Batch(), made(name)
-    signal = jax.jit(method.signal, static_argnums=(1, 2))
+    signal = jax.jit(lambda *args: method.signal(*args), static_argnums=(1, 2))  # some methods share the function
     for change in ({}, {"step": 40.0}, {"teacher_weight": 0.5}, {"antisd_gate": 0.0, "antisd_warm": 2.0}):
         signal(batch.scored(knobs={k: np.float32(v) for k, v in (KNOBS | change).items()}), SHAPE, hp)
     assert signal._cache_size() == 1
