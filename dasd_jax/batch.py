@@ -49,6 +49,7 @@ class RolloutBatch:
     response: Array  # i32[rows, R], right-padded
     response_mask: Array  # bool[rows, R]; includes the stop token, excludes padding
     sampled_logp: Array | None  # f32[rows, R], log-probability under the sampler; None for reference responses
+    sampled_entropy: Array | None  # f32[rows, R], of the distribution that the token was drawn from; likewise
     finished: Array  # bool[rows], the response ends with a stop token
 
 

@@ -206,6 +206,9 @@ class RunGroup(Fields):
     keep_optimizer: bool = field(True, TRUE_OR_FALSE, "false: removed at the end, after which no step can follow")
     grace_s: float = field(25.0, above(0, "seconds"), "after SIGTERM or Ctrl-C, when a run ends wherever it is")
     eval_every: int = field(0, at_least(0, "steps"), "between held-out evaluations; 0: only before and after the run")
+    rescore_every: int = field(
+        10, at_least(1, "steps"), "between score passes of the student, if in float32; from step 1 on"
+    )
     noise_every: int = field(50, at_least(1, "steps"), "between measurements of the rounding in gaps, from step 1 on")
     eval_problems: int = field(128, at_least(0), "of each benchmark, or held out and at most data.heldout; 0: all")
     eval_samples: int = field(16, span(1, _MAX_SAMPLES), "responses to each of them (K of Avg@K and Pass@k)")

@@ -32,7 +32,7 @@ EVALUATION = {
 # What may change from one step of a run to the next, and is noted: each step reads it anew, and the training state
 # holds nothing that was made with it. A method's own numbers are added in `_may_change`.
 FROM_A_STEP = {
-    "run.steps", "run.noise_every", "guards.on_collapse", "optim.learning_rate", "optim.schedule",
+    "run.steps", "run.noise_every", "run.rescore_every", "guards.on_collapse", "optim.learning_rate", "optim.schedule",
     "optim.warmup_steps", "optim.weight_decay", "optim.eps", "optim.grad_clip", "optim.microbatches",
     "objective.clip_low", "objective.clip_high", "objective.clip_dual", "objective.token_chunk", "rollout.slots",
     "model.remat", "model.attention",

@@ -23,6 +23,7 @@ from dasd_jax.errors import TrainingError
 from dasd_jax.learner import checkpoint
 from dasd_jax.learner.inspection import inspect
 from dasd_jax.learner.optim import updates_done
+from dasd_jax.learner.passes import STUDENT
 from dasd_jax.learner.step import Experience, rounding_noise, score_step, train_step
 from dasd_jax.mesh import fetch, make_mesh, put_rows, replicate, row_shards
 from dasd_jax.objective.contract import NOISE
@@ -86,7 +87,8 @@ def learn(run: Run, step: int) -> tuple[dict[str, float], list[dict]]:
                 collected, run.steps.views, config.method.context(knobs, config.hp)
             )
             chosen = chosen_rows(run, step, collected)
-            experience, logged, scored, states = score(run, collected, shown, knobs, chosen)
+            rescore = checks.rescored(config, step)
+            experience, logged, scored, states = score(run, collected, shown, knobs, chosen, rescore=rescore)
             metrics |= as_floats(scored)
             if run.steps.scored:
                 metrics[NOISE] = noise(run, step, collected, experience, knobs)
@@ -126,12 +128,20 @@ def chosen_rows(run: Run, step: int, collected: Collected) -> np.ndarray:
     return np.resize(rows, -(-len(rows) // shards) * shards)
 
 
-def score(run: Run, collected: Collected, shown: dict[str, TeacherBatch], knobs: dict, chosen: np.ndarray, copies=None):
+def score(
+    run: Run,
+    collected: Collected,
+    shown: dict[str, TeacherBatch],
+    knobs: dict,
+    chosen: np.ndarray,
+    copies=None,
+    rescore: bool = True,
+):
     """`score_step` on the devices; `copies` in the place of the state's own."""
     batches = put_rows(run.mesh, (collected.prompts, shown, collected.rollouts, collected.outcomes))
     copies = run.state.teachers if copies is None else copies
     knobs, chosen = run.on_devices(knobs), replicate(run.mesh, chosen)
-    return score_step(run.steps, run.state.params, copies, *batches, knobs, chosen)
+    return score_step(run.steps, run.state.params, copies, *batches, knobs, chosen, rescore)
 
 
 def logged_rollouts(
@@ -151,7 +161,7 @@ def logged_rollouts(
         rows = replicate(run.mesh, chosen)
         return inspect(run.steps, run.state.params, run.state.teachers, *batches, states, logged, rows)
 
-    unread = {name: batch for name, batch in shown.items() if name not in states}
+    unread = {STUDENT, *shown} - states.keys()
     return samples(collected, shown, unread, chosen, run.tokenizer, inspected)
 
 

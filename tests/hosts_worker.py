@@ -65,7 +65,7 @@ def replay(workdir: Path) -> dict:
                 response[row, : len(tokens)], length[row] = tokens, len(tokens)
             mask = np.arange(sampling.max_new_tokens) < length[:, None]
             nothing = np.zeros(mask.shape, np.float32)
-            batch = RolloutBatch(response, mask, sampled_logp=nothing, finished=length > 0)
+            batch = RolloutBatch(response, mask, sampled_logp=nothing, sampled_entropy=nothing, finished=length > 0)
             return put_rows(mesh, (batch, np.ones(row_shards(mesh), np.int32)))
 
         def verify(problems, texts, progress):

@@ -194,7 +194,7 @@ def update(mesh, asked) -> None:
     rows, model = problems * step_ratio.GROUP, step.config.model
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, (rows, response), np.int32)
     kept = np.ones(tokens.shape, bool)
-    step.written = put_rows(mesh, RolloutBatch(tokens, kept, np.zeros(tokens.shape, np.float32), kept[:, 0]))
+    step.written = put_rows(mesh, RolloutBatch(tokens, kept, *np.zeros((2, *tokens.shape), np.float32), kept[:, 0]))
     gc.collect()
     products = step_ratio.products(product, jnp.bfloat16)
     times = in_turns({"score": step.score, "update": step.update, "products": products}, 3)

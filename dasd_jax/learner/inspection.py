@@ -1,7 +1,7 @@
 """What the log shows of a few rollouts beyond the method's own numbers: both views' likeliest tokens, and every gap.
 
-The rollouts are chosen before they are scored, and the score pass returns their hidden states. Views that it does not
-read, since the update alone needs them, are computed here on these rows.
+The rollouts are chosen before they are scored, and the score pass returns their hidden states. What it leaves
+out, views that the update alone reads or the student, is computed here on these rows.
 """
 
 from collections.abc import Mapping
@@ -39,26 +39,26 @@ def inspect(
 
     Args:
         params, copies: those of `score_step`.
-        prompts: view that the score pass does not read → (prompt i32[n, W], its mask) of the chosen rows.
+        prompts: view that the score pass has not computed, or "student" → (prompt i32[n, W], its mask) of the chosen
+            rows.
         response, mask: [n, R].
         states: hidden states of the chosen rows, from `score_step`.
         logged: what `score_step` logs, of all rows.
         rows: i32[n], the chosen ones.
 
     Returns:
-        (f32[n, R] by name: `logged`, and the gap of each view in `prompts`; i32[n, places], the tokens where the
+        (f32[n, R] by name: `logged`, and the gap of each teacher in `prompts`; i32[n, places], the tokens where the
         teacher's share of the credit is largest, or the gap, or without teachers the entropy; view → (ids
         i32[n, places, 5], probabilities f32, falling) at them).
     """
     chosen = {name: x.at[rows].get(out_sharding=spec("rows", None)) for name, x in logged.items()}
     views = {name: _outputs(config, params, copies, name, hidden) for name, hidden in states.items()}
     for name, prompt in prompts.items():
-        weights = teachers.weights(config.views[name], params, copies)
-        views[name] = passes.outputs(config, weights, *prompt, response, mask)
-    if prompts:
+        views[name] = passes.outputs(config, _weights(config, params, copies, name), *prompt, response, mask)
+    if unread := [name for name in prompts if name != STUDENT]:
         options = {"temperature": config.temperature, "chunk": config.chunk(response.shape[0])}
-        of = {name: token_logp(views[name], response, **options) for name in (STUDENT, *prompts)}
-        chosen |= {gap_name(name): of[name] - of[STUDENT] for name in prompts}
+        of = {name: token_logp(views[name], response, **options) for name in (STUDENT, *unread)}
+        chosen |= {gap_name(name): of[name] - of[STUDENT] for name in unread}
     strength = jnp.where(mask, jnp.abs(_strength(chosen)), -1.0)
     places = jnp.sort(jax.lax.top_k(strength, min(PLACES, strength.shape[1]))[1], axis=1)
     return chosen, places, {name: _likeliest(config, outputs, places) for name, outputs in views.items()}
@@ -71,8 +71,11 @@ def gap_name(view: str) -> str:
 
 def _outputs(config: StepConfig, params: Params, copies: dict[str, Params], name: str, hidden: Array) -> Outputs:
     """Hidden states that the score pass has made, beside the matrix that makes logits of them."""
-    weights = params if name == STUDENT else teachers.weights(config.views[name], params, copies)
-    return hidden, unembedding(config.model, with_embedding(config.model, weights))
+    return hidden, unembedding(config.model, with_embedding(config.model, _weights(config, params, copies, name)))
+
+
+def _weights(config: StepConfig, params: Params, copies: dict[str, Params], name: str) -> Params:
+    return params if name == STUDENT else teachers.weights(config.views[name], params, copies)
 
 
 def _strength(chosen: Mapping[str, Array]) -> Array:

@@ -45,11 +45,12 @@ def teacher_outputs(
 
 
 def statistics(
-    config: StepConfig, params: Params, copies: dict[str, Params], width: int, part
+    config: StepConfig, params: Params, copies: dict[str, Params], rescore: bool, width: int, part
 ) -> tuple[TokenStats, dict[str, Array]]:
     """Student and scored teachers on a part of the batch; a view of K prompts is K teachers in a row.
 
     Args:
+        rescore: False: the teachers alone, and their divergences from the student are None.
         part: prompts, the teachers' by view, responses, their masks, and bool[B, G, n]: which row, if any, is which of
             the n rows whose hidden states are wanted.
 
@@ -59,7 +60,9 @@ def statistics(
     """
     prompts, shown, response, mask, wanted = part
     response, mask, wanted = merge_rows(response[..., :width]), merge_rows(mask[..., :width]), merge_rows(wanted)
-    student = outputs(config, params, prompts.student_prompt, prompts.student_prompt_mask, response, mask)
+    student = None
+    if rescore:
+        student = outputs(config, params, prompts.student_prompt, prompts.student_prompt_mask, response, mask)
     of_views = [
         teacher_outputs(config, params, copies, name, shown[name], k, response, mask)
         for name in config.scored
@@ -69,7 +72,7 @@ def statistics(
     stats = token_stats(student, of_views, response, temperature=config.temperature, chunk=chunk)
     if not wanted.shape[1]:
         return stats, {}
-    first, states = 0, {STUDENT: student[0]}
+    first, states = 0, {STUDENT: student[0]} if rescore else {}
     for name in config.scored:
         states[name] = of_views[first][0]
         first += config.views[name].count
@@ -93,8 +96,9 @@ def view_stats(config: StepConfig, stats: TokenStats, shown: dict[str, TeacherBa
         has = views[name].shown
         of_view = [next(left) for _ in range(config.views[name].count)]
 
-        def stacked(field: str, otherwise: Array, has=has, of_view=of_view) -> Array:
-            return jnp.where(has[..., None], jnp.stack([getattr(each, field) for each in of_view]), otherwise)
+        def stacked(field: str, otherwise: Array, has=has, of_view=of_view) -> Array | None:
+            found = [getattr(each, field) for each in of_view]
+            return None if found[0] is None else jnp.where(has[..., None], jnp.stack(found), otherwise)
 
         views[name] = views[name].replace(
             logp=stacked("logp", stats.logp),

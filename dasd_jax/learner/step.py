@@ -24,7 +24,7 @@ from dasd_jax.mesh import merge_rows, reshard, split_rows
 from dasd_jax.objective.contract import Method, Scored, Signal
 from dasd_jax.objective.masked import masked_mean, pooled_quantile, pooled_quantiles
 from dasd_jax.objective.surrogate import ClipRange
-from dasd_jax.objective.token_stats import token_logp, token_logp_and_divergence
+from dasd_jax.objective.token_stats import TokenStats, token_logp, token_logp_and_divergence
 
 
 @struct.dataclass
@@ -56,7 +56,7 @@ class Experience:
 # ------------------------------------------------------------------------------------------------ score
 
 
-@partial(jax.jit, static_argnames=("config",))
+@partial(jax.jit, static_argnames=("config", "rescore"))
 def score_step(
     config: StepConfig,
     params: Params,
@@ -67,6 +67,7 @@ def score_step(
     outcomes: Outcomes,
     knobs: dict[str, Array],
     chosen: Array | None = None,
+    rescore: bool = True,
 ) -> tuple[Experience, dict[str, Array], dict[str, Array], dict[str, Array]]:
     """Statistics of all views of every response token, and what the method makes of them and of the rewards.
 
@@ -76,36 +77,43 @@ def score_step(
         shown: the prompts of all of the method's views, by name.
         knobs: f32[] each, see `objective.contract.Scored`.
         chosen: i32[n], rows to be looked at more closely (learner/inspection.py); the shards of the rows divide n.
+        rescore: False: the student's log-probabilities and entropies are the sampler's own, which differ by rounding
+            alone where both compute in float32; its divergences from the teachers are then unknown.
 
     Returns:
         (Experience for `train_step`; f32[rows, R] for the log: "entropy", "gap" or "gap/<view>", and what the method
-        logs; scalars for the log; hidden states f32[n, R, D] of the chosen rows: "student" and each scored view). Among
-        the scalars is tokens/score_padding_frac: of the response positions computed, the share that holds no token.
+        logs; scalars for the log; hidden states f32[n, R, D] of the chosen rows: "student" if it is scored, and each
+        scored view). Among the scalars is tokens/score_padding_frac: of the response positions computed, the share that
+        holds no token.
     """
     method, group = config.method, config.shape.rollouts
     response, mask = rollouts.response, rollouts.response_mask
     stats, metrics, logged, states = None, {}, {}, {}
     if method.rollouts:
-        rows = jnp.arange(len(response))
-        wanted = reshard(rows[:, None] == (rows[:0] if chosen is None else chosen), "rows", None)
-        stats, states, padding = map_by_length(
-            partial(passes.statistics, config, params, copies),
-            # Nothing is learned between the parts: they are cut from the whole batch, across the minibatches.
-            config.shape.minibatches * config.microbatches,
-            config.widths(response.shape[1]),
-            split_rows(mask, group),
-            (*passes.of_one_width(prompts, shown), *(split_rows(x, group) for x in (response, mask, wanted))),
-        )
-        gap = jnp.abs(rollouts.sampled_logp - stats.logp)
+        if rescore or config.scored:
+            rows = jnp.arange(len(response))
+            wanted = reshard(rows[:, None] == (rows[:0] if chosen is None else chosen), "rows", None)
+            stats, states, padding = map_by_length(
+                partial(passes.statistics, config, params, copies, rescore),
+                # Nothing is learned between the parts: they are cut from the whole batch, across the minibatches.
+                config.shape.minibatches * config.microbatches,
+                config.widths(response.shape[1]),
+                split_rows(mask, group),
+                (*passes.of_one_width(prompts, shown), *(split_rows(x, group) for x in (response, mask, wanted))),
+            )
+            metrics["tokens/score_padding_frac"] = padding
+        if rescore:
+            gap = jnp.abs(rollouts.sampled_logp - stats.logp)
+            metrics |= {
+                "policy/logp_gap_mean": masked_mean(gap, mask),
+                "policy/logp_gap_p999": pooled_quantile(gap, mask, 0.999),
+                "policy/logp_gap_max": jnp.max(jnp.where(mask, gap, 0.0)),
+            }
+        else:
+            of_teachers = stats.teachers if config.scored else ()
+            stats = TokenStats(rollouts.sampled_logp, rollouts.sampled_entropy, of_teachers)
         logged["entropy"] = stats.entropy
-        metrics = {
-            "entropy/mean": masked_mean(stats.entropy, mask),
-            **_entropy_profile(stats.entropy, mask),
-            "policy/logp_gap_mean": masked_mean(gap, mask),
-            "policy/logp_gap_p999": pooled_quantile(gap, mask, 0.999),
-            "policy/logp_gap_max": jnp.max(jnp.where(mask, gap, 0.0)),
-            "tokens/score_padding_frac": padding,
-        }
+        metrics |= {"entropy/mean": masked_mean(stats.entropy, mask), **_entropy_profile(stats.entropy, mask)}
     scored = Scored(
         mask=mask & outcomes.in_loss[:, None],
         live=jnp.any(mask, axis=1),
@@ -122,8 +130,9 @@ def score_step(
         gap = gap_name(name)
         logged[gap] = view.logp[0] - scored.logp
         metrics[f"entropy/{name}_mean"] = masked_mean(view.entropy[0], mask)
-        metrics[f"{gap}/forward_kl"] = masked_mean(view.forward_kl[0], mask)
-        metrics[f"{gap}/reverse_kl"] = masked_mean(view.reverse_kl[0], mask)
+        if rescore:
+            metrics[f"{gap}/forward_kl"] = masked_mean(view.forward_kl[0], mask)
+            metrics[f"{gap}/reverse_kl"] = masked_mean(view.reverse_kl[0], mask)
     signal = method.signal(scored, config.shape, config.hp)
     divergence = method.divergence(config.hp)
     experience = Experience(

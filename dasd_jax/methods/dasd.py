@@ -261,7 +261,7 @@ def signal(scored: Scored, shape: Shape, hp: DasdParams) -> Signal:
         hp,
         beta,
         noise=scored.knobs["noise"],
-        reverse_kl=teacher.reverse_kl[0],
+        reverse_kl=None if teacher.reverse_kl is None else teacher.reverse_kl[0],
         trust=jnp.exp(-teacher.entropy[0]) if hp.gate == "confidence" else 1.0,
     )
     weight, constant = token_mean(mask, shape), jnp.broadcast_to(verifier[:, None], credit.shape)
@@ -315,6 +315,7 @@ METHOD = Method(
     signal=signal,
     views=views,
     scored=lambda hp: ("teacher",),
+    rescored=lambda hp: bool(hp.repel_kl_max),
     divergence=divergence,
     notice=_notice,
     anneals=True,

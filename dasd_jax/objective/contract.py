@@ -67,7 +67,8 @@ class Shape:
 class ViewStats:
     """One teacher's statistics at the response tokens; f32[K, rows, R] in nats, None of views that are not scored.
 
-    Where a rollout's teacher is shown nothing it equals the student: the gap and the divergences are exactly 0.
+    Where a rollout's teacher is shown nothing it equals the student: the gap and the divergences are exactly 0. The
+    divergences are None too in steps in which the student is not scored again (`Method.rescored`).
     """
 
     logp: Array | None  # of the sampled token
@@ -176,6 +177,8 @@ class Method:
         signal: (Scored, Shape, hp) → Signal, pure and traced.
         views: hp → its teachers by name.
         scored: hp → names of the views whose statistics `signal` reads; others are read by the divergence alone.
+        rescored: hp → whether `signal` cannot do without the divergences between student and teachers: the student is
+            then scored in every step, and not only where the sampler's numbers are checked (run.rescore_every).
         surrogate: the policy-gradient term, `objective.surrogate.clipped` or `plain`.
         divergence: hp → the term over the whole vocabulary, or None.
         ratio_cap: the divergence of a token is multiplied by min(exp(logp - old logp), this), taken as a constant;
@@ -195,6 +198,7 @@ class Method:
     signal: Callable
     views: Callable[[Any], Mapping[str, View]] = lambda hp: {}
     scored: Callable[[Any], tuple[str, ...]] = lambda hp: ()
+    rescored: Callable[[Any], bool] = lambda hp: False
     surrogate: Callable = clipped
     divergence: Callable[[Any], Divergence | None] = lambda hp: None
     ratio_cap: float = math.inf

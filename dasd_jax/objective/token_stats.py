@@ -13,28 +13,28 @@ from dasd_jax.objective.fused_pass import Outputs
 
 @struct.dataclass
 class TeacherStats:
-    """One teacher's statistics; f32[rows, R] in nats."""
+    """One teacher's statistics; f32[rows, R] in nats. The divergences are None without a student."""
 
     logp: Array  # of the sampled token
     entropy: Array
-    forward_kl: Array  # KL(teacher || student)
-    reverse_kl: Array  # KL(student || teacher)
+    forward_kl: Array | None  # KL(teacher || student)
+    reverse_kl: Array | None  # KL(student || teacher)
 
 
 @struct.dataclass
 class TokenStats:
     """All of log_softmax(logits / temperature), before top-k and top-p; f32[rows, R] in nats.
 
-    Padding positions hold finite, meaningless values.
+    Padding positions hold finite, meaningless values. Without a student its own are None.
     """
 
-    logp: Array  # of the sampled token
-    entropy: Array
+    logp: Array | None  # of the sampled token
+    entropy: Array | None
     teachers: tuple[TeacherStats, ...]
 
 
 def token_stats(
-    student: Outputs, teachers: Sequence[Outputs], response: Array, *, temperature: float, chunk: int
+    student: Outputs | None, teachers: Sequence[Outputs], response: Array, *, temperature: float, chunk: int
 ) -> TokenStats:
     """Log-probability of the sampled token, entropy of every view, and the divergences from each teacher.
 
@@ -48,22 +48,28 @@ def token_stats(
         TokenStats. Differentiable in all outputs, by recomputing the logits of each chunk; losses use the functions
         below, whose gradient is fused.
     """
+    of_student = () if student is None else (student,)
+    outputs = (*of_student, *teachers)
 
-    def stats(state: Array, token: Array, *teacher_states: Array) -> TokenStats:
-        ls = vocab.log_probs(state, student[1], temperature)
-        lts = [
-            vocab.log_probs(teacher_state, unembed, temperature)
-            for teacher_state, (_, unembed) in zip(teacher_states, teachers, strict=True)
+    def stats(token: Array, *states: Array) -> TokenStats:
+        logps = [
+            vocab.log_probs(state, unembed, temperature) for state, (_, unembed) in zip(states, outputs, strict=True)
         ]
+        ls, lts = (None, logps) if student is None else (logps[0], logps[1:])
         return TokenStats(
-            logp=vocab.pick(ls, token),
-            entropy=vocab.entropy(ls),
+            logp=None if ls is None else vocab.pick(ls, token),
+            entropy=None if ls is None else vocab.entropy(ls),
             teachers=tuple(
-                TeacherStats(vocab.pick(lt, token), vocab.entropy(lt), vocab.kl(lt, ls), vocab.kl(ls, lt)) for lt in lts
+                TeacherStats(
+                    vocab.pick(lt, token),
+                    vocab.entropy(lt),
+                    *((None, None) if ls is None else (vocab.kl(lt, ls), vocab.kl(ls, lt))),
+                )
+                for lt in lts
             ),
         )
 
-    return fused_pass.in_chunks(stats, chunk, student[0], response, *(state for state, _ in teachers))
+    return fused_pass.in_chunks(stats, chunk, response, *(state for state, _ in outputs))
 
 
 def token_logp(student: Outputs, response: Array, *, temperature: float, chunk: int) -> Array:

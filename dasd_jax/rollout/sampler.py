@@ -59,6 +59,7 @@ class SamplerState:
     steps: Array  # i32[], tokens decoded per slot
     response: Array  # i32[rows, R]
     logp: Array  # f32[rows, R]
+    entropy: Array  # f32[rows, R], of the distribution that each token was drawn from, before top-k and top-p
     length: Array  # i32[rows], tokens of each response so far
     finished: Array  # bool[rows], the response ends with a stop token
 
@@ -120,12 +121,12 @@ def rollout(
     def of_shard(params: Params, prompts: PromptBatch, keys: Array) -> tuple[tuple[Array, ...], Array]:
         queue = open_queue(config, sampling, params, prompts, keys)
         state = advance(config, sampling, params, queue, begin(config, sampling, queue), None)
-        return (state.response, state.length, state.logp, state.finished), state.steps[None]
+        return (state.response, state.length, state.logp, state.entropy, state.finished), state.steps[None]
 
     run = per_shard(of_shard, in_axes=(None, "rows", "rows"), out_axes="rows")
-    (response, length, logp, finished), steps = run(params, prompts, keys)
+    (response, length, logp, entropy, finished), steps = run(params, prompts, keys)
     mask = jnp.arange(sampling.max_new_tokens) < length[:, None]
-    return RolloutBatch(response=response, response_mask=mask, sampled_logp=logp, finished=finished), steps
+    return RolloutBatch(response, mask, sampled_logp=logp, sampled_entropy=entropy, finished=finished), steps
 
 
 @struct.dataclass
@@ -163,6 +164,7 @@ def begin(config: ModelConfig, sampling: Sampling, queue: Queue) -> SamplerState
         steps=jnp.int32(0),
         response=jnp.full((rows, width), sampling.pad_id, jnp.int32),
         logp=jnp.zeros((rows, width), jnp.float32),
+        entropy=jnp.zeros((rows, width), jnp.float32),
         length=jnp.zeros((rows,), jnp.int32),
         finished=jnp.zeros((rows,), jnp.bool_),
     )
@@ -227,6 +229,7 @@ def _draw(
         steps=state.steps + 1,
         response=state.response.at[at].set(token, mode="drop"),
         logp=state.logp.at[at].set(vocab.pick(logp, token), mode="drop"),
+        entropy=state.entropy.at[at].set(vocab.entropy(logp), mode="drop"),
         length=state.length.at[state.row].set(written, mode="drop"),
         finished=state.finished.at[state.row].set(stopped, mode="drop"),
     )

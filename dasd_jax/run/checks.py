@@ -12,10 +12,21 @@ _NOISES = 3  # times the measured rounding that a difference may be rounding, to
 _FLOAT32 = 1e-5  # nats; what float32 may leave between two paddings
 
 
+def rescored(config: Config, step: int) -> bool:
+    """Whether the score pass computes the student again in a step, or the sampler's own numbers stand.
+
+    By the number of the step, so that a resumed run does the same. In float32 the two differ by rounding alone, which
+    is checked in step 1 and every `run.rescore_every` steps; in bfloat16 they differ by more.
+    """
+    needed = config.model.compute_dtype != "float32" or config.method.rescored(config.hp)
+    return needed or any((step - 1) % every == 0 for every in (config.run.rescore_every, config.run.noise_every))
+
+
 def sampler_agrees(config: Config, step: int, metrics: dict[str, float]) -> None:
     """Refuses an update from rollouts whose log-probabilities the score pass does not confirm.
 
-    Never on the largest gap: one token in thousands may sit on a rounding edge.
+    Where the student is not scored again there is nothing to compare. Never on the largest gap: one token in thousands
+    may sit on a rounding edge.
 
     Raises:
         TrainingError: the 99.9th percentile of the gap is too large, or the mean: larger than its field says and than

@@ -219,7 +219,7 @@ class Collector:
         nothing = np.zeros(len(response), np.float32)
         return Collected(
             prompts=batch,
-            rollouts=RolloutBatch(response, mask, sampled_logp=None, finished=mask.any(axis=1)),
+            rollouts=RolloutBatch(response, mask, None, None, finished=mask.any(axis=1)),
             outcomes=Outcomes(correct=nothing, reward=nothing, in_loss=mask.any(axis=1)),
             problems=[self._prompts.problems[i] for i in batch.example_id],
             texts=[],

@@ -145,8 +145,10 @@ def _readings(steps: list[dict], config: Config) -> list[_Reading]:
             found.append(_Reading(*reading, level, warn, stop, 1 if high_is_bad else -1, means))
 
     for guard in (*_COMMON, *config.method.guards):
-        if all(name in line for name in guard.reads for line in window):
-            means = {name: float(np.mean([line[name] for line in window])) for name in guard.reads}
+        # What the score pass says of the student is not known of every step (run.rescore_every).
+        known = [line for line in window if all(name in line for name in guard.reads)]
+        if known:
+            means = {name: float(np.mean([line[name] for line in known])) for name in guard.reads}
             add(guard.reading(means, config.hp), guard.level, guard.high_is_bad, guard.means)
     for name, level, high_is_bad, means in (
         ("rollout/length_mean", "length", False, "responses have shrunk"),

@@ -264,6 +264,7 @@ def _scored(config: Config, mesh: Mesh, steps: StepConfig) -> tuple:
         response=written(jnp.int32),
         response_mask=written(jnp.bool_),
         sampled_logp=written(jnp.float32) if config.method.rollouts else None,
+        sampled_entropy=written(jnp.float32) if config.method.rollouts else None,
         finished=row(jnp.bool_),
     )
     outcomes = Outcomes(correct=row(jnp.float32), reward=row(jnp.float32), in_loss=row(jnp.bool_))

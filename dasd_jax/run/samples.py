@@ -1,10 +1,11 @@
 """Rollouts for samples.jsonl: which ones, and what is kept of each token; the format is in `dasd_jax.run.records`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
 from dasd_jax.batch import TeacherBatch
+from dasd_jax.learner.passes import STUDENT
 from dasd_jax.mesh import fetch
 from dasd_jax.run.collect import Collected
 from dasd_jax.text.spans import offsets, spelled
@@ -44,7 +45,7 @@ def choose(correct: np.ndarray, group: int, count: int, seed: int, step: int) ->
 def samples(
     collected: Collected,
     shown: Mapping[str, TeacherBatch],
-    unread: Mapping[str, TeacherBatch],
+    unread: Collection[str],
     rows: np.ndarray,
     tokenizer: Tokenizer,
     inspected: Callable,
@@ -53,12 +54,15 @@ def samples(
 
     Args:
         shown: the teachers' prompts by view, as NumPy arrays.
-        unread: those of them that the score pass does not read.
+        unread: "student" and views, those that the score pass has not computed.
         rows: i32[n], from `choose`; repeated ones are logged once.
         inspected: (prompts of the unread, response, mask of the rows) → what `learner.inspection.inspect` returns.
     """
     written, group = collected.rollouts, len(collected.texts) // len(collected.prompts.example_id)
-    prompts = {name: _prompts(batch, rows, group) for name, batch in unread.items()}
+    prompts = {name: _prompts(shown[name], rows, group) for name in unread if name in shown}
+    if STUDENT in unread:
+        of_problems = collected.prompts.student_prompt, collected.prompts.student_prompt_mask
+        prompts[STUDENT] = tuple(x[rows // group] for x in of_problems)
     numbers, places, likeliest = fetch(inspected(prompts, written.response[rows], written.response_mask[rows]))
     lines: dict[int, dict] = {}
     for n, row in enumerate(dict.fromkeys(rows.tolist())):

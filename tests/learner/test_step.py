@@ -73,7 +73,7 @@ def batch(seed=0, *, lengths=(5, 4, 1, 5, 5, 3, 0, 5), teacher_equals_student=Fa
     rows = np.arange(problems * G, dtype=np.int32)
     response = rng.integers(0, 256, (rows.size, longest)).astype(np.int32)
     mask = np.arange(longest) < np.array(lengths)[:, None]
-    rollouts = RolloutBatch(response, mask, np.zeros(mask.shape, np.float32), np.ones(rows.size, bool))
+    rollouts = RolloutBatch(response, mask, *np.zeros((2, *mask.shape), np.float32), np.ones(rows.size, bool))
     reward = np.resize(np.array([1, 0, 0, 1, 1, 1, 0, 0], np.float32), rows.size)
     prompts = PromptBatch(*student, np.arange(problems, dtype=np.int32))
     shown = np.ones(problems, bool)
@@ -173,6 +173,29 @@ def looked_at(mesh, steps, rows, params, parts):
     unread = {} if steps.scored else {"teacher": (teacher.teacher_prompt, teacher.teacher_prompt_mask)}
     of_rows = jax.tree.map(lambda x: x[rows // G], unread), rollouts.response[rows], rollouts.response_mask[rows]
     return jax.device_get((*inspect(steps, params, {}, *put_rows(mesh, of_rows), states, logged, chosen), logged))
+
+
+@pytest.mark.parametrize("method", ["dasd", "grpo"])
+def test_the_samplers_own_numbers_stand_for_the_students(method, mesh):
+    """The same signal where they are those of the score pass; what needs the student's distribution is left out."""
+    steps, params = config(method=method), wide_params(mesh)
+    prompts, shown, rollouts, outcomes = batch()
+    views = shown if steps.views else {}
+    parts = prompts, views, rollouts, outcomes
+    experience, logged, metrics = score(mesh, steps, parts, params)
+    own = {"sampled_logp": merge_rows(experience.old_logp), "sampled_entropy": logged["entropy"]}
+    parts = put_rows(mesh, (prompts, views, rollouts.replace(**jax.device_get(own)), outcomes))
+    knobs = {"step": np.float32(1), "teacher_weight": np.float32(1), "noise": np.float32(0)}
+    chosen = replicate(mesh, np.array([0, 3], np.int32))
+    again, logged_again, metrics_again, states = score_step(steps, params, {}, *parts, knobs, chosen, False)
+    assert_trees_close(again, experience, rtol=1e-5, atol=1e-6)
+    assert_trees_close(logged_again, logged, rtol=1e-5, atol=1e-6)
+    assert states.keys() == set(steps.scored)
+    left_out = {"policy/logp_gap_mean", "policy/logp_gap_p999", "policy/logp_gap_max"}
+    left_out |= {"gap/forward_kl", "gap/reverse_kl", "gap/repel_kl"} if steps.scored else {"tokens/score_padding_frac"}
+    assert metrics.keys() - metrics_again.keys() == left_out
+    for name, value in metrics_again.items():
+        np.testing.assert_allclose(value, metrics[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("where", [pytest.param("mesh", marks=pytest.mark.slow), "mesh8"])

@@ -41,21 +41,23 @@ response_hidden = jax.jit(transformer.response_hidden, static_argnums=0)
 
 
 def scored(mesh, batch, written, temperature=1.0):
-    """Teacher-forced log-probabilities of what was written."""
+    """Teacher-forced log-probabilities of what was written, and entropies."""
     params = param_table.init(MODEL, mesh, 0)
     batch, response, mask = put_rows(mesh, (batch, written.response, written.response_mask))
     hidden = response_hidden(MODEL, params, batch.student_prompt, batch.student_prompt_mask, response, mask)
     logp = vocab.log_probs(hidden, transformer.unembedding(MODEL, params), temperature)
-    return jax.device_get(vocab.pick(logp, response))
+    return jax.device_get((vocab.pick(logp, response), vocab.entropy(logp)))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_sampler_log_probabilities_equal_teacher_forced_ones(temperature, mesh):
+def test_sampler_log_probabilities_and_entropies_equal_teacher_forced_ones(temperature, mesh):
+    """Of the whole distribution, whatever top-k and top-p leave of it."""
     written = sample(mesh, dataclasses.replace(PLAIN, temperature=temperature, top_k=50, top_p=0.9))
-    logp = scored(mesh, prompts(), written, temperature)
+    logp, entropy = scored(mesh, prompts(), written, temperature)
     keep = written.response_mask
     assert keep.sum() > 20
     np.testing.assert_allclose(written.sampled_logp[keep], logp[keep], atol=1e-5)
+    np.testing.assert_allclose(written.sampled_entropy[keep], entropy[keep], atol=1e-5)
 
 
 def test_every_stop_id_ends_a_row_and_belongs_to_it(mesh):
@@ -177,7 +179,7 @@ def test_temperature_zero_takes_the_arg_max_with_probabilities_at_one(mesh):
     best = np.asarray(transformer.unembed(MODEL, params, hidden).argmax(-1))
     keep = written.response_mask
     np.testing.assert_array_equal(written.response[keep], best[keep])
-    np.testing.assert_allclose(written.sampled_logp[keep], scored(mesh, batch, written)[keep], atol=1e-5)
+    np.testing.assert_allclose(written.sampled_logp[keep], scored(mesh, batch, written)[0][keep], atol=1e-5)
 
 
 def test_it_stops_when_all_rows_have(mesh):

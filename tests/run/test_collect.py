@@ -112,7 +112,7 @@ def drawn(example_ids, rewards):
     rows = np.repeat(ids, 2)
     zeros = np.zeros((len(rows), 1), np.float32)
     verdicts = [RIGHT if reward else WRONG for reward in rewards]
-    rollouts = RolloutBatch(rows[:, None], zeros > -1, sampled_logp=zeros, finished=rows > -1)
+    rollouts = RolloutBatch(rows[:, None], zeros > -1, sampled_logp=zeros, sampled_entropy=zeros, finished=rows > -1)
     prompts = PromptBatch(ids[:, None], ids[:, None] > -1, ids)
     texts = [str(row) for row in rows]
     correct = np.array(rewards, np.float32)

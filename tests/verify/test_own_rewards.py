@@ -281,7 +281,7 @@ def drawn(rewards, **parts):
     verdicts = graded(*rewards, **parts)
     return collect.Collected(
         prompts=None,
-        rollouts=RolloutBatch(ones, ones, None, finished=ones[:, 0]),
+        rollouts=RolloutBatch(ones, ones, None, None, finished=ones[:, 0]),
         outcomes=collect.outcomes(tiny.config(), verdicts, ones[:, 0], np.ones(rows)),
         problems=[problem("mine.py:f")] * rows,
         texts=["x"] * rows,
