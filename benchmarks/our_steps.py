@@ -29,6 +29,8 @@ def main() -> None:
         step = step_ratio.Step(
             job["method"], mesh, config=config, problems=job["problems"], prompt=width,
             teacher_prompt=job["teacher_prompt"] or width, response=job["tokens"],
+            # Parts of the batch stay in the processor's cache, and what is stored for gradients is smaller.
+            microbatches=min(job["problems"], 4),
         )  # fmt: skip
         answer({"versions": f"jax {version('jax')}", "prompts": prompts})
         for line in sys.stdin:
@@ -40,7 +42,9 @@ def one_step(mesh, step: step_ratio.Step, tokens: list[list[int]] | None = None,
     seconds = {"rollout": timed(step.sample)}
     if tokens is not None:
         step.written = step.written.replace(response=put_rows(mesh, np.array(tokens, np.int32)))
-    seconds["score"] = timed(step.score)
+    # In one step of several the student is scored again: of its seconds each step has that share.
+    usual, every = timed(step.score), default_config().run.rescore_every
+    seconds["score"] = [each + (more - each) / every for each, more in zip(usual, timed(step.rescore), strict=True)]
     answered = {"logp": np.asarray(step.experience.old_logp).reshape(len(step.written.response), -1).tolist()}
     if update:
         metrics = {}
