@@ -35,7 +35,7 @@ from dasd_jax.data.versions import Versioned
 from dasd_jax.errors import UserError
 from dasd_jax.evaluate import Partial, check_same, deciding
 from dasd_jax.mesh import make_mesh
-from dasd_jax.run import models, selection, setup
+from dasd_jax.run import decisions, models, selection, setup
 from dasd_jax.run.display import duration
 from dasd_jax.run.selection import Example, Score
 from dasd_jax.text.tokenizer import Tokenizer
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
         f"{len(fitting):,} problems and without one, of up to {length:,} tokens each",
     )
     scores, settings = _scored(config, output, names, quantiles, tokenizer, versioned, anchor_set, examples, console)
-    rows, report = selection.chosen(versioned, names, whole, anchor_set, scores, quantiles)
+    rows, report = decisions.chosen(versioned, names, whole, anchor_set, scores, quantiles)
     report = {**report, "problems": {**counts, **report["problems"]}, "answers": answers, "settings": settings}
     if hosts.is_main():
         # The report first: it says whose a data set is that is not there yet.
@@ -161,7 +161,7 @@ def _scored(
 
 def _names(text: str) -> list[str]:
     names = text.split(",")
-    if len(set(names)) != 2 or len(names) != 2 or not all(names) or selection.BOTH in names:
+    if len(set(names)) != 2 or len(names) != 2 or not all(names) or decisions.BOTH in names:
         raise UserError(f"--versions: {text!r}: expected two different names, as in cot,tir")
     return names
 
@@ -239,7 +239,7 @@ def table(report: dict[str, Any], width: int | None) -> str:
     alone = report["without_example"]
     rows = [[name, figures[name], str(report["decisions"][name])] for name in figures]
     rows += [
-        [selection.BOTH, "", str(report["decisions"][selection.BOTH])],
+        [decisions.BOTH, "", str(report["decisions"][decisions.BOTH])],
         ["no example", f"{alone['mean']:.3f} ± {alone['standard_error']:.3f}", ""],
     ]
     scores = terminal.table(("version", "score", "problems"), rows, width)

@@ -127,17 +127,16 @@ def test_every_version_is_shown_before_every_anchor_but_its_own(written, call, a
         return BYTES.decode(prompts.encode_prompt(BYTES, messages))
 
     expected = {(Example(), q): prompt(q, []) for q in anchors}
-    for i in (0, 1, 2, 4, 5, 6, 7, 8):
+    scored = [i for i in range(9) if i not in (3, 5)]
+    for i in scored:
         for name, text in texts(i).items():
-            if (i, name) != (5, "tir"):
-                shots = [(row(i)["question"], text)]
-                expected |= {(Example(i, name), q): prompt(q, shots) for q in anchors if q != row(i)["question"]}
+            shots = [(row(i)["question"], text)]
+            expected |= {(Example(i, name), q): prompt(q, shots) for q in anchors if q != row(i)["question"]}
     assert sorted(asked.prompts) == sorted(expected.values())
     mean = {}
     for example in dict.fromkeys(example for example, _ in expected):
         mean[example] = np.mean([rewards(p) for (other, _), p in expected.items() if other == example])
     assert report["without_example"]["mean"] == pytest.approx(mean[Example()])
-    scored = [i for i in range(9) if i not in (3, 5)]
     first, second = (np.array([mean[Example(i, name)] for i in scored]) for name in ("cot", "tir"))
     assert report["scores"]["tir"]["mean"] == pytest.approx(second.mean())
     low, high = np.quantile(np.round(first - second, 6), (0.25, 0.75))
@@ -254,8 +253,8 @@ MISTAKES = {
     "missing file": (["--input=none.jsonl"], "--input: 'jsonl:none.jsonl': no such file"),
     "no file": (["--input=,"], "--input: ',': expected at least one file"),
     "anchors that do not fit": (
-        ["--config.rollout.prompt_length=103"],
-        "rollout.prompt_length: 103: 2 of 4 anchors are longer: expected room for each of them",
+        ["--config.rollout.prompt_length=90"],
+        "rollout.prompt_length: 90: 4 of 4 anchors are longer: expected room for each of them",
     ),
     "no version that fits": (
         ["--config.rollout.prompt_length=190"],
@@ -311,5 +310,5 @@ def test_what_is_selected_is_trained_on(written, call, monkeypatch, capsys, tmp_
     assert train(f"--workdir={tmp_path / 'run'}", *(f"--config.{field}" for field in fields)) == 0
     said = capsys.readouterr().out
     assert f"{len(rows)} read, {len(rows) - problems} duplicates, {problems} kept" in said
-    losses = [line["loss/total"] for line in lines(tmp_path / "run" / "metrics.jsonl")[1:]]
+    losses = [line["loss/total"] for line in lines(tmp_path / "run" / "metrics.jsonl") if "loss/total" in line]
     assert len(losses) == 2 and all(loss > 0 for loss in losses)

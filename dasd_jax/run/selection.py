@@ -1,14 +1,11 @@
-"""Which version of a solution a model learns more from: TATA's selection of data for fine-tuning (arXiv 2502.12022).
+"""Scores of versions of solutions as worked examples, for TATA's selection of data (arXiv 2502.12022).
 
 A version is shown to the untrained model as the one worked example before each problem of a small anchor set; its score
-is the accuracy on those. The difference of the scores of two versions of a problem decides which of them is trained on.
-
-What is not the paper's own is said in docs/data.md.
+is the accuracy on those. What is not the paper's own is said in docs/data.md.
 """
 
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,17 +23,11 @@ from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout.sampler import relayout
 from dasd_jax.rollout.slots import bytes_a_device
 from dasd_jax.run import setup
-from dasd_jax.run.evaluation import Answers, answer, problems_at_a_time, standard_error
+from dasd_jax.run.evaluation import Answers, answer, problems_at_a_time
 from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify.verifier import Verifier
 
-BOTH = "both"  # the decision to train on both versions
-
 _BATCHES = 8  # of prompts that are tokenised at a time: the last one is padded, so few would waste answers
-_DIGITS = 9  # after the point, to which differences are rounded: .3 - .2 and .4 - .3 are equal
-
-
-# ------------------------------------------------------------------------------------------------- scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,79 +217,3 @@ def with_example(text: PromptText, versioned: Sequence[Versioned], example: Exam
     shown = versioned[example.problem]
     shot = dataclasses.replace(shown.problem, response=shown.texts[example.version])
     return dataclasses.replace(text, shots=(shot,))
-
-
-# ------------------------------------------------------------------------------------------------- decisions
-
-
-def decide(
-    first: np.ndarray, second: np.ndarray, quantiles: tuple[float, float]
-) -> tuple[np.ndarray, tuple[float, float]]:
-    """Which of two versions of each problem are trained on.
-
-    The first alone where first - second is above the upper quantile of all differences, the second alone where it is
-    below the lower one, and both in between: a difference that equals a quantile is between. Quantiles are
-    interpolated linearly.
-
-    Args:
-        first, second: f64[problems], scores.
-        quantiles: lower and upper, 0 to 1.
-
-    Returns:
-        (i64[problems], 1: the first alone, -1: the second alone, 0: both; the two thresholds).
-    """
-    difference = np.round(first - second, _DIGITS)
-    low, high = (float(np.quantile(difference, q)) for q in quantiles)
-    return np.where(difference > high, 1, np.where(difference < low, -1, 0)), (low, high)
-
-
-def chosen(
-    versioned: Sequence[Versioned],
-    names: Sequence[str],
-    whole: Sequence[int],
-    anchors: Sequence[Anchor],
-    scores: dict[Example, Score],
-    quantiles: tuple[float, float],
-) -> tuple[list[dict[str, str]], dict[str, Any]]:
-    """The data set, and the report.
-
-    Args:
-        names: of the two versions.
-        whole: the places of the problems that have both.
-        scores: of the examples that fit.
-
-    Returns:
-        (rows: a problem's fields with the text of a version as its response, in the order of the problems; figures
-        for JSON).
-
-    """
-    known = {example for example, score in scores.items() if score.rewards is not None}
-    scored = [i for i in whole if known.issuperset(Example(i, name) for name in names)]
-    mean = {name: np.array([scores[Example(i, name)].mean for i in scored]) for name in names}
-    first, second = names
-    decisions, thresholds = decide(mean[first], mean[second], quantiles)
-    taken = {1: [first], -1: [second], 0: names}
-    rows = [
-        _row(versioned[i], name) for i, decision in zip(scored, decisions, strict=True) for name in taken[int(decision)]
-    ]
-    found = Counter(taken[int(decision)][0] if decision else BOTH for decision in decisions)
-    alone = scores[Example()]
-    return rows, {
-        "problems": {"with a version that is too long": len(whole) - len(scored), "scored": len(scored)},
-        "decisions": {name: found[name] for name in (*names, BOTH)},
-        "examples": len(rows),
-        "quantiles": dict(zip(map(str, quantiles), thresholds, strict=True)),
-        "scores": {name: {"mean": float(x.mean()), "standard_error": standard_error(x)} for name, x in mean.items()},
-        "without_example": {"mean": alone.mean, "standard_error": standard_error(np.array(alone.rewards))},
-        "anchors": [
-            {"question": versioned[anchor.place].problem.question, "cluster": anchor.cluster, "reward": reward}
-            for anchor, reward in zip(anchors, alone.rewards, strict=True)
-        ],
-    }
-
-
-def _row(each: Versioned, name: str) -> dict[str, str]:
-    problem = each.problem
-    optional = {field: value for field in ("solution", "hint") if (value := getattr(problem, field))}
-    asked = {"question": problem.question, "answer": problem.answer}
-    return {**asked, **optional, "response": each.texts[name], "version": name}

@@ -9,8 +9,10 @@ import pytest
 from dasd_jax.data.anchors import Anchor
 from dasd_jax.data.sources import Problem
 from dasd_jax.data.versions import Versioned
+from dasd_jax.errors import UserError
 from dasd_jax.run import selection
-from dasd_jax.run.selection import Example, Score, decide
+from dasd_jax.run.decisions import chosen, decide
+from dasd_jax.run.selection import Example, Score
 
 NAMES = ["cot", "tir"]
 
@@ -95,7 +97,7 @@ def selected(means, too_long=(), quantiles=(0.25, 0.75)):
         for i in whole
         for name, mean in zip(NAMES, means[i], strict=True)
     } | {Example(): Score(Example(), (0.25, 0.75))}
-    return selection.chosen(problems, NAMES, whole, [Anchor(1, 5), Anchor(0, 2)], scores, quantiles)
+    return chosen(problems, NAMES, whole, [Anchor(1, 5), Anchor(0, 2)], scores, quantiles)
 
 
 MEANS = [(0.0, 0.5), (0.4, 0.5), (None, 0.9), (0.3, 0.3), (0.5, 0.3), (0.7, None), (0.9, 0.3), (0.1, 0.9)]
@@ -120,3 +122,8 @@ def test_the_data_set_holds_the_chosen_versions_in_the_order_of_the_problems():
         {"question": "1?", "cluster": 5, "reward": 0.25}, {"question": "0?", "cluster": 2, "reward": 0.75},
     ]  # fmt: skip
     json.dumps(report)
+
+
+def test_nothing_but_versions_that_are_too_long_is_an_error():
+    with pytest.raises(UserError, match="rollout.prompt_length: all 2 problems have a version that"):
+        selected([(0.5, 0.5), (0.1, 0.5), (None, 0.5)], too_long={(0, "cot"), (1, "tir")})
