@@ -250,7 +250,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     except TrainingError as error:
         hosts.leave(1, f"error: {error}")
     except KeyboardInterrupt:
-        hosts.leave(130, "interrupted; train and evaluate go on with the same command")
+        hosts.leave(130, "interrupted; train, evaluate and select go on with the same command")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         hosts.leave(1, "")

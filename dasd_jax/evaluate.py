@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,36 +178,45 @@ class Partial:
         known: the answers that earlier runs of the same command wrote.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any]):
-        """Opens or creates the file.
+    def __init__(
+        self,
+        path: Path,
+        settings: dict[str, Any],
+        flag: str = "--workdir",
+        read: Callable[[dict[str, Any]], Any] = of_line,
+    ):
+        """Opens the file, or begins it with the first call of `append`.
 
         Args:
             settings: see `deciding`.
+            flag: names the folder in messages.
+            read: makes of a line's object what `known` holds; raises ValueError, KeyError or TypeError if it cannot.
 
         Raises:
             UserError: it belongs to another evaluation. It may hold hours of sampling, so it is never overwritten
                 silently.
         """
-        self.path, self.known = path, []
+        self.path, self.known, self._header = path, [], b""
         # Ignores a last line that was cut off by a kill.
         whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
         first, *lines = whole.splitlines() or [b""]
         if lines:
-            with files.reading(path, "--workdir"):
+            with files.reading(path, flag):
                 theirs = formats.parse_object(first, "its first line")
-                self.known = [of_line(formats.parse_object(line, "a line")) for line in lines]
-            _check_same(theirs, settings, path, "removed to start over")
+                self.known = [read(formats.parse_object(line, "a line")) for line in lines]
+            check_same(theirs, settings, path, "removed to start over", flag)
             os.truncate(path, len(whole) + 1)
         else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(settings) + "\n")
+            self._header = json.dumps(settings).encode() + b"\n"
 
     def append(self, lines: Iterable[dict]) -> None:
-        """Appends what `run.evaluation.as_line` makes of the answers of a batch, and syncs the file to disk."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(map(files.json_line, lines))
+        """Appends objects, such as `run.evaluation.as_line` makes of answers, and syncs the file to disk."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("wb" if self._header else "ab") as file:
+            file.write(self._header + "".join(map(files.json_line, lines)).encode())
             file.flush()
             os.fsync(file.fileno())
+        self._header = b""
 
 
 def check_replaceable(path: Path, settings: dict[str, Any]) -> None:
@@ -219,18 +228,25 @@ def check_replaceable(path: Path, settings: dict[str, Any]) -> None:
     kept = path.with_suffix(".jsonl")
     if path.exists():
         with files.reading(path, "--workdir"):
-            _check_same(formats.read_object(path).get("settings", {}), settings, path, "renamed to keep both")
+            check_same(formats.read_object(path).get("settings", {}), settings, path, "renamed to keep both")
     if kept.exists():
         with files.reading(kept, "--workdir"), kept.open("rb") as file:
             theirs = formats.parse_object(file.readline(), "its first line")
-            _check_same(theirs, settings, kept, "renamed to keep both")
+            check_same(theirs, settings, kept, "renamed to keep both")
 
 
-def _check_same(theirs: dict[str, Any], settings: dict[str, Any], path: Path, otherwise: str) -> None:
+def check_same(
+    theirs: dict[str, Any], settings: dict[str, Any], path: Path, otherwise: str, flag: str = "--workdir"
+) -> None:
+    """Refuses to use a file of ours that was written with other settings.
+
+    Raises:
+        UserError: naming the first that differs.
+    """
     for name, value in json.loads(json.dumps(settings)).items():
         if theirs.get(name) != value:
             raise UserError(
-                f"--workdir: {path} was written with {name} = {theirs.get(name)!r}, not {value!r}: "
+                f"{flag}: {path} was written with {name} = {theirs.get(name)!r}, not {value!r}: "
                 f"expected the same settings, or the file {otherwise}"
             )
 

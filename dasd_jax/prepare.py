@@ -117,7 +117,9 @@ def _problems(
                 of_file = of_file or _recognised(path, row)
                 found = layouts.read(of_file, where, row)
                 if isinstance(found, Fields):
-                    digest = hashlib.sha256(normalise(found.question).encode()).digest()
+                    # Another response to the same question is another example for supervised fine-tuning.
+                    text = "\0".join((normalise(found.question), found.response))
+                    digest = hashlib.sha256(text.encode()).digest()
                     if digest not in seen:
                         seen.add(digest)
                         yield found

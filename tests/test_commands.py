@@ -382,7 +382,7 @@ for name in sys.argv[1:]:
 
 def test_help_explains_and_exits_0():
     names = [path.stem for path in sorted((ROOT / "dasd_jax").glob("*.py")) if "cli.run(main)" in path.read_text()]
-    assert {"train", "evaluate", "generate", "intervene", "prepare", "fetch", "convert", "compile"} <= set(names)
+    assert {"train", "evaluate", "generate", "intervene", "prepare", "select", "fetch", "compile"} <= set(names)
     script = [sys.executable, "-W", "ignore", "-c", HELP, *names]
     shown = subprocess.run(script, **IN_A_PROCESS, capture_output=True, timeout=240, check=False)
     assert shown.returncode == 0 and not shown.stderr, shown.stderr

@@ -299,3 +299,20 @@ def test_from_published_files_to_a_score_without_tensorflow(tmp_path):
     assert {name: figures["problems"] for name, figures in result["benchmarks"].items()} == {"aime25": 4, "math500": 7}
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert {"eval/aime25/avg@4", "eval/math500/avg@4", "eval/macro/avg@4"} <= last.keys()
+
+
+def test_a_question_is_kept_once_for_each_of_its_responses(tmp_path):
+    rows = [
+        {"question": question, "answer": "2", **({"response": response} if response else {})}
+        for question, response in (
+            ("1 + 1?", "so 2"),
+            ("1+1 ?", "so 2"),
+            ("1 + 1?", "2, then"),
+            ("1 + 1?", ""),
+            ("1 + 1?", ""),
+        )
+    ]
+    prepare.main([f"--input={lines(tmp_path / 'a.jsonl', *rows)}", f"--output={tmp_path / 'out'}"])
+    assert json.loads((tmp_path / "out" / "prepared.json").read_text())["dropped"] == {"duplicate question": 2}
+    kept = load_source(f"tfds:{tmp_path / 'out'}")
+    assert sorted(problem.response for problem in kept) == ["", "2, then", "so 2"]

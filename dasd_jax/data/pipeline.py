@@ -104,7 +104,43 @@ class PromptText:
         return prompts.encode_prompt(tokenizer, messages, enable_thinking=self.enable_thinking, now=self.now)
 
 
-class PromptSet:
+class Prompts:
+    """Problems with the prompts that the policy answers, tokenised and padded; `example_id` indexes `problems`."""
+
+    def __init__(self, problems: Sequence[Problem], student: Sequence[Sequence[int]], width: int, pad_id: int):
+        """Takes prompts as they are.
+
+        Args:
+            student: token ids of each problem's prompt, at most `width`.
+            width: tokens, P.
+        """
+        self.problems = list(problems)
+        # Stored unpadded: padded to the widths of a long-context run they would take gigabytes.
+        self._student = [np.asarray(ids, np.int32) for ids in student]
+        self._student_width, self._pad_id = width, pad_id
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """One problem for Grain: the fields of a PromptBatch without their batch axis."""
+        tokens, mask = prompts.left_pad([self._student[index]], self._student_width, self._pad_id)
+        return {"student_prompt": tokens[0], "student_prompt_mask": mask[0], "example_id": np.int32(index)}
+
+    def in_order(self, size: int, example_ids: Sequence[int]) -> Iterator[tuple[PromptBatch, np.ndarray]]:
+        """These problems in batches of `size`; the last batch is padded by repeating the first problems.
+
+        Yields:
+            PromptBatch, and bool[size] that is False for padding.
+        """
+        for start in range(0, len(example_ids), size):
+            places = np.arange(start, start + size)
+            items = [self[int(example_ids[place % len(example_ids)])] for place in places]
+            batch = PromptBatch(**{name: np.stack([item[name] for item in items]) for name in items[0]})
+            yield batch, places < len(example_ids)
+
+
+class PromptSet(Prompts):
     """Problems whose prompts fit, tokenised and padded; `example_id` indexes `problems`.
 
     Attributes:
@@ -167,21 +203,12 @@ class PromptSet:
             if f"no {text.privileged}" in self.dropped:
                 field = f"data.privileged: {text.privileged!r}"
             raise UserError(f"{field}: all {len(problems)} problems were dropped: {', '.join(reasons)}")
-        self.problems: list[Problem] = kept
+        super().__init__(kept, student, student_width, tokenizer.pad_id)
         self._tokenizer, self._text = tokenizer, text
-        self._student_width, self._teacher_width, self._target_width = student_width, teacher_width, target_width
-        # Stored unpadded: padded to the widths of a long-context run they would take gigabytes.
-        self._student, self._teacher, self._target = (
-            [np.asarray(ids, np.int32) for ids in sequences] for sequences in (student, teacher, targets)
+        self._teacher_width, self._target_width = teacher_width, target_width
+        self._teacher, self._target = (
+            [np.asarray(ids, np.int32) for ids in sequences] for sequences in (teacher, targets)
         )
-
-    def __len__(self) -> int:
-        return len(self.problems)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """One problem for Grain: the fields of a PromptBatch without their batch axis."""
-        tokens, mask = prompts.left_pad([self._student[index]], self._student_width, self._tokenizer.pad_id)
-        return {"student_prompt": tokens[0], "student_prompt_mask": mask[0], "example_id": np.int32(index)}
 
     def lengths(self) -> dict[str, list[int]]:
         """Tokens of every problem's prompts and reference response, by what they are; only those that it has."""
@@ -299,15 +326,3 @@ class PromptSet:
             .map(lambda batch: PromptBatch(**batch))
             .repeat()
         )
-
-    def in_order(self, size: int, example_ids: Sequence[int]) -> Iterator[tuple[PromptBatch, np.ndarray]]:
-        """These problems in batches of `size`; the last batch is padded by repeating the first problems.
-
-        Yields:
-            PromptBatch, and bool[size] that is False for padding.
-        """
-        for start in range(0, len(example_ids), size):
-            places = np.arange(start, start + size)
-            items = [self[int(example_ids[place % len(example_ids)])] for place in places]
-            batch = PromptBatch(**{name: np.stack([item[name] for item in items]) for name in items[0]})
-            yield batch, places < len(example_ids)

@@ -58,6 +58,7 @@ class Problem:
     solution: str = ""  # worked solution, "" if the source has none
     hint: str = ""
     response: str = ""  # what supervised fine-tuning imitates; "" for the solution and the answer
+    other_responses: tuple[str, ...] = ()  # those of its duplicates, which supervised fine-tuning imitates too
     source: str  # the spec it came from
     index: int  # its position in that source, before duplicates are removed
     scorer: str  # its verifier, a name of data/verifiers.py
@@ -68,6 +69,11 @@ class Problem:
         """What a reward function of the user's own is told: the columns of the row, and over them our fields."""
         own = ("question", "answer", "solution", "hint", "response", "source")
         return (json.loads(self.columns) if self.columns else {}) | {name: getattr(self, name) for name in own}
+
+    def by_response(self) -> list["Problem"]:
+        """A problem for each of its responses, in their order; itself alone if it has one or none."""
+        rest = [dataclasses.replace(self, response=other, other_responses=()) for other in self.other_responses]
+        return [dataclasses.replace(self, other_responses=()), *rest]
 
 
 class _Spec(NamedTuple):
@@ -170,6 +176,8 @@ def absent(specs: Iterable[str], field: str = "data.sources") -> list[str]:
 def load_problems(specs: Sequence[str], verifier: str = "") -> tuple[list[Problem], dict[str, int]]:
     """Concatenates the sources; of problems with the same question (`normalise`) only the first is kept.
 
+    The responses of the others, as far as they differ, become its `other_responses`.
+
     Args:
         verifier: as for `load_source`.
 
@@ -179,10 +187,13 @@ def load_problems(specs: Sequence[str], verifier: str = "") -> tuple[list[Proble
     if not specs:
         raise UserError(f"data.sources: {specs!r}: no sources, expected at least one")
     read = list(itertools.chain.from_iterable(load_source(spec, verifier=verifier) for spec in specs))
-    first_of: dict[str, Problem] = {}
+    groups: dict[str, list[Problem]] = {}
     for problem in read:
-        first_of.setdefault(normalise(problem.question), problem)
-    kept = list(first_of.values())
+        groups.setdefault(normalise(problem.question), []).append(problem)
+    kept = []
+    for first, *others in groups.values():
+        responses = dict.fromkeys(other.response for other in others if other.response not in ("", first.response))
+        kept.append(dataclasses.replace(first, other_responses=tuple(responses)) if responses else first)
     return kept, {"read": len(read), "duplicates": len(read) - len(kept), "kept": len(kept)}
 
 

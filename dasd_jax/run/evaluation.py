@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dasd_jax.batch import Params
-from dasd_jax.data.pipeline import PromptSet
+from dasd_jax.data.pipeline import Prompts
 from dasd_jax.data.sources import Problem, labels
 from dasd_jax.health import figures
 from dasd_jax.mesh import fetch, put_rows, replicate, row_shards
@@ -77,7 +77,7 @@ def evaluate(
     params: Params,
     mesh: Mesh,
     tokenizer: Tokenizer,
-    prompts: PromptSet,
+    prompts: Prompts,
     verifier: Verifier,
     sampling: Sampling,
     example_ids: Sequence[int],
@@ -99,9 +99,49 @@ def evaluate(
     Returns:
         What `summary` says of all answers.
     """
+    answers = list(known)
+
+    def note(batch: list[Answers]) -> None:
+        answers.extend(batch)
+        each_batch(batch)
+
+    answer(
+        model=model,
+        params=relayout(model, params),
+        mesh=mesh,
+        tokenizer=tokenizer,
+        prompts=prompts,
+        verifier=verifier,
+        sampling=sampling,
+        example_ids=example_ids[len(known) :],
+        rows=rows,
+        seed=seed,
+        each_batch=note,
+    )
+    return summary(prompts.problems, answers)
+
+
+def answer(
+    *,
+    model: ModelConfig,
+    params: Params,
+    mesh: Mesh,
+    tokenizer: Tokenizer,
+    prompts: Prompts,
+    verifier: Verifier,
+    sampling: Sampling,
+    example_ids: Sequence[int],
+    rows: int,
+    seed: int,
+    each_batch: Callable[[list[Answers]], None],
+) -> None:
+    """Answers the problems `example_ids` in that order, as `evaluate` says.
+
+    Args:
+        params: from `relayout`.
+    """
     size = problems_at_a_time(rows, sampling.rollouts, mesh)
-    answers, params = list(known), relayout(model, params)
-    for batch, live in prompts.in_order(size, example_ids[len(known) :]):
+    for batch, live in prompts.in_order(size, example_ids):
         written, _ = rollout(
             model, sampling, params, put_rows(mesh, batch), *replicate(mesh, (jnp.int32(seed),)), "eval", jnp.int32(0)
         )
@@ -119,13 +159,12 @@ def evaluate(
             "error": [verdict.error for verdict in verdicts],
         }
         starts = range(0, len(verdicts), sampling.rollouts)
-        of_batch = [
-            Answers(i, **{name: column[start : start + sampling.rollouts] for name, column in columns.items()})
-            for i, start in zip(ids, starts, strict=True)
-        ]
-        answers += of_batch
-        each_batch(of_batch)
-    return summary(prompts.problems, answers)
+        each_batch(
+            [
+                Answers(i, **{name: column[start : start + sampling.rollouts] for name, column in columns.items()})
+                for i, start in zip(ids, starts, strict=True)
+            ]
+        )
 
 
 def as_line(problems: Sequence[Problem], answers: Answers) -> dict:

@@ -96,8 +96,14 @@ def open_prompts(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, Promp
     text = prompt_text(config, train)
     for context in ["", *(view.context for view in config.method.views(config.hp).values())]:
         text.check_worded(context)
+    trained_on = train[config.data.shots :]
+    if not config.method.rollouts:
+        every = [each for problem in trained_on for each in problem.by_response()]
+        if len(every) > len(trained_on):
+            counts["further responses"] = len(every) - len(trained_on)
+        trained_on = every
     train_set = PromptSet(
-        train[config.data.shots :],
+        trained_on,
         tokenizer,
         text,
         student_width=config.rollout.prompt_length,

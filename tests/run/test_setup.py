@@ -191,3 +191,32 @@ def test_weights_without_a_checkpoint_or_a_config_that_can_be_read_are_one_line(
         models.open_tokenizer(group)
     (tmp_path / "run" / "config.json").write_text(json.dumps(config().to_dict()))
     assert models.open_tokenizer(group).stop_ids == models.open_tokenizer(ModelGroup(weights=str(folder))).stop_ids
+
+
+def test_only_supervised_fine_tuning_meets_a_question_once_for_each_response(tmp_path):
+    """Of six questions every second one has two responses; what is held out is the same, and asked once."""
+    rows = [
+        {"question": f"What is {i} + 1?", "answer": str(i + 1), "response": f"{way} {i + 1}"}
+        for i in range(6)
+        for way in ("by hand", "by program")[: 2 - i % 2]
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = {}
+    for method in ("sft", "grpo"):
+        tiny = config(
+            f"objective.method={method}", f"data.sources=('jsonl:{path}',)", "data.heldout=2", "run.eval_problems=2",
+            "rollout.max_new_tokens=32",
+        )  # fmt: skip
+        made[method] = setup.open_prompts(tiny, BYTES)
+    (sft, asked, counts), (grpo, asked_too, others) = made["sft"], made["grpo"]
+    assert [p.question for p in asked.problems] == [p.question for p in asked_too.problems] and len(asked) == 2
+    questions = [p.question for p in grpo.problems]
+    assert len(questions) == len(set(questions)) == 4 and "further responses" not in others
+    assert list(dict.fromkeys(p.question for p in sft.problems)) == questions
+    kept = {(p.question, p.response) for p in sft.problems}
+    assert kept == {(row["question"], row["response"]) for row in rows if row["question"] in questions}
+    assert counts["further responses"] == len(sft) - 4 > 0 and counts["training"] == len(sft)
+    targets, mask = sft.target_batch(np.arange(len(sft)))
+    texts = [BYTES.decode(ids[keep]) for ids, keep in zip(targets, mask, strict=True)]
+    assert texts == [p.response for p in sft.problems]
