@@ -7,7 +7,7 @@ The shared recipe of the DASD paper for every method is `configs/qwen_math.py:8b
 
 A recipe has its paper's learning rate, batch, clip, teacher and context (RECIPES names the sources). Sampling stays
 ours, without top-k and top-p, since a truncated sample has no matching score pass; model and data are Qwen3-8B and
-DAPO-Math-17k for all of them.
+DAPO-Math-17k, or where solutions are needed OpenThoughts.
 
 `tiny` is a random-weight model on 48 problems with solutions and hints. Whether a response is right is a checksum of
 its text, so that groups are mixed and both kinds of siblings exist; it takes a minute and learns nothing.
@@ -68,6 +68,12 @@ RECIPES = {
         "optim.warmup_steps": 50, "optim.weight_decay": 0.01,
         "rollout.problems": 64, "rollout.rollouts": 8, "optim.minibatches": 4, "rollout.max_new_tokens": 16_384,
         "rollout.teacher_prompt_length": 20_480,
+    },
+    # arXiv 2605.11458: we know of no numbers; those of OPSD's scripts need LoRA. Its data has solutions, which
+    # DAPO-Math-17k lacks.
+    "atesd": {
+        "data.sources": ("tfds:data/openthoughts_math_30k",), "data.privileged": "solution",
+        "rollout.teacher_prompt_length": 8192,
     },
     "sft": {},
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from dasd_jax.methods import (
     antisd,
+    atesd,
     dapo,
     dasd,
     dr_grpo,
@@ -30,5 +31,6 @@ METHODS: dict[str, Method] = {
     "rlrt": rlrt.METHOD,
     "antisd": antisd.METHOD,
     "rlcsd": rlcsd.METHOD,
+    "atesd": atesd.METHOD,
     "sft": sft.METHOD,
 }

@@ -44,6 +44,8 @@ def surrogate(a, ratio, high, dual):
 
 def divergence(name, hp, ls, lt):
     """Of two distributions over all words."""
+    if name == "atesd":
+        return np.sum(jensen_shannon(0, np.exp(ls), np.exp(lt)))
     if name == "opsd":
         soft = [x / hp.softening - np.log(np.sum(np.exp(x / hp.softening))) for x in (ls, lt)]
         terms = jensen_shannon(hp.b, *map(np.exp, soft))
@@ -132,6 +134,15 @@ def _opsd(hp, batch):
     return (np.where(keep, gap(batch), 0.0), over(keep), None) if hp.form == "sampled" else (None, None, over(keep))
 
 
+def _atesd(hp, batch):
+    kept, out = batch.mask & batch.shown["teacher"][0][:, None], np.zeros((ROWS, R))
+    for m in range(M):
+        rows = [row for row in range(ROWS) if minibatch(row) == m and kept[row].any()]
+        for row in rows:
+            out[row] = kept[row] / kept[row].sum() / len(rows)
+    return None, None, out
+
+
 def _sdpo(hp, batch):
     return None, None, over(batch.mask & batch.shown["teacher"][0][:, None])
 
@@ -208,4 +219,5 @@ SIGNALS = {
     "rlrt": _rlrt,
     "antisd": _antisd,
     "rlcsd": _rlcsd,
+    "atesd": _atesd,
 }

@@ -144,7 +144,7 @@ def test_with_equal_views_the_credit_is_grpos(name, mesh):
     np.testing.assert_array_equal(got.weight, expected.weight)
 
 
-@pytest.mark.parametrize("name", ["opsd", "sdpo"])
+@pytest.mark.parametrize("name", ["opsd", "sdpo", "atesd"])
 def test_with_equal_views_a_divergence_and_its_gradient_are_0(name, mesh):
     batch, (method, hp) = Batch(), made(name)
     signal = method.signal(batch.scored(), SHAPE, hp)
@@ -197,6 +197,19 @@ def test_conformity_without_gate_clip_and_scale_is_grpo_and_beta_times_sampled_o
     )
     routed = batch.mask & (batch.mask.sum(1) > 1)[:, None]  # a single token has no spread
     np.testing.assert_allclose(got[routed], (verifier + hp.beta * dense)[routed], atol=1e-6)
+
+
+def test_atesd_is_opsd_with_forward_kl_where_responses_are_equally_long(mesh):
+    """Loss and gradient of what both are shown; how much that is decides the context alone."""
+    batch = Batch()
+    batch.written = batch.mask = np.ones_like(batch.mask)
+    (atesd, own), (opsd, hp) = made("atesd"), made("opsd", b=0.0, entry_max=0.0, teacher="live")
+    got, expected = (
+        value_and_gradients(method, of, batch, method.signal(batch.scored(), SHAPE, of), batch.hidden)
+        for method, of in ((atesd, own), (opsd, hp))
+    )
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-8), got, expected)
+    assert atesd.views(own)["teacher"].weights == opsd.views(hp)["teacher"].weights
 
 
 def test_srpo_routes_by_the_verdict_where_the_advantage_is_0(mesh):
@@ -267,7 +280,7 @@ def test_the_loss_of_parts_adds_up_to_that_of_the_whole(name, mesh):
     np.testing.assert_allclose(np.concatenate([g for _, g in pieces]), gradient, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["opsd", "sdpo", "srpo"])
+@pytest.mark.parametrize("name", ["opsd", "sdpo", "srpo", "atesd"])
 def test_a_divergences_teacher_receives_no_gradient(name, mesh):
     batch, (method, hp) = Batch(), made(name)
     signal = method.signal(batch.scored(), SHAPE, hp)
