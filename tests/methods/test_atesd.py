@@ -136,7 +136,7 @@ def by_formula(lines, hp):
 
 @pytest.mark.parametrize("steps", [0, 4, 12, 24])
 def test_what_is_remembered_is_what_the_formulas_make_of_the_log(steps):
-    """Also with blocks whose look-ahead has not ended, which teach nothing yet: the third reward is known at step 11."""
+    """Also with blocks whose look-ahead has not ended: the third reward, and with it the first update, is step 11's."""
     hp = dataclasses.replace(QUICK, controller_batch=3, probe_weight=0.4)
     lines = a_log(steps, hp)
     np.testing.assert_allclose(after(lines, hp), by_formula(lines, hp), rtol=1e-5)
