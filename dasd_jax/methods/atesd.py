@@ -17,7 +17,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from dasd_jax.fields import Fields, anything, at_least, field, one_of, require, span
+from dasd_jax.fields import Fields, at_least, field, one_of, require, span
 from dasd_jax.methods import exposure
 from dasd_jax.objective.contract import TEACHER_GUARDS, Method, Scored, Shape, Signal, View
 from dasd_jax.objective.divergence import gjsd
@@ -35,7 +35,7 @@ class AtesdParams(Fields):
     probe_weight: float = field(0.1, at_least(0, off=True), "λ, of the answers' log p in the reward; reconstructed")
     alpha_min: float = field(0.05, span(0, 1), "least share of a solution that is shown; reconstructed")
     alpha_max: float = field(0.95, span(0, 1), "largest share of a solution that is shown; reconstructed")
-    entropy_target: float = field(-0.5, anything(), "nats, above which the policy's entropy costs; reconstructed")
+    entropy_target: float = field(-0.5, span(-10, 0, "nats"), "above which the policy's entropy costs; reconstructed")
     entropy_weight: float = field(0.1, at_least(0, off=True), "of that penalty; reconstructed")
     controller_rate: float = field(0.02, at_least(0, off=True), "learning rate of the policy; reconstructed")
     controller_batch: int = field(4, at_least(2, "alphas"), "that the policy learns from at once; reconstructed")

@@ -30,22 +30,23 @@ def given(shown):
 
 @functools.cache
 def by_the_model_alone():
-    """The mean of each answer, from whole unpadded sequences on one device."""
+    """The mean of each answer, from prompt and answer as one sequence on one device."""
     teacher, answer, mask = given(np.ones(PROBLEMS, bool))
     one = make_mesh(MeshConfig(), jax.devices()[:1])
-    means = []
+    pairs = zip(teacher.teacher_prompt, teacher.teacher_prompt_mask, answer, mask, strict=True)
+    whole = [np.concatenate([prompt[valid], ids[kept]]) for prompt, valid, ids, kept in pairs]
+    tokens = np.stack([np.pad(ids, (Q + WIDTH - len(ids), 0)) for ids in whole])
+    valid = np.arange(Q + WIDTH) >= Q + WIDTH - np.array([len(ids) for ids in whole])[:, None]
+
+    @jax.jit
+    def log_probs(params, tokens, valid):
+        hidden, _ = transformer.forward(MODEL, params, tokens, transformer.prompt_positions(valid), valid)
+        return jax.nn.log_softmax(transformer.unembed(MODEL, params, hidden))
+
     with jax.set_mesh(one):
-        params = wide_params(one)
-        for row in range(PROBLEMS):
-            before, after = teacher.teacher_prompt[row][teacher.teacher_prompt_mask[row]], answer[row][mask[row]]
-            whole = np.concatenate([before, after])[None].astype(np.int32)
-            valid = np.ones(whole.shape, bool)
-            hidden, _ = transformer.forward(MODEL, params, whole, transformer.prompt_positions(valid), valid)
-            logp = np.asarray(jax.nn.log_softmax(transformer.unembed(MODEL, params, hidden)))[0]
-            means.append(
-                np.mean([logp[len(before) - 1 + t, token] for t, token in enumerate(after)]) if len(after) else 0
-            )
-    return np.array(means)
+        logp = np.asarray(log_probs(wide_params(one), *put_rows(one, (tokens, valid))))
+    of_next = np.take_along_axis(logp[:, :-1], tokens[:, 1:, None], axis=2)[..., 0]
+    return np.array([x[len(x) - n :].mean() if n else 0.0 for x, n in zip(of_next, LENGTHS, strict=True)])
 
 
 @pytest.mark.parametrize(("where", "parts"), [("mesh", 1), ("mesh", 4), ("mesh8", 2)])
