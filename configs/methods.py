@@ -113,6 +113,7 @@ def tiny(method):
             "problems": 4,
             "rollouts": 8,
             "prompt_length": 128,
+            "teacher_prompt_length": 384,  # whole solutions in the words that stand around their beginnings
             "max_new_tokens": 24 if METHODS[method].rollouts else 96,  # the reference responses are longer
         }
     )
