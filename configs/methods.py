@@ -7,7 +7,7 @@ The shared recipe of the DASD paper for every method is `configs/qwen_math.py:8b
 
 A recipe has its paper's learning rate, batch, clip, teacher and context (RECIPES names the sources). Sampling stays
 ours, without top-k and top-p, since a truncated sample has no matching score pass; model and data are Qwen3-8B and
-DAPO-Math-17k for all of them.
+DAPO-Math-17k, or where solutions are needed OpenThoughts.
 
 `tiny` is a random-weight model on 48 problems with solutions and hints. Whether a response is right is a checksum of
 its text, so that groups are mixed and both kinds of siblings exist; it takes a minute and learns nothing.
@@ -76,6 +76,12 @@ RECIPES = {
     },
     # arXiv 2605.13255 was not at hand beyond its abstract: the shared recipe.
     "egrsd": {},
+    # arXiv 2605.11458: we know of no numbers; those of OPSD's scripts need LoRA. Its data has solutions, which
+    # DAPO-Math-17k lacks.
+    "atesd": {
+        "data.sources": ("tfds:data/openthoughts_math_30k",), "data.privileged": "solution",
+        "rollout.teacher_prompt_length": 8192,
+    },
     "sft": {},
 }  # fmt: skip
 _OF_LORA = {
@@ -117,6 +123,7 @@ def tiny(method):
             "problems": 4,
             "rollouts": 8,
             "prompt_length": 128,
+            "teacher_prompt_length": 384,  # whole solutions in the words that stand around their beginnings
             "max_new_tokens": 24 if METHODS[method].rollouts else 96,  # the reference responses are longer
         }
     )

@@ -41,6 +41,9 @@ FROM_A_STEP = {
 # A method's own numbers that decide which copies its teachers keep, or what its memory of earlier steps is.
 REMEMBERED = {
     "objective.rate", "objective.refresh", "objective.wrong", "objective.measured_steps", "objective.off_below",
+    "objective.hold", "objective.look_ahead", "objective.discount", "objective.probe_weight",
+    "objective.entropy_target", "objective.entropy_weight", "objective.controller_rate", "objective.controller_batch",
+    "objective.progress_steps",
 }  # fmt: skip
 
 # By field or group, what of a run would not hold with another value.

@@ -24,9 +24,10 @@ from dasd_jax.learner import checkpoint
 from dasd_jax.learner.inspection import inspect
 from dasd_jax.learner.optim import updates_done
 from dasd_jax.learner.passes import STUDENT
+from dasd_jax.learner.probe import ANSWER_TOKENS, answer_logp
 from dasd_jax.learner.step import Experience, rounding_noise, score_step, train_step
 from dasd_jax.mesh import fetch, make_mesh, put_rows, replicate, row_shards
-from dasd_jax.objective.contract import NOISE
+from dasd_jax.objective.contract import ANSWER_LOGP, NOISE
 from dasd_jax.run import checks, compiled, guards, origin, setup, summary, trackers, workdir
 from dasd_jax.run.collect import Collected
 from dasd_jax.run.display import Clock
@@ -83,15 +84,17 @@ def learn(run: Run, step: int) -> tuple[dict[str, float], list[dict]]:
         say_errors(run, step, collected)
         knobs = run.knobs(step)
         with clock.phase("score"):
-            shown, metrics = run.collector.teacher_batches(
-                collected, run.steps.views, config.method.context(knobs, config.hp)
-            )
+            arguments = config.method.context(knobs, config.hp)
+            shown, metrics = run.collector.teacher_batches(collected, run.steps.views, arguments)
+            metrics |= {f"context/{name}": value for name, value in arguments.items()}
             chosen = chosen_rows(run, step, collected)
             rescore = checks.rescored(config, step)
             experience, logged, scored, states = score(run, collected, shown, knobs, chosen, rescore=rescore)
             metrics |= as_floats(scored)
             if run.steps.scored:
                 metrics[NOISE] = noise(run, step, collected, experience, knobs)
+            if config.method.probe:
+                metrics[ANSWER_LOGP] = answers(run, collected, shown[config.method.probe])
         checks.sampler_agrees(config, step, metrics)
         if not run.views_checked:
             run.views_checked = True
@@ -174,6 +177,13 @@ def noise(run: Run, step: int, collected: Collected, experience: Experience, kno
         return knobs["noise"]
     batches = put_rows(run.mesh, (collected.prompts, collected.rollouts))
     return float(rounding_noise(run.steps, run.state.params, *batches, experience.old_logp))
+
+
+def answers(run: Run, collected: Collected, shown: TeacherBatch) -> float:
+    """What the probed teacher thinks of the reference answers: nats a token; not finite where it is shown nothing."""
+    answer, mask = run.prompts.answer_batch(collected.prompts.example_id, ANSWER_TOKENS)
+    batches = put_rows(run.mesh, (shown, answer, mask))
+    return float(answer_logp(run.steps, run.state.params, run.state.teachers, *batches))
 
 
 def blank_gaps(run: Run, collected: Collected, knobs: dict[str, float], chosen: np.ndarray) -> dict:

@@ -89,6 +89,10 @@ class PromptText:
         """Token ids of the reference response with a final stop token: the target of supervised fine-tuning."""
         return prompts.encode_response(tokenizer, self._reference(problem))
 
+    def answer(self, tokenizer: Tokenizer, problem: Problem) -> list[int]:
+        """Token ids of the reference answer alone, without a stop token."""
+        return prompts.encode_response(tokenizer, prompts.format_answer(problem.answer, self.words.answer_style))[:-1]
+
     def _common(self) -> dict:
         shots = [(shot.question, self._reference(shot)) for shot in self.shots]
         return {"instruction": self.words.instruction, "system": self.words.system, "shots": shots}
@@ -307,6 +311,14 @@ class PromptSet(Prompts):
         """Reference responses, right-padded: i32[B] → (i32[B, R], bool[B, R])."""
         ids = [self._target[i] for i in example_id]
         return prompts.right_pad(ids, self._target_width, self._tokenizer.pad_id)
+
+    def answer_batch(self, example_id: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Reference answers in the form that shots have, at most their first `width` tokens, right-padded.
+
+        i32[B] → (i32[B, width], bool[B, width]).
+        """
+        ids = [self._text.answer(self._tokenizer, self.problems[i])[:width] for i in example_id]
+        return prompts.right_pad(ids, width, self._tokenizer.pad_id)
 
     def batches(self, size: int, seed: int) -> grain.MapDataset:
         """An endless random-access sequence of PromptBatch, reshuffled in each epoch.

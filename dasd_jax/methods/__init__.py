@@ -3,6 +3,7 @@
 from dasd_jax.methods import (
     ad_opsd,
     antisd,
+    atesd,
     dapo,
     dasd,
     demopsd,
@@ -40,5 +41,6 @@ METHODS: dict[str, Method] = {
     "ad_opsd": ad_opsd.METHOD,
     "egrsd": egrsd.METHOD,
     "purified_opsd": purified_opsd.METHOD,
+    "atesd": atesd.METHOD,
     "sft": sft.METHOD,
 }

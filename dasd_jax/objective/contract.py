@@ -140,6 +140,7 @@ def mean_guard(level: str, name: str, *, high_is_bad: bool, means: str) -> Guard
     return Guard(level, (name,), lambda of, hp: (name, of[name]), high_is_bad, means)
 
 
+ANSWER_LOGP = "probe/answer_logp"  # in the log: what the probed teacher thinks of the answers, nats a token
 NOISE = "gap/noise_mean_abs"  # in the log: nats of a gap that are rounding, as last measured
 
 
@@ -186,7 +187,10 @@ class Method:
         shared: defaults of shared fields that it changes, "group.field" → value.
         memory: (lines of metrics.jsonl, hp) → scalars for `Scored.knobs` of the next step. A fold over the log: what a
             method remembers needs no state of its own, and a resumed run remembers the same.
-        context: (knobs, hp) → arguments for the builders of contexts (data/contexts.py) in the next step.
+        context: (knobs, hp) → arguments for the builders of contexts (data/contexts.py) in the next step, numbers that
+            are logged as context/<name>.
+        probe: the view under whose prompts the reference answers are scored in every step (learner/probe.py), for
+            `ANSWER_LOGP` in the log; it has one prompt per problem. "": none.
         notice: (hp, G, whether rewards are graded and not 0 or 1) → a line to say when a run starts, or "".
         guards: numbers that it wants watched.
         anneals: its teacher's part is multiplied by knobs["teacher_weight"], which guards.on_collapse=anneal lowers.
@@ -204,7 +208,8 @@ class Method:
     ratio_cap: float = math.inf
     shared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     memory: Callable[[Sequence[dict], Any], dict[str, float]] = lambda lines, hp: {}
-    context: Callable[[dict[str, float], Any], dict[str, Any]] = lambda knobs, hp: {}
+    context: Callable[[dict[str, float], Any], dict[str, float]] = lambda knobs, hp: {}
+    probe: str = ""
     notice: Callable[[Any, int, bool], str] = lambda hp, rollouts, graded: ""
     guards: tuple[Guard, ...] = ()
     anneals: bool = False

@@ -16,6 +16,7 @@ from dasd_jax.data import contexts
 from dasd_jax.learner import checkpoint, teachers
 from dasd_jax.learner.inspection import inspect
 from dasd_jax.learner.optim import make_optimizer
+from dasd_jax.learner.probe import ANSWER_TOKENS, answer_logp
 from dasd_jax.learner.step import rounding_noise, score_step, train_step
 from dasd_jax.learner.step_config import StepConfig
 from dasd_jax.mesh import ROLLOUT, TRAIN, named, on_mesh, row_shards
@@ -135,6 +136,20 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int | None)
             beside=others,
             least=resident,
             flops=flops,
+            traffic=parts * 2 * gathered,
+            parts=parts,
+            fsdp_minimum=fsdp_minimum(1, 1),
+        )
+    if method.probe:
+        answers = dataclasses.replace(batch, prompt=group.teacher_prompt_length, rollouts=1, response=ANSWER_TOKENS)
+        ids = _rows(mesh, (group.problems, ANSWER_TOKENS), jnp.int32)
+        kept = _rows(mesh, ids.shape, jnp.bool_)
+        yield Program(
+            name="probe",
+            lower=lambda: answer_logp.lower(steps, params, state.teachers, shown[method.probe], ids, kept),
+            beside=others - bytes_a_device(state.teachers),
+            least=resident,
+            flops=forward_flops(model, answers),
             traffic=parts * 2 * gathered,
             parts=parts,
             fsdp_minimum=fsdp_minimum(1, 1),

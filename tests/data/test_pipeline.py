@@ -85,6 +85,14 @@ def test_targets_end_in_a_stop_token():
         assert tokens[row][mask[row]][-1] in BYTES.stop_ids
 
 
+def test_answers_stand_alone_in_the_form_that_is_asked_for_and_are_cut_at_the_width():
+    kept = prompt_set(problems(5) + problems(1, solution="count"), dataclasses.replace(TEXT, instruction="boxed"))
+    for width, expected in ((12, ("\\boxed{4}", "\\boxed{1}")), (8, ("\\boxed{4", "\\boxed{1"))):
+        tokens, mask = kept.answer_batch(np.array([3, 5]), width)
+        assert tokens.shape == mask.shape == (2, width)
+        assert tuple(BYTES.decode(ids[real]) for ids, real in zip(tokens, mask, strict=True)) == expected
+
+
 def test_the_target_is_the_response_of_a_problem_that_has_one():
     items = problems(1, solution="count", response="one, two!") + problems(1, solution="count")
     targets, mask = prompt_set(items, target_width=100).target_batch(np.array([0, 1]))

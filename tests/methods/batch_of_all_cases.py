@@ -22,6 +22,9 @@ KNOBS = {
     "noise": 0.0,
     "antisd_warm": 0.5,
     "antisd_gate": 1.0,
+    "atesd_a": 2.0,
+    "atesd_b": 3.0,
+    "atesd_alpha": 0.4,
 }
 
 

@@ -47,6 +47,8 @@ def surrogate(a, ratio, high, dual):
 def divergence(name, hp, ls, views, u):
     """Of the student from its teacher, or from what the method makes of its views; over all words."""
     lt, p = views["teacher"], {view: np.exp(logp) for view, logp in views.items()}
+    if name == "atesd":
+        return np.sum(jensen_shannon(0, np.exp(ls), p["teacher"]))
     if name == "pw_opsd":
         terms = jensen_shannon(0, np.exp(ls), p["teacher"])
         return np.sum(np.minimum(terms, hp.entry_max) if hp.entry_max else terms)
@@ -151,6 +153,15 @@ def _dasd(hp, batch):
 def _opsd(hp, batch):
     keep = batch.mask & batch.shown["teacher"][0][:, None]
     return (np.where(keep, gap(batch), 0.0), over(keep), None) if hp.form == "sampled" else (None, None, over(keep))
+
+
+def _atesd(hp, batch):
+    kept, out = batch.mask & batch.shown["teacher"][0][:, None], np.zeros((ROWS, R))
+    for m in range(M):
+        rows = [row for row in range(ROWS) if minibatch(row) == m and kept[row].any()]
+        for row in rows:
+            out[row] = kept[row] / kept[row].sum() / len(rows)
+    return None, None, out
 
 
 def _sdpo(hp, batch):
@@ -275,4 +286,5 @@ SIGNALS = {
     "ad_opsd": _sdpo,
     "egrsd": _egrsd,
     "purified_opsd": _purified_opsd,
+    "atesd": _atesd,
 }

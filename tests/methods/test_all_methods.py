@@ -155,7 +155,7 @@ def test_with_equal_views_the_credit_is_grpos(name, mesh):
     np.testing.assert_array_equal(got.weight, expected.weight)
 
 
-DIVERGENCES = ["opsd", "sdpo", "demopsd", "pw_opsd", "ad_opsd", "purified_opsd"]
+DIVERGENCES = ["opsd", "sdpo", "demopsd", "pw_opsd", "ad_opsd", "purified_opsd", "atesd"]
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
@@ -211,6 +211,19 @@ def test_conformity_without_gate_clip_and_scale_is_grpo_and_beta_times_sampled_o
     )
     routed = batch.mask & (batch.mask.sum(1) > 1)[:, None]  # a single token has no spread
     np.testing.assert_allclose(got[routed], (verifier + hp.beta * dense)[routed], atol=1e-6)
+
+
+def test_atesd_is_opsd_with_forward_kl_where_responses_are_equally_long(mesh):
+    """Loss and gradient of what both are shown; how much that is decides the context alone."""
+    batch = Batch()
+    batch.written = batch.mask = np.ones_like(batch.mask)
+    (atesd, own), (opsd, hp) = made("atesd"), made("opsd", b=0.0, entry_max=0.0, teacher="live")
+    got, expected = (
+        value_and_gradients(method, of, batch, method.signal(batch.scored(), SHAPE, of), batch.hidden)
+        for method, of in ((atesd, own), (opsd, hp))
+    )
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-8), got, expected)
+    assert atesd.views(own)["teacher"].weights == opsd.views(hp)["teacher"].weights
 
 
 def test_srpo_routes_by_the_verdict_where_the_advantage_is_0(mesh):

@@ -15,13 +15,18 @@ from dasd_jax.methods import METHODS
 IN_MAKE_TEST = ("opsd", "sdpo", "antisd")
 NAMES = [name if name in IN_MAKE_TEST else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 SMALLER = (
-    "run.steps=2",
     "run.checkpoint_every=1",
     "run.eval_problems=1",
     "run.eval_samples=1",
     "optim.minibatches=1",
     "optim.microbatches=1",
 )
+# Steps, of which the last one is interrupted, and fields with which so few of them are enough.
+SHORT = {
+    "antisd": (2, ["objective.measured_steps=1"]),
+    # Its controller learns from the alphas of the steps 1 and 3 before it draws another one for step 5.
+    "atesd": (5, ["objective.hold=2", "objective.look_ahead=1", "objective.controller_batch=2"]),
+}
 
 
 def numbers(workdir):
@@ -33,22 +38,21 @@ def numbers(workdir):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_method_trains_on_the_tiny_set_up_and_resumes_bit_equal(name, monkeypatch, mesh, capsys, tmp_path):
     call, method = command(monkeypatch), METHODS[name]
-    fields = [
-        f"--config.{field}" for field in (*SMALLER, *(["objective.measured_steps=1"] if name == "antisd" else []))
-    ]
+    last, own = SHORT.get(name, (2, []))
+    fields = [f"--config.{field}" for field in (*SMALLER, f"run.steps={last}", *own)]
 
     def run(workdir):
         return call(f"--config=configs/methods.py:tiny,method={name}", f"--workdir={workdir}", *fields)
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run(whole) == 0
-    refreshed_too_late = any(view.every > 2 for view in method.views(method.fields()).values())
+    refreshed_too_late = any(view.every > last for view in method.views(method.fields()).values())
     assert ("they stay those of the start" in capsys.readouterr().out) == refreshed_too_late
     with monkeypatch.context() as patched:
         learn = train.learn
 
         def killed(run, step):
-            if step == 2:
+            if step == last:
                 raise KeyboardInterrupt
             return learn(run, step)
 
@@ -56,13 +60,19 @@ def test_a_method_trains_on_the_tiny_set_up_and_resumes_bit_equal(name, monkeypa
         assert run(parts) == 130
     assert run(parts) == 0
     assert numbers(parts) == numbers(whole)
-    states = [checkpoint.restore_params(folder / "checkpoints" / "000002", mesh)[1] for folder in (whole, parts)]
+    states = [checkpoint.restore_params(folder / "checkpoints" / f"{last:06d}", mesh)[1] for folder in (whole, parts)]
     jax.tree.map(np.testing.assert_array_equal, *states)
 
     steps = numbers(whole)[1:]
+    assert len(steps) == last
     assert all(line["optim/grad_norm"] > 0 and np.isfinite(line["loss/total"]) for line in steps)
     assert all(name in line for line in steps for name in method.watched)
     if method.rollouts:
         assert any(line["reward/mixed_groups_frac"] > 0.5 for line in steps)
+    if name == "atesd":
+        alphas = [line["context/alpha"] for line in steps]
+        assert len(set(alphas)) == 3 and alphas[0::2] == [*alphas[1::2], alphas[4]]
+        assert steps[0]["atesd/a"] == steps[3]["atesd/a"] != steps[4]["atesd/a"]
+        assert all(line["probe/answer_logp"] < 0 for line in steps)
     for view in method.views(method.fields()):
         assert all(line.get(f"{view}/blank_frac", 0) < 1 for line in steps)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from dasd_jax.data.contexts import PER_ROLLOUT
 from dasd_jax.methods import METHODS
 from dasd_jax.objective.contract import View
 
@@ -33,3 +34,4 @@ def test_what_a_method_and_its_divergence_read_are_views_that_it_declares(name):
     views, divergence = method.views(hp), method.divergence(hp)
     assert set(method.scored(hp)) <= set(views)
     assert divergence is None or all(views[view].count == 1 for view in divergence.views)
+    assert not method.probe or views[method.probe].context not in PER_ROLLOUT

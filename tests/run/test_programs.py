@@ -36,6 +36,7 @@ def found(*overrides, memory=PLENTY):
 def test_a_run_has_the_programs_of_its_method():
     assert list(found()) == ["re-layout", "rollout", "evaluation", "score", "noise", "samples", "update"]
     assert list(found("objective.method=grpo")) == ["re-layout", "rollout", "evaluation", "score", "samples", "update"]
+    assert list(found("objective.method=atesd"))[3:] == ["score", "noise", "probe", "samples", "update"]
     assert "samples" not in found("run.logged_rollouts=0")
     assert list(found("objective.method=sft")) == ["re-layout", "evaluation", "update"]
 
@@ -78,6 +79,7 @@ def test_flops_count_both_views_and_the_backward_pass_twice():
     assert made["rollout"].flops == student
     assert made["score"].flops == student + teacher
     assert made["noise"].flops == student
+    assert found("objective.method=atesd")["probe"].flops == forward_flops(model, Batch(16, 320, 1, 64))
     assert made["update"].flops == 3 * student
     assert found("objective.form=full")["update"].flops == 3 * student + teacher
     assert found("objective.method=grpo")["score"].flops == student
