@@ -217,7 +217,8 @@ def show_prompts(config: Config, train: PromptSet, tokenizer: Tokenizer) -> None
             print(f"\n{title}: with responses of the run, which do not exist yet")
             continue
         shown_to = train.teacher_batch(batch.example_id, view.context, view.count, group=1)
-        _show_ids(title, shown_to.teacher_prompt[0][shown_to.teacher_prompt_mask[0]], tokenizer)
+        ids, mask = (x.reshape(-1, x.shape[-1])[0] for x in (shown_to.teacher_prompt, shown_to.teacher_prompt_mask))
+        _show_ids(title, ids[mask], tokenizer)
     if not config.method.rollouts:
         target, mask = train.target_batch(batch.example_id[:1])
         _show_ids("reference response", target[0][mask[0]], tokenizer)

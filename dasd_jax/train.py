@@ -131,7 +131,7 @@ def score(run: Run, collected: Collected, shown: dict[str, TeacherBatch], knobs:
     batches = put_rows(run.mesh, (collected.prompts, shown, collected.rollouts, collected.outcomes))
     copies = run.state.teachers if copies is None else copies
     knobs, chosen = run.on_devices(knobs), replicate(run.mesh, chosen)
-    return score_step(run.steps, run.state.params, copies, *batches, knobs, chosen)
+    return score_step(run.steps, run.state.params, copies, *batches, knobs, chosen, run.tables)
 
 
 def logged_rollouts(

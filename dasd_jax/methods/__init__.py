@@ -13,6 +13,7 @@ from dasd_jax.methods import (
     rlsd,
     sdpo,
     sft,
+    sgsd,
     srpo,
 )
 from dasd_jax.objective.contract import Method
@@ -30,5 +31,6 @@ METHODS: dict[str, Method] = {
     "rlrt": rlrt.METHOD,
     "antisd": antisd.METHOD,
     "rlcsd": rlcsd.METHOD,
+    "sgsd": sgsd.METHOD,
     "sft": sft.METHOD,
 }

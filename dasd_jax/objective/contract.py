@@ -28,7 +28,7 @@ class View:
     """A teacher: what it is shown, and whose weights read it.
 
     Attributes:
-        context: a name in `data.contexts.CONTEXTS`; "" takes data.privileged.
+        context: a name in `text.prompts.CONTEXTS`; "" takes data.privileged.
         weights: live: in the signal the weights that wrote the rollouts, in a divergence the current ones |
             frozen: those that the run started from | ema: a moving average | snapshot: a copy made every few steps.
         rate: of ema: the student's share in each update of the average, in (0, 1).
@@ -75,7 +75,7 @@ class ViewStats:
     forward_kl: Array | None  # KL(teacher || student)
     reverse_kl: Array | None  # KL(student || teacher)
     shown: Array  # bool[K, rows], whether there was a context to show
-    weight: Array  # f32[K, rows], of each of the K contexts; 1 without retrieval
+    weight: Array  # f32[K, rows], similarity by which each of the K contexts was retrieved; 1 without retrieval
 
 
 @struct.dataclass
@@ -93,6 +93,7 @@ class Scored:
     reward: Array  # f32[rows]
     correct: Array  # f32[rows], 0 or 1: the verifier's verdict alone
     views: dict[str, ViewStats]
+    tables: dict[str, Array]  # those of Method.tables, [V] each: a property of every token (text/token_tables.py)
     # f32[] each, traced: "step", "seed" of the run, "teacher_weight", "noise" (nats of a gap that are rounding), and
     # Method.memory's.
     knobs: dict[str, Array]
@@ -176,6 +177,7 @@ class Method:
         signal: (Scored, Shape, hp) → Signal, pure and traced.
         views: hp → its teachers by name.
         scored: hp → names of the views whose statistics `signal` reads; others are read by the divergence alone.
+        tables: names in `text.token_tables.TABLES` of what `signal` reads of the vocabulary.
         surrogate: the policy-gradient term, `objective.surrogate.clipped` or `plain`.
         divergence: hp → the term over the whole vocabulary, or None.
         ratio_cap: the divergence of a token is multiplied by min(exp(logp - old logp), this), taken as a constant;
@@ -195,6 +197,7 @@ class Method:
     signal: Callable
     views: Callable[[Any], Mapping[str, View]] = lambda hp: {}
     scored: Callable[[Any], tuple[str, ...]] = lambda hp: ()
+    tables: tuple[str, ...] = ()
     surrogate: Callable = clipped
     divergence: Callable[[Any], Divergence | None] = lambda hp: None
     ratio_cap: float = math.inf

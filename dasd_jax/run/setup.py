@@ -5,10 +5,12 @@ from collections import Counter
 from collections.abc import Iterable
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from dasd_jax import hosts
 from dasd_jax.config import Config
+from dasd_jax.data import contexts, skills
 from dasd_jax.data.duplicates import normalise
 from dasd_jax.data.heldout import split_heldout
 from dasd_jax.data.pipeline import PromptSet, PromptText
@@ -21,6 +23,7 @@ from dasd_jax.objective.contract import Shape
 from dasd_jax.objective.surrogate import ClipRange
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import slots_that_fit
+from dasd_jax.text.token_tables import TABLES
 from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify import shipped
 
@@ -106,6 +109,9 @@ def open_prompts(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, Promp
     )
     for view in config.method.views(config.hp).values():
         train_set.check_context(view.context)
+        if view.context == contexts.SKILLS:
+            bank = skills.read(config.data.skills)
+            counts["texts of data.skills that fit no prompt"] = train_set.retrieve(bank, view.count)
     heldout_set = _evaluation_set(config, heldout, tokenizer, text)
     counts = {**counts, "training": len(train_set), "to evaluate": len(heldout_set)}
     for prompt_set in (train_set, heldout_set):
@@ -167,6 +173,12 @@ def check_rows(config: Config, mesh: Mesh) -> None:
             f"rollout.problems: {config.rollout.problems} in {parts} part(s) (optim.minibatches * optim.microbatches): "
             f"expected each to be a multiple of the {row_shards(mesh)} devices along mesh.data and mesh.fsdp"
         )
+
+
+def token_tables(config: Config, tokenizer: Tokenizer, model: ModelConfig) -> dict[str, np.ndarray]:
+    """What the method reads of the vocabulary, [V] by name; ids that the tokenizer does not have are 0 or False."""
+    made = {name: TABLES[name](tokenizer) for name in config.method.tables}
+    return {name: np.pad(table, (0, model.vocab_size - len(table))) for name, table in made.items()}
 
 
 def training_sampling(config: Config, tokenizer: Tokenizer) -> Sampling:

@@ -52,6 +52,7 @@ class Run:
     model: ModelConfig
     state: TrainState
     steps: StepConfig
+    tables: dict[str, Array]  # of Method.tables
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     collector: Collector
@@ -171,6 +172,7 @@ def start(
         model=model,
         state=state,
         steps=setup.step_config(config, model, mesh),
+        tables=replicate(mesh, setup.token_tables(config, tokenizer, model)),
         optimizer=optimizer,
         schedule=make_schedule(config.optim, planned),
         collector=Collector(config, mesh, model, tokenizer, sampling, prompts, journal),
