@@ -24,6 +24,7 @@ from dasd_jax.methods import METHODS
 from dasd_jax.objective.contract import Shape
 from dasd_jax.objective.surrogate import ClipRange
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
+from dasd_jax.run.setup import token_tables
 
 PROBLEMS, GROUP, PROMPT, TEACHER_PROMPT, RESPONSE, RUNS = 2, 8, 64, 96, 256, 2
 PARTS = ("sample", "score", "update")
@@ -63,6 +64,7 @@ class Step:
         self.outcomes = put_rows(mesh, Outcomes(correct=rewards, reward=rewards, in_loss=rewards >= 0))
         self.seed, self.number, one = replicate(mesh, (np.int32(0), np.int32(0), np.float32(1)))
         self.knobs = {"step": one, "teacher_weight": one, "noise": one - one}
+        self.tables = replicate(mesh, token_tables(METHODS[method], self.tokenizer, model))
 
     def sample(self):
         """Rollouts that never stop."""
@@ -74,7 +76,7 @@ class Step:
     def score(self):
         """Both views for DASD, the student's for GRPO."""
         scored = (self.state.teachers, self.prompts, self.shown, self.written, self.outcomes, self.knobs)
-        self.experience, *rest = score_step(self.config, self.state.params, *scored)
+        self.experience, *rest = score_step(self.config, self.state.params, *scored, tables=self.tables)
         return self.experience, rest
 
     def update(self):

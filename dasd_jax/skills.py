@@ -14,6 +14,7 @@ from dasd_jax import cli, files, terminal
 from dasd_jax.data.duplicates import normalise
 from dasd_jax.errors import UserError
 from dasd_jax.run import records
+from dasd_jax.text import turns
 
 
 def main(argv: list[str]) -> None:
@@ -59,7 +60,7 @@ def made(responses: Iterable[Response], max_chars: int) -> list[dict[str, str]]:
     """
     problems: dict[str, tuple[str, dict[str, None], dict[str, str], Counter]] = {}
     for question, text, right, answer in responses:
-        said = text.rpartition("</think>")[2].strip()
+        said = text.rpartition("</think>")[2].strip().encode(errors="replace").decode()
         _, rights, wrongs, answers = problems.setdefault(normalise(question), (question, {}, {}, Counter()))
         if not said or len(said) > max_chars:
             continue
@@ -70,14 +71,15 @@ def made(responses: Iterable[Response], max_chars: int) -> list[dict[str, str]]:
             answers[answer] += 1
     bank = []
     for question, rights, wrongs, answers in problems.values():
+        asked = "\n\n".join(turn["content"] for turn in turns.read(question))
         if rights:
-            skill = f"A problem and a right response to it.\n\n{question}\n\n{min(rights, key=len)}"
+            skill = f"A problem and a right response to it.\n\n{asked}\n\n{min(rights, key=len)}"
             bank.append({"skill": skill, "question": question})
         if wrongs:
             [(common, _)] = answers.most_common(1)
             response = min((said for said, answer in wrongs.items() if answer == common), key=len)
             named = f"whose answer {common} is wrong" if common else "in which no answer was found"
-            mistake = f"A problem and a response to it {named}.\n\n{question}\n\n{response}"
+            mistake = f"A problem and a response to it {named}.\n\n{asked}\n\n{response}"
             bank.append({"mistake": mistake, "question": question})
     return bank
 
@@ -89,7 +91,7 @@ def _sampled(run: Path) -> Iterator[Response]:
         for problem in records.samples(run):
             for each in problem["rollouts"]:
                 if each["finished"]:
-                    yield problem["question"], each["text"], records.is_right(each), each["extracted"] or ""
+                    yield _response(problem["question"], each["text"], each["reward"], each["extracted"])
 
 
 def _answered(run: Path, name: str) -> Iterator[Response]:
@@ -102,7 +104,13 @@ def _answered(run: Path, name: str) -> Iterator[Response]:
             each = zip(*(problem[key] for key in ("text", "reward", "extracted", "finished")), strict=True)
             for text, reward, extracted, finished in each:
                 if finished:
-                    yield problem["question"], text, records.is_right({"reward": reward}), extracted or ""
+                    yield _response(problem["question"], text, reward, extracted)
+
+
+def _response(question: str, text: str, reward: float, extracted: str | None) -> Response:
+    if not all(isinstance(each, str) for each in (question, text, extracted or "")):
+        raise TypeError(f"{text!r:.50} or what belongs to it is no text")
+    return question, text, records.is_right({"reward": reward}), extracted or ""
 
 
 if __name__ == "__main__":

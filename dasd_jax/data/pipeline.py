@@ -229,9 +229,8 @@ class PromptSet:
             ids = self._with_context(contexts.SKILLS, shortest, contexts.SKILLS, item.text)
             return len(ids) <= self._teacher_width
 
-        bank.require(count)
         fitting = bank.only(fits)
-        fitting.require(count, f" that fit rollout.teacher_prompt_length = {self._teacher_width}")
+        fitting.require(count, f"of no problem to evaluate fit rollout.teacher_prompt_length = {self._teacher_width}")
         self._pairs = skills.nearest(fitting, [problem.question for problem in self.problems], count)
         return len(bank.items) - len(fitting.items)
 

@@ -64,7 +64,7 @@ class Bank:
         """The same with the items that fit."""
         return dataclasses.replace(self, items=tuple(filter(fits, self.items)))
 
-    def require(self, count: int, which: str = "") -> None:
+    def require(self, count: int, which: str) -> None:
         """Refuses a bank of too few texts.
 
         Args:
@@ -77,7 +77,7 @@ class Bank:
         numbers = [sum(item.kind == kind for item in self.items) for kind in KINDS]
         if min(numbers) < count:
             raise UserError(
-                f"data.skills: {self.path}: {numbers[0]} skills and {numbers[1]} mistakes{which}: expected at least "
+                f"data.skills: {self.path}: {numbers[0]} skills and {numbers[1]} mistakes {which}: expected at least "
                 f"{count} of each, as many as a teacher is shown"
             )
 
@@ -109,7 +109,7 @@ def read(path: str) -> Bank:
             size, expected = 0 if item.embedding is None else len(item.embedding), len(with_one[0][0].embedding)
             if size != expected:
                 raise UserError(
-                    f"{where}: an embedding of {size} numbers: expected {expected} in every line, as in {with_one[0][1]}"
+                    f"{where}: an embedding of {size} numbers: expected {expected} in each line, as in {with_one[0][1]}"
                 )
     of_questions = {item.question: item.embedding for item, _ in lines if not item.kind}
     return Bank(path, tuple(item for item, _ in lines if item.kind), of_questions)

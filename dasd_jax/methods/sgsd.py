@@ -6,7 +6,7 @@ for a wrong one: it attracts where it agrees with the verifier, and repels where
 
     L = mean over responses of Σ_k α_k p_k · mean_t l(Δ_k),   l(Δ) = log 2 - softplus(-Δ² / (2 tau)),
 
-whose gradient is that of -A_t log p_S with A_t = Σ_k α_k p_k σ(-Δ_k² / (2 tau)) Δ_k / tau: at tau 1 at most .378, and 0
+whose gradient is that of -A_t log p_S with A_t = Σ_k α_k p_k σ(-Δ_k² / (2 tau)) Δ_k / tau: at tau 1 at most .393, and 0
 both where the views agree and where they are far apart. Without a ratio it is exact with optim.minibatches = 1, the
 default here. Format tokens (control tokens, tags of thinking, runs of newlines) count nowhere.
 

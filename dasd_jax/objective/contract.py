@@ -93,10 +93,10 @@ class Scored:
     reward: Array  # f32[rows]
     correct: Array  # f32[rows], 0 or 1: the verifier's verdict alone
     views: dict[str, ViewStats]
-    tables: dict[str, Array]  # those of Method.tables, [V] each: a property of every token (text/token_tables.py)
     # f32[] each, traced: "step", "seed" of the run, "teacher_weight", "noise" (nats of a gap that are rounding), and
     # Method.memory's.
     knobs: dict[str, Array]
+    tables: dict[str, Array] = struct.field(default_factory=dict)  # those of Method.tables, [V] each
 
 
 @struct.dataclass
@@ -177,7 +177,7 @@ class Method:
         signal: (Scored, Shape, hp) → Signal, pure and traced.
         views: hp → its teachers by name.
         scored: hp → names of the views whose statistics `signal` reads; others are read by the divergence alone.
-        tables: names in `text.token_tables.TABLES` of what `signal` reads of the vocabulary.
+        tables: names in `text.token_tables.TABLES` of what `signal` reads of every token of the vocabulary.
         surrogate: the policy-gradient term, `objective.surrogate.clipped` or `plain`.
         divergence: hp → the term over the whole vocabulary, or None.
         ratio_cap: the divergence of a token is multiplied by min(exp(logp - old logp), this), taken as a constant;

@@ -19,7 +19,7 @@ from dasd_jax.errors import UserError
 from dasd_jax.learner.step_config import StepConfig
 from dasd_jax.mesh import row_shards
 from dasd_jax.model.config import ModelConfig
-from dasd_jax.objective.contract import Shape
+from dasd_jax.objective.contract import Method, Shape
 from dasd_jax.objective.surrogate import ClipRange
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import slots_that_fit
@@ -110,14 +110,23 @@ def open_prompts(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, Promp
     for view in config.method.views(config.hp).values():
         train_set.check_context(view.context)
         if view.context == contexts.SKILLS:
-            bank = skills.read(config.data.skills)
-            counts["texts of data.skills that fit no prompt"] = train_set.retrieve(bank, view.count)
+            counts |= _retrieve(config, train_set, heldout, view.count)
     heldout_set = _evaluation_set(config, heldout, tokenizer, text)
     counts = {**counts, "training": len(train_set), "to evaluate": len(heldout_set)}
     for prompt_set in (train_set, heldout_set):
         for reason, count in prompt_set.dropped.items():
             counts[reason] = counts.get(reason, 0) + count
     return train_set, heldout_set, counts
+
+
+def _retrieve(config: Config, train_set: PromptSet, heldout: list[Problem], count: int) -> dict[str, int]:
+    """Chooses what teachers are shown of data.skills, and counts what is left out of it."""
+    bank, evaluated = skills.read(config.data.skills), {normalise(problem.question) for problem in heldout}
+    others = bank.only(lambda item: item.question not in evaluated)
+    return {
+        "texts of data.skills learnt from problems to evaluate": len(bank.items) - len(others.items),
+        "texts of data.skills that fit no prompt": train_set.retrieve(others, count),
+    }
 
 
 def open_evaluation(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, dict[str, int]]:
@@ -175,9 +184,9 @@ def check_rows(config: Config, mesh: Mesh) -> None:
         )
 
 
-def token_tables(config: Config, tokenizer: Tokenizer, model: ModelConfig) -> dict[str, np.ndarray]:
+def token_tables(method: Method, tokenizer: Tokenizer, model: ModelConfig) -> dict[str, np.ndarray]:
     """What the method reads of the vocabulary, [V] by name; ids that the tokenizer does not have are 0 or False."""
-    made = {name: TABLES[name](tokenizer) for name in config.method.tables}
+    made = {name: TABLES[name](tokenizer) for name in method.tables}
     return {name: np.pad(table, (0, model.vocab_size - len(table))) for name, table in made.items()}
 
 

@@ -21,10 +21,14 @@ def of(config: Config) -> dict[str, str]:
     """
     data = config.data
     found = sources.own_files({"data.sources": data.sources, "data.benchmarks": data.benchmarks}, data.verifier)
-    banks = {data.skills for view in config.method.views(config.hp).values() if view.context == contexts.SKILLS}
-    return {name: verifiers.sha256(path) for name, path in found.items()} | {
-        path: skills.sha256(path) for path in banks
-    }
+    of_banks = {path: skills.sha256(path) for path in banks(config)}
+    return {name: verifiers.sha256(path) for name, path in found.items()} | of_banks
+
+
+def banks(config: Config) -> list[str]:
+    """The banks of skills that the method's teachers are shown: data.skills, or nothing."""
+    shown = {view.context for view in config.method.views(config.hp).values()}
+    return [config.data.skills] if contexts.SKILLS in shown else []
 
 
 def as_written(config: Config, mine: dict[str, str]) -> dict[str, Any]:

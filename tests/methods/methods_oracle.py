@@ -6,7 +6,7 @@ that a formula takes as a constant is computed from the weights that wrote the r
 
 import numpy as np
 import objective_oracle as oracle
-from batch_of_all_cases import KNOBS, REWARD, ROWS, G, M, R
+from batch_of_all_cases import FORMAT, KNOBS, REWARD, ROWS, G, M, R
 
 LOW, HIGH = 0.2, 0.2
 
@@ -22,7 +22,7 @@ def token_loss(name, hp, batch, hidden, high=HIGH, dual=0.0):
         for t in range(R):
             if weight is not None and weight[row, t]:
                 a = advantage[row, t]
-                gained = a * logp[row, t] if name == "opsd" else surrogate(a, ratio[row, t], high, dual)
+                gained = a * logp[row, t] if name in ("opsd", "sgsd") else surrogate(a, ratio[row, t], high, dual)
                 total[row, t] -= weight[row, t] * gained
             if kl is not None and kl[row, t]:
                 of_teacher = batch.logp(batch.teacher)[row, t]
@@ -74,6 +74,15 @@ def over(keep, divisor=None):
     for row in range(ROWS):
         count = sum(divisor[other].sum() for other in range(ROWS) if minibatch(other) == minibatch(row))
         out[row] = keep[row] / count if count else 0
+    return out
+
+
+def by_row(keep):
+    """Each kept token's share where every response that keeps any counts alike in its minibatch."""
+    out = np.zeros((ROWS, R))
+    for row in np.flatnonzero(keep.any(1)):
+        rows = sum(keep[other].any() for other in range(ROWS) if minibatch(other) == minibatch(row))
+        out[row] = keep[row] / (keep[row].sum() * rows)
     return out
 
 
@@ -195,6 +204,29 @@ def _rlcsd(hp, batch):
     return credit, over(keep & ~selected) + hp.eta * over(selected), None
 
 
+def opinions(hp, batch, view, similarity):
+    """Of each SGSD teacher that is shown something at each response: (k, row, its tokens, gaps, α, polarity)."""
+    shown, student = batch.shown[view], batch.drawn(batch.logp(batch.old))
+    teachers = [batch.drawn(logp) for logp in batch.of(view)]
+    for row in range(ROWS):
+        places = np.flatnonzero(batch.mask[row] & ~FORMAT[batch.tokens[row]])
+        part = np.where(shown[:, row], np.exp(similarity[:, row] / hp.retrieval_temperature), 0)
+        for k in np.flatnonzero(shown[:, row]) if len(places) else ():
+            gaps = teachers[k][row, places] - student[row, places]
+            support = np.clip(gaps, -hp.clip, hp.clip).mean()
+            agrees = (support > 0) == (REWARD[row] > 0)
+            yield k, row, places, gaps, part[k] / part.sum(), 0 if abs(support) <= hp.neutral else 1 if agrees else -1
+
+
+def sgsd(hp, batch, view="teacher", similarity=None):
+    """The weight of each token's log-probability, derived by hand, and the divisor."""
+    similarity = np.ones(batch.shown[view].shape) if similarity is None else similarity
+    credit = np.zeros((ROWS, R))
+    for _, row, places, gaps, share, polarity in opinions(hp, batch, view, similarity):
+        credit[row, places] += share * polarity * gaps / hp.tau / (1 + np.exp(gaps**2 / (2 * hp.tau)))
+    return credit, by_row(batch.mask & ~FORMAT[batch.tokens] & batch.shown[view].any(0)[:, None]), None
+
+
 SIGNALS = {
     "grpo": _grpo,
     "dapo": _grpo,
@@ -208,4 +240,5 @@ SIGNALS = {
     "rlrt": _rlrt,
     "antisd": _antisd,
     "rlcsd": _rlcsd,
+    "sgsd": sgsd,
 }
