@@ -192,8 +192,8 @@ def test_texts_that_fit_no_prompt_are_left_out_and_counted_and_too_few_are_refus
     )
     with pytest.raises(UserError, match=says + "expected at least 4 of each, as many as a teacher is shown"):
         kept.retrieve(found, 4)
-    with pytest.raises(UserError, match=": 0 skills and 0 mistakes .*_length = 150: "):
-        prompt_set(["4 * 8 is what?"], width=150).retrieve(found, 1)
+    with pytest.raises(UserError, match=": 0 skills and 0 mistakes .*_length = 260: "):
+        prompt_set(["4 * 8 is what?"], width=260).retrieve(found, 1)
 
 
 def test_a_pair_that_is_too_long_for_its_own_problem_is_not_shown(tmp_path):
