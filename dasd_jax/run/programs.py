@@ -114,8 +114,8 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int | None)
     knobs = dict.fromkeys(["step", "seed", "teacher_weight", "noise", *method.memory([], config.hp)], scalar)
     chosen = jax.ShapeDtypeStruct((_logged_rows(config, mesh, steps),), jnp.int32, sharding=named(mesh))
     table = jax.ShapeDtypeStruct((model.vocab_size,), jnp.bool_, sharding=named(mesh))
-    tables = dict.fromkeys(method.tables, table)
-    arguments = (state.teachers, prompts, shown, rollouts, outcomes, knobs, chosen, tables)
+    of_tokens = dict.fromkeys(method.tables, table)
+    arguments = (state.teachers, prompts, shown, rollouts, outcomes, knobs, chosen, of_tokens)
     if method.rollouts:
         read = sum(steps.views[name].count for name in steps.scored)
         yield Program(
