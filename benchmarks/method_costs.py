@@ -30,14 +30,15 @@ class Step(step_ratio.Step):
     """One step of a method, from rollouts that all share."""
 
     def __init__(self, method: str, fields: dict, mesh):
-        """Loads the model; teachers of siblings have a prompt for each rollout."""
+        """Loads the model; teachers of siblings have prompts for each rollout, those of skills several a problem."""
         super().__init__(method, mesh, problems=PROBLEMS, response=RESPONSE, layers=LAYERS)
         hp = METHODS[method].fields(**fields)
         self.config = dataclasses.replace(self.config, hp=hp)
         each = self.shown and next(iter(self.shown.values()))
         for name, view in self.config.views.items():
-            if contexts.per_rollout(contexts.kinds(("gym:chain_sum",), "answer", view.context)):
-                self.shown[name] = jax.tree.map(lambda x, k=view.count: _per_rollout(mesh, x, k), each)
+            kinds = contexts.kinds(("gym:chain_sum",), "answer", view.context)
+            axes = contexts.batch_shape(kinds, PROBLEMS, step_ratio.GROUP, view.count)
+            self.shown[name] = jax.tree.map(lambda x, axes=axes: _with_axes(mesh, x, axes), each)
         if self.config.views:
             self.knobs |= {name: self.knobs["step"] for name in METHODS[method].memory([], hp)}
 
@@ -47,10 +48,11 @@ class Step(step_ratio.Step):
         return program.memory_analysis().temp_size_in_bytes
 
 
-def _per_rollout(mesh, x: jax.Array, count: int) -> jax.Array:
-    """An array of problems [B, ...] as one of prompts for each rollout, [B, G, K, ...]."""
-    x = np.asarray(x)[:, None, None]
-    return put_rows(mesh, np.broadcast_to(x, (x.shape[0], step_ratio.GROUP, count, *x.shape[3:])).copy())
+def _with_axes(mesh, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """An array of problems [B, ...] as one of their prompts, [*axes, ...]."""
+    x = np.asarray(x)
+    rest = x.shape[1:]
+    return put_rows(mesh, np.broadcast_to(x.reshape(-1, *(1,) * (len(axes) - 1), *rest), (*axes, *rest)).copy())
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from dasd_jax.methods import METHODS
 from dasd_jax.objective.contract import Shape
 from dasd_jax.objective.surrogate import ClipRange
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
+from dasd_jax.run.setup import token_tables
 
 PROBLEMS, GROUP, PROMPT, TEACHER_PROMPT, RESPONSE, RUNS = 2, 8, 64, 96, 256, 2
 PARTS = ("sample", "score", "rescore", "update")
@@ -64,6 +65,7 @@ class Step:
         self.outcomes = put_rows(mesh, Outcomes(correct=rewards, reward=rewards, in_loss=rewards >= 0))
         self.seed, self.number, one = replicate(mesh, (np.int32(0), np.int32(0), np.float32(1)))
         self.knobs = {"step": one, "teacher_weight": one, "noise": one - one}
+        self.tables = replicate(mesh, token_tables(METHODS[method], self.tokenizer, model))
 
     def sample(self):
         """Rollouts that never stop."""
@@ -75,7 +77,8 @@ class Step:
     def score(self, rescore: bool = False):
         """The teacher for DASD, nothing but credit for GRPO; with `rescore` the student as well."""
         scored = (self.state.teachers, self.prompts, self.shown, self.written, self.outcomes, self.knobs)
-        self.experience, *rest = score_step(self.config, self.state.params, *scored, rescore=rescore)
+        more = {"rescore": rescore, "tables": self.tables}
+        self.experience, *rest = score_step(self.config, self.state.params, *scored, **more)
         return self.experience, rest
 
     def rescore(self):

@@ -19,7 +19,7 @@ from dasd_jax.config_files import shipped
 from dasd_jax.errors import UserError
 from dasd_jax.methods import METHODS
 
-_TINY = Path(__file__).with_name("tiny.jsonl")
+_TINY, _SKILLS = (Path(__file__).with_name(name) for name in ("tiny.jsonl", "skills.jsonl"))
 _GROUPS = {"rollout.problems": 32, "rollout.rollouts": 8, "optim.minibatches": 1}
 _SLOW = {"optim.learning_rate": 1e-6, "optim.schedule": "constant"}
 # arXiv 2503.14476: 512 × 16, 16 updates, 20,480 tokens whose last 4,096 are penalised, 20 batches of warm-up.
@@ -89,6 +89,7 @@ _OF_LORA = {
     "pw_opsd": "arXiv 2605.21606 trains LoRA adapters (learning rate 5e-6)",
     "ad_opsd": "arXiv 2607.10805 trains LoRA adapters (rank 64, learning rate 5e-6)",
     "purified_opsd": "arXiv 2607.02234 trains LoRA adapters (rank 64, learning rate 5e-6)",
+    "sgsd": "arXiv 2605.28791 trains LoRA adapters (rank 64, learning rate 5e-6, 16 prompts × 1, 1,024 tokens)",
 }
 
 
@@ -117,7 +118,8 @@ def get_config(arg=""):
 def tiny(method):
     """The random-weight model and the problems beside this file."""
     config = shipped(f"qwen_math:tiny,method={method}")
-    config.data.update({"sources": (f"jsonl:{_TINY}?verifier=checksum",), "privileged": "solution"})
+    sources = (f"jsonl:{_TINY}?verifier=checksum",)
+    config.data.update({"sources": sources, "privileged": "solution", "skills": str(_SKILLS)})
     config.rollout.update(
         {
             "problems": 4,
@@ -127,6 +129,10 @@ def tiny(method):
             "max_new_tokens": 24 if METHODS[method].rollouts else 96,  # the reference responses are longer
         }
     )
+    if "contexts" in config.objective:
+        # The bank's texts are longer than a solution, and what random weights make of them is near nothing.
+        config.objective.update({"contexts": 2, "neutral": 0.0})
+        config.rollout.teacher_prompt_length = 480
     # Hardly any response of random weights ends by itself.
     config.objective.truncated = "score"
     config.optim.schedule = "constant"

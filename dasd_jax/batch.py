@@ -32,14 +32,14 @@ class PromptBatch:
 class TeacherBatch:
     """Teacher prompts, which replace the student's prompts; built after verification.
 
-    One prompt per problem, or K per rollout if the context is made from rollouts. A teacher without context gets the
-    student's prompt, and the gap is 0.
+    One prompt per problem, K per problem if they are retrieved, or K per rollout if the context is made from rollouts;
+    in the shapes below G is 1 for the second. A teacher without context gets the student's prompt, and the gap is 0.
     """
 
     teacher_prompt: Array  # i32[B, Q] or [B, G, K, Q], left-padded
     teacher_prompt_mask: Array  # bool, likewise
     shown: Array  # bool[B] or [B, G, K], False if there is no context
-    weight: Array  # f32, shaped like shown: weight of each prompt, 1 unless a method retrieves contexts
+    weight: Array  # f32, shaped like shown: similarity by which each was retrieved, else 1
 
 
 @struct.dataclass

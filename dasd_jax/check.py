@@ -30,7 +30,7 @@ from dasd_jax.mesh import abstract_mesh, make_mesh
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.param_table import num_params
 from dasd_jax.model.presets import preset
-from dasd_jax.run import models, setup
+from dasd_jax.run import models, setup, user_files
 from dasd_jax.run.estimate import estimate
 from dasd_jax.run.programs import programs
 from dasd_jax.text.shown import shown
@@ -164,6 +164,7 @@ def show_problems(config: Config, machine: Machine, model: ModelConfig | None, t
     asked = config.run.eval_problems * max(1, len(data.benchmarks))
     if machine.away:
         elsewhere = absent(data.sources) + absent(data.benchmarks, "data.benchmarks")
+        elsewhere += [path for path in user_files.banks(config) if _missing(path, machine)]
     if elsewhere:
         print(f"not checked: problems and prompts: not on this machine: {', '.join(elsewhere)}")
         return asked
@@ -217,7 +218,8 @@ def show_prompts(config: Config, train: PromptSet, tokenizer: Tokenizer) -> None
             print(f"\n{title}: with responses of the run, which do not exist yet")
             continue
         shown_to = train.teacher_batch(batch.example_id, view.context, view.count, group=1)
-        _show_ids(title, shown_to.teacher_prompt[0][shown_to.teacher_prompt_mask[0]], tokenizer)
+        ids, mask = (x.reshape(-1, x.shape[-1])[0] for x in (shown_to.teacher_prompt, shown_to.teacher_prompt_mask))
+        _show_ids(title, ids[mask], tokenizer)
     if not config.method.rollouts:
         target, mask = train.target_batch(batch.example_id[:1])
         _show_ids("reference response", target[0][mask[0]], tokenizer)

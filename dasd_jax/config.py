@@ -81,6 +81,7 @@ class DataGroup(Fields):
     privileged: str = field("answer", one_of(*PRIVILEGED), "what a teacher is shown; sibling: a verified rollout")
     privileged_wording: str = field(wordings.DEFAULT, wordings.allowed("privileged_wording"), "how a context is shown")
     transition: str = field("default", wordings.allowed("transition"), "sentence after the context; default: its own")
+    skills: str = field("", anything("a .jsonl file or nothing"), "bank of skills and mistakes that a teacher is shown")
     verifier: str = field("", _JUDGES, "what judges responses; empty: math, or a task's own scorer")
     thinking: str = field("default", one_of("default", "on", "off"), "told to chat templates that know it")
     now: str = field("", MOMENT, "told to chat templates that ask for the date; empty: when the run starts")
@@ -256,7 +257,8 @@ class Config:
         data, rollout, run = self.data, self.rollout, self.run
         parts = self.optim.minibatches * self.optim.microbatches
         overlong, limit = self.objective.overlong_tokens, rollout.max_new_tokens
-        siblings = max((view.count for view in self.method.views(self.hp).values()), default=1)
+        views = self.method.views(self.hp).values()
+        siblings = max((view.count for view in views if "sibling" in view.context), default=1)
         for name, value, fits, expected in (
             ("data.sources", data.sources, data.sources, "at least one source"),
             ("data.heldout", data.heldout, data.heldout or data.benchmarks, "at least 1 problem, or data.benchmarks"),
@@ -304,8 +306,6 @@ class Config:
 
 
 GROUPS: dict[str, type[Fields]] = {name: kind for name, kind in get_type_hints(Config).items() if name != "hp"}
-
-
 SHARED = frozenset(each.name for each in dataclasses.fields(ObjectiveGroup))
 
 

@@ -31,6 +31,9 @@ from dasd_jax.text.prompts import CONTEXTS
 from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify.verifier import Verifier
 
+# Skills are retrieved for training problems.
+_CONTEXTS = tuple(name for name in CONTEXTS if name != "skills")
+
 
 def main(argv: list[str]) -> None:
     """The command."""
@@ -43,9 +46,9 @@ def main(argv: list[str]) -> None:
     flags.add_argument(
         "--context",
         default="",
-        choices=CONTEXTS,
+        choices=_CONTEXTS,
         metavar="NAME",
-        help=f"what the teacher is shown: {', '.join(CONTEXTS)} (default: data.privileged)",
+        help=f"what the teacher is shown: {', '.join(_CONTEXTS)} (default: data.privileged)",
     )
     hosts.add_flags(flags)
     command = cli.parse(flags, argv)

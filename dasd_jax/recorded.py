@@ -38,10 +38,10 @@ FROM_A_STEP = {
     "model.remat", "model.attention",
 }  # fmt: skip
 
-# A method's own numbers that decide which copies its teachers keep, or what its memory of earlier steps is.
+# A method's own numbers that decide which copies its teachers keep, which prompts they have, or what it remembers.
 REMEMBERED = {
     "objective.rate", "objective.refresh", "objective.wrong", "objective.measured_steps", "objective.off_below",
-    "objective.hold", "objective.look_ahead", "objective.discount", "objective.probe_weight",
+    "objective.contexts", "objective.hold", "objective.look_ahead", "objective.discount", "objective.probe_weight",
     "objective.entropy_target", "objective.entropy_weight", "objective.controller_rate", "objective.controller_batch",
     "objective.progress_steps",
 }  # fmt: skip
@@ -52,7 +52,8 @@ _LOST = {
     "model": "what its weights are, and are read and computed with",
     "data.verifier": "rewards that compare with those before",
     **dict.fromkeys(
-        ("data.privileged", "data.privileged_wording", "data.transition"), "a teacher that is shown the same"
+        ("data.privileged", "data.privileged_wording", "data.transition", "data.skills"),
+        "a teacher that is shown the same",
     ),
     "data": "its place in the data and the problems held out of it",
     "rollout": "its place in the data, and rewards and lengths that compare with those before",

@@ -144,7 +144,7 @@ def score(
     batches = put_rows(run.mesh, (collected.prompts, shown, collected.rollouts, collected.outcomes))
     copies = run.state.teachers if copies is None else copies
     knobs, chosen = run.on_devices(knobs), replicate(run.mesh, chosen)
-    return score_step(run.steps, run.state.params, copies, *batches, knobs, chosen, rescore)
+    return score_step(run.steps, run.state.params, copies, *batches, knobs, chosen, run.tables, rescore)
 
 
 def logged_rollouts(

@@ -15,7 +15,7 @@ LAUNCHERS = sorted((PACKAGE.parent / "launchers").rglob("*.py"))
 DOORS = {"cli", "config", "cost", "errors", "files", "recorded", "terminal"}  # what launchers may know of the package
 COMMANDS = {
     "train", "evaluate", "generate", "intervene", "check", "convert", "fetch", "prepare", "compile", "view", "report",
-    "marker_polarity", "export", "select",
+    "marker_polarity", "export", "select", "skills",
 }  # fmt: skip
 
 # What each room may import of the package, beside errors, fields, formats, batch, mesh and hosts, which everyone may.

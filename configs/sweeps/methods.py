@@ -4,8 +4,8 @@ python -m launchers.sweep --sweep=configs/sweeps/methods.py --config=configs/smo
 
 The config needs groups of at least 5, for the four wrong siblings that `rlcsd` shows its teacher.
 What a teacher is shown is the method's own default where it is a sibling, and otherwise data.privileged. Supervised
-fine-tuning is left out: it learns from references and not from rollouts. So is what needs solutions of its problems
-(`configs/sweeps/atesd.py`).
+fine-tuning is left out: it learns from references and not from rollouts. So are what needs solutions of its problems
+(`configs/sweeps/atesd.py`) and `sgsd`, which needs a bank of skills made for the problems (docs/data.md).
 """
 
 from configs.sweeps.common import each, grid, seeds
@@ -14,9 +14,9 @@ from dasd_jax.methods import METHODS
 
 def get_sweep():
     """51 points."""
-    names = [name for name, method in METHODS.items() if method.rollouts and not _needs_solutions(method)]
+    names = [name for name, method in METHODS.items() if method.rollouts and not _needs_more(method)]
     return grid(each("objective.method", names), seeds(3))
 
 
-def _needs_solutions(method):
-    return any(view.context == "partial_solution" for view in method.views(method.fields()).values())
+def _needs_more(method):
+    return any(view.context in ("partial_solution", "skills") for view in method.views(method.fields()).values())

@@ -5,6 +5,7 @@
     sibling                  correct responses from the rollout's group
     sibling_or_solution      the same, or the problem's solution where there is none
     wrong_siblings           incorrect responses from the rollout's group
+    skills                   the pairs of a skill and a mistake that are nearest to the problem (data/skills.py)
     none                     nothing: the student's own prompt
     other_problem            the default context of another problem of the batch
     without_problem          the default context alone, without the question
@@ -20,11 +21,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dasd_jax.data.skills import Pair
 from dasd_jax.data.sources import Problem, privileged_of
 from dasd_jax.text import prompts
 
 # Made from the group's responses, so that each rollout has its own.
 PER_ROLLOUT = frozenset(["sibling", "sibling_or_solution", "wrong_siblings"])
+
+SKILLS = "skills"  # K prompts a problem, retrieved when the run starts
 
 _OF_DEFAULT = ("", "other_problem", "without_problem")
 
@@ -78,13 +82,15 @@ def worded_as(shown: frozenset[str]) -> frozenset[str]:
 
 
 def batch_shape(shown: frozenset[str], problems: int, group: int, count: int) -> tuple[int, ...]:
-    """The leading axes of a TeacherBatch, before tokens: (B,) or (B, G, K).
+    """The leading axes of a TeacherBatch, before tokens: (B,), (B, 1, K) or (B, G, K).
 
     Raises:
         ValueError: `count` is not 1 although each problem has one prompt.
     """
     if per_rollout(shown):
         return problems, group, count
+    if SKILLS in shown:
+        return problems, 1, count
     if count != 1:
         raise ValueError(f"count {count}: expected 1 for context kinds {', '.join(sorted(shown))}, one per problem")
     return (problems,)
@@ -96,8 +102,8 @@ def may_be_missing(shown: frozenset[str], context: str) -> bool:
 
 
 def has(problem: Problem, kind: str) -> bool:
-    """Whether a problem has a text of this kind, or may have one once it is answered."""
-    return kind in PER_ROLLOUT or bool(_of_problem(problem, kind, alpha=1.0))
+    """Whether a problem has a text of this kind, or may have one that is not made from the problem."""
+    return kind == SKILLS or kind in PER_ROLLOUT or bool(_of_problem(problem, kind, alpha=1.0))
 
 
 def texts(
@@ -109,6 +115,7 @@ def texts(
     count: int,
     written: Written | None,
     alpha: float,
+    pairs: Sequence[Sequence[Pair]] = (),
 ) -> list[list[Text]]:
     """The texts shown to the teacher of each row, at most `count` per row.
 
@@ -119,6 +126,7 @@ def texts(
         group: rows per problem, problem-major: G, or 1 if no kind is made from rollouts.
         written: the rollouts of all rows, for kinds made from rollouts.
         alpha: the fraction of the solution that partial_solution shows, in [0, 1].
+        pairs: those of each problem, for kind skills.
     """
     shown_kinds = default_kinds if context in _OF_DEFAULT else [context] * len(problems)
     of_rollouts = {kind: siblings(written, kind, group, count) for kind in PER_ROLLOUT.intersection(shown_kinds)}
@@ -130,6 +138,9 @@ def texts(
             if kind == "sibling_or_solution":
                 found = [("sibling", text) for _, text in found] or _of_problem(problem, "solution", alpha)
             rows.append(found)
+        elif kind == SKILLS:
+            own = pairs[row // group][:count]
+            rows.append([(kind, prompts.skill_and_mistake(pair.skill, pair.mistake)) for pair in own])
         else:
             rows.append(_of_problem(problem, kind, alpha))
     return _of_other_problems(rows, problems, group) if context == "other_problem" else rows

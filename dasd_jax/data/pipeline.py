@@ -16,7 +16,7 @@ import grain
 import numpy as np
 
 from dasd_jax.batch import PromptBatch, TeacherBatch
-from dasd_jax.data import contexts
+from dasd_jax.data import contexts, skills
 from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
 from dasd_jax.text import prompts, wordings
@@ -209,6 +209,7 @@ class PromptSet(Prompts):
             raise UserError(f"{field}: all {len(problems)} problems were dropped: {', '.join(reasons)}")
         super().__init__(kept, student, student_width, tokenizer.pad_id)
         self._tokenizer, self._text = tokenizer, text
+        self._pairs: list[list[skills.Pair]] = []  # of each problem, from `retrieve`
         self._teacher_width, self._target_width = teacher_width, target_width
         self._teacher, self._target = (
             [np.asarray(ids, np.int32) for ids in sequences] for sequences in (teacher, targets)
@@ -239,6 +240,31 @@ class PromptSet(Prompts):
                     f"since the method shows its teacher context {context!r}"
                 )
 
+    def retrieve(self, bank: skills.Bank, count: int) -> int:
+        """Chooses the pairs of skills and mistakes that context skills shows the teacher of each problem.
+
+        Texts that not even the problem with the shortest prompt has room for are left out of the choice.
+
+        Args:
+            count: pairs of a problem, K.
+
+        Returns:
+            How many texts were left out.
+
+        Raises:
+            UserError: too few are left, or as `skills.nearest`.
+        """
+        shortest = min(range(len(self)), key=lambda index: len(self._student[index]))
+
+        def fits(item: skills.Item) -> bool:
+            ids = self._with_context(contexts.SKILLS, shortest, contexts.SKILLS, item.text)
+            return len(ids) <= self._teacher_width
+
+        fitting = bank.only(fits)
+        fitting.require(count, f"of no problem to evaluate fit rollout.teacher_prompt_length = {self._teacher_width}")
+        self._pairs = skills.nearest(fitting, [problem.question for problem in self.problems], count)
+        return len(bank.items) - len(fitting.items)
+
     def teacher_batch(
         self,
         example_id: np.ndarray,
@@ -256,14 +282,14 @@ class PromptSet(Prompts):
         Args:
             example_id: i32[B].
             context: one of `prompts.CONTEXTS`, or "" for the default.
-            count: prompts per rollout, K; 1 if the context is made from the problem.
+            count: prompts per rollout, or of skills per problem, K; 1 if the context is made from the problem.
             group: rollouts per problem, G.
             written: the B*G rollouts; may be None if the context is made from the problem.
             alpha: the fraction of the solution that partial_solution shows, in [0, 1].
 
         Returns:
             NumPy arrays. The prompt is i32[B, Q], or [B, G, K, Q] for all problems if any kind of the context is made
-            from rollouts; the config alone decides, see `contexts.kinds`.
+            from rollouts, or [B, 1, K, Q] of skills; the config alone decides, see `contexts.kinds`.
 
         Raises:
             ValueError: an unknown context, an alpha out of range, or a count above 1 with one prompt per problem.
@@ -272,7 +298,9 @@ class PromptSet(Prompts):
         group = math.prod(shape[1:2])
         problems = [self.problems[i] for i in example_id]
         default = [self._text.kind(problem) for problem in problems]
-        rows = contexts.texts(context, default, problems, group, count=count, written=written, alpha=alpha)
+        pairs = [self._pairs[i] for i in example_id] if context == contexts.SKILLS else []
+        given = {"count": count, "written": written, "alpha": alpha, "pairs": pairs}
+        rows = contexts.texts(context, default, problems, group, **given)
         # Cached: rollouts of a group are shown the same few texts.
         encode = functools.cache(functools.partial(self._with_context, context))
         shown, sequences = np.zeros((len(rows), count), np.bool_), []
@@ -285,7 +313,10 @@ class PromptSet(Prompts):
                     if len(with_context) <= self._teacher_width:
                         ids, shown[row, place] = with_context, True
                 sequences.append(ids)
-        return self._teacher_batch(sequences, shown.reshape(shape))
+        batch = self._teacher_batch(sequences, shown.reshape(shape))
+        for row, of_problem in enumerate(pairs):
+            batch.weight[row, 0, : len(of_problem)] = [pair.similarity for pair in of_problem]
+        return batch
 
     def blank_teacher_batch(
         self, example_id: np.ndarray, context: str = "", count: int = 1, *, group: int

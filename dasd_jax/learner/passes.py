@@ -110,10 +110,9 @@ def view_stats(config: StepConfig, stats: TokenStats, shown: dict[str, TeacherBa
 
 
 def _by_row(rollouts: int, x: Array) -> Array:
-    """One number a prompt of a teacher, [B] or [B, G, K] → [K, rows]."""
-    if x.ndim == 1:
-        return merge_rows(jnp.broadcast_to(x[:, None], (x.shape[0], rollouts)))[None]
-    return jnp.moveaxis(merge_rows(x), 1, 0)
+    """One number a prompt of a teacher, [B], [B, 1, K] or [B, G, K] → [K, rows]."""
+    x = x[:, None, None] if x.ndim == 1 else x
+    return jnp.moveaxis(merge_rows(jnp.broadcast_to(x, (x.shape[0], rollouts, x.shape[2]))), 1, 0)
 
 
 def of_one_width(prompts: PromptBatch, shown: dict[str, TeacherBatch]) -> tuple[PromptBatch, dict[str, TeacherBatch]]:

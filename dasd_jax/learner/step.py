@@ -67,6 +67,7 @@ def score_step(
     outcomes: Outcomes,
     knobs: dict[str, Array],
     chosen: Array | None = None,
+    tables: dict[str, Array] | None = None,
     rescore: bool = True,
 ) -> tuple[Experience, dict[str, Array], dict[str, Array], dict[str, Array]]:
     """Statistics of all views of every response token, and what the method makes of them and of the rewards.
@@ -77,6 +78,7 @@ def score_step(
         shown: the prompts of all of the method's views, by name.
         knobs: f32[] each, see `objective.contract.Scored`.
         chosen: i32[n], rows to be looked at more closely (learner/inspection.py); the shards of the rows divide n.
+        tables: [V] each, those of Method.tables; None where it names none.
         rescore: False: the student's log-probabilities and entropies are the sampler's own, which differ by rounding
             alone where both compute in float32; its divergences from the teachers are then unknown.
 
@@ -123,6 +125,7 @@ def score_step(
         reward=outcomes.reward,
         correct=outcomes.correct,
         views=passes.view_stats(config, stats, shown) if method.rollouts else {},
+        tables=tables or {},
         knobs=knobs,
     )
     for name in config.scored:

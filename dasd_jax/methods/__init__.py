@@ -19,6 +19,7 @@ from dasd_jax.methods import (
     rlsd,
     sdpo,
     sft,
+    sgsd,
     srpo,
 )
 from dasd_jax.objective.contract import Method
@@ -42,5 +43,6 @@ METHODS: dict[str, Method] = {
     "egrsd": egrsd.METHOD,
     "purified_opsd": purified_opsd.METHOD,
     "atesd": atesd.METHOD,
+    "sgsd": sgsd.METHOD,
     "sft": sft.METHOD,
 }

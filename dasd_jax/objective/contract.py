@@ -28,7 +28,7 @@ class View:
     """A teacher: what it is shown, and whose weights read it.
 
     Attributes:
-        context: a name in `data.contexts.CONTEXTS`; "" takes data.privileged.
+        context: a name in `text.prompts.CONTEXTS`; "" takes data.privileged.
         weights: live: in the signal the weights that wrote the rollouts, in a divergence the current ones |
             frozen: those that the run started from | ema: a moving average | snapshot: a copy made every few steps.
         rate: of ema: the student's share in each update of the average, in (0, 1).
@@ -76,7 +76,7 @@ class ViewStats:
     forward_kl: Array | None  # KL(teacher || student)
     reverse_kl: Array | None  # KL(student || teacher)
     shown: Array  # bool[K, rows], whether there was a context to show
-    weight: Array  # f32[K, rows], of each of the K contexts; 1 without retrieval
+    weight: Array  # f32[K, rows], similarity by which each of the K contexts was retrieved; 1 without retrieval
 
 
 @struct.dataclass
@@ -97,6 +97,7 @@ class Scored:
     # f32[] each, traced: "step", "seed" of the run, "teacher_weight", "noise" (nats of a gap that are rounding), and
     # Method.memory's.
     knobs: dict[str, Array]
+    tables: dict[str, Array] = struct.field(default_factory=dict)  # those of Method.tables, [V] each
 
 
 @struct.dataclass
@@ -180,6 +181,7 @@ class Method:
         scored: hp → names of the views whose statistics `signal` reads; others are read by the divergence alone.
         rescored: hp → whether `signal` cannot do without the divergences between student and teachers: the student is
             then scored in every step, and not only where the sampler's numbers are checked (run.rescore_every).
+        tables: names in `text.token_tables.TABLES` of what `signal` reads of every token of the vocabulary.
         surrogate: the policy-gradient term, `objective.surrogate.clipped` or `plain`.
         divergence: hp → the term over the whole vocabulary, or None.
         ratio_cap: the divergence of a token is multiplied by min(exp(logp - old logp), this), taken as a constant;
@@ -203,6 +205,7 @@ class Method:
     views: Callable[[Any], Mapping[str, View]] = lambda hp: {}
     scored: Callable[[Any], tuple[str, ...]] = lambda hp: ()
     rescored: Callable[[Any], bool] = lambda hp: False
+    tables: tuple[str, ...] = ()
     surrogate: Callable = clipped
     divergence: Callable[[Any], Divergence | None] = lambda hp: None
     ratio_cap: float = math.inf

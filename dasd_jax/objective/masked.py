@@ -6,12 +6,17 @@ import jax
 import jax.numpy as jnp
 
 from dasd_jax.batch import Array
-from dasd_jax.mesh import reshard
+from dasd_jax.mesh import reshard, spec
 
 
 def masked_mean(x: Array, mask: Array, axis=None) -> Array:
     """Mean of x where mask is True, 0 where nothing is; x may be anything, NaN too, where mask is False."""
     return jnp.sum(jnp.where(mask, x, 0.0), axis=axis) / jnp.maximum(jnp.sum(mask, axis=axis), 1)
+
+
+def looked_up(table: Array, tokens: Array) -> Array:
+    """What a table of the vocabulary says of each token: [V], i32[rows, R] → [rows, R]."""
+    return jnp.asarray(table).at[tokens].get(out_sharding=spec("rows", None))
 
 
 def row_quantile(x: Array, mask: Array, q: float) -> Array:

@@ -200,7 +200,7 @@ class Collector:
             )
             kinds = contexts.kinds(data.sources, data.privileged, view.context)
             if contexts.may_be_missing(kinds, view.context):
-                any_shown = batch.shown.any(axis=-1) if contexts.per_rollout(kinds) else batch.shown
+                any_shown = batch.shown.any(axis=-1) if batch.shown.ndim > 1 else batch.shown
                 metrics[f"{name}/blank_frac"] = float(1 - any_shown.mean())
         return batches, metrics
 

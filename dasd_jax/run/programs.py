@@ -114,7 +114,9 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int | None)
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=named(mesh))
     knobs = dict.fromkeys(["step", "seed", "teacher_weight", "noise", *method.memory([], config.hp)], scalar)
     chosen = jax.ShapeDtypeStruct((_logged_rows(config, mesh, steps),), jnp.int32, sharding=named(mesh))
-    arguments = (state.teachers, prompts, shown, rollouts, outcomes, knobs, chosen)
+    table = jax.ShapeDtypeStruct((model.vocab_size,), jnp.bool_, sharding=named(mesh))
+    of_tokens = dict.fromkeys(method.tables, table)
+    arguments = (state.teachers, prompts, shown, rollouts, outcomes, knobs, chosen, of_tokens)
     if method.rollouts:
         read = sum(steps.views[name].count for name in steps.scored)
         yield Program(

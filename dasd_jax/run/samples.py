@@ -113,13 +113,13 @@ def samples(
 
 def _prompts(batch: TeacherBatch, rows: np.ndarray, group: int) -> Prompt:
     """What a teacher reads before these rows; of K prompts the first."""
-    at = (rows // group,) if batch.shown.ndim == 1 else (rows // group, rows % group, 0)
+    at = (rows // group,) if batch.shown.ndim == 1 else (rows // group, rows % batch.shown.shape[1], 0)
     return batch.teacher_prompt[at], batch.teacher_prompt_mask[at]
 
 
 def _of_row(batch: TeacherBatch, row: int, group: int) -> list[Prompt]:
     """The prompts of a row's teacher: one, or K of its own."""
-    at = row // group if batch.shown.ndim == 1 else (row // group, row % group)
+    at = row // group if batch.shown.ndim == 1 else (row // group, row % batch.shown.shape[1])
     ids, mask = batch.teacher_prompt[at], batch.teacher_prompt_mask[at]
     return list(zip(np.atleast_2d(ids), np.atleast_2d(mask), strict=True))
 

@@ -5,10 +5,12 @@ from collections import Counter
 from collections.abc import Iterable
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from dasd_jax import hosts
 from dasd_jax.config import Config
+from dasd_jax.data import contexts, skills
 from dasd_jax.data.duplicates import normalise
 from dasd_jax.data.heldout import split_heldout
 from dasd_jax.data.pipeline import PromptSet, PromptText
@@ -17,10 +19,11 @@ from dasd_jax.errors import UserError
 from dasd_jax.learner.step_config import StepConfig
 from dasd_jax.mesh import row_shards
 from dasd_jax.model.config import ModelConfig
-from dasd_jax.objective.contract import Shape
+from dasd_jax.objective.contract import Method, Shape
 from dasd_jax.objective.surrogate import ClipRange
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import slots_that_fit
+from dasd_jax.text.token_tables import TABLES
 from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify import shipped
 
@@ -112,12 +115,24 @@ def open_prompts(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, Promp
     )
     for view in config.method.views(config.hp).values():
         train_set.check_context(view.context)
+        if view.context == contexts.SKILLS:
+            counts |= _retrieve(config, train_set, heldout, view.count)
     heldout_set = _evaluation_set(config, heldout, tokenizer, text)
     counts = {**counts, "training": len(train_set), "to evaluate": len(heldout_set)}
     for prompt_set in (train_set, heldout_set):
         for reason, count in prompt_set.dropped.items():
             counts[reason] = counts.get(reason, 0) + count
     return train_set, heldout_set, counts
+
+
+def _retrieve(config: Config, train_set: PromptSet, heldout: list[Problem], count: int) -> dict[str, int]:
+    """Chooses what teachers are shown of data.skills, and counts what is left out of it."""
+    bank, evaluated = skills.read(config.data.skills), {normalise(problem.question) for problem in heldout}
+    others = bank.only(lambda item: item.question not in evaluated)
+    return {
+        "texts of data.skills learnt from problems to evaluate": len(bank.items) - len(others.items),
+        "texts of data.skills that fit no prompt": train_set.retrieve(others, count),
+    }
 
 
 def open_evaluation(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, dict[str, int]]:
@@ -173,6 +188,12 @@ def check_rows(config: Config, mesh: Mesh) -> None:
             f"rollout.problems: {config.rollout.problems} in {parts} part(s) (optim.minibatches * optim.microbatches): "
             f"expected each to be a multiple of the {row_shards(mesh)} devices along mesh.data and mesh.fsdp"
         )
+
+
+def token_tables(method: Method, tokenizer: Tokenizer, model: ModelConfig) -> dict[str, np.ndarray]:
+    """What the method reads of the vocabulary, [V] by name; ids that the tokenizer does not have are 0 or False."""
+    made = {name: TABLES[name](tokenizer) for name in method.tables}
+    return {name: np.pad(table, (0, model.vocab_size - len(table))) for name, table in made.items()}
 
 
 def training_sampling(config: Config, tokenizer: Tokenizer) -> Sampling:

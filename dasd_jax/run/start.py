@@ -23,6 +23,7 @@ from dasd_jax.mesh import replicate, row_shards
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.param_table import num_params
 from dasd_jax.objective.contract import NOISE
+from dasd_jax.objective.surrogate import plain
 from dasd_jax.recorded import Change
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import bytes_a_device
@@ -52,6 +53,7 @@ class Run:
     model: ModelConfig
     state: TrainState
     steps: StepConfig
+    tables: dict[str, Array]  # of Method.tables
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     collector: Collector
@@ -171,6 +173,7 @@ def start(
         model=model,
         state=state,
         steps=setup.step_config(config, model, mesh),
+        tables=replicate(mesh, setup.token_tables(config.method, tokenizer, model)),
         optimizer=optimizer,
         schedule=make_schedule(config.optim, planned),
         collector=Collector(config, mesh, model, tokenizer, sampling, prompts, journal),
@@ -236,6 +239,11 @@ def _introduce(run: Run, counts: dict[str, int], rows: int) -> None:
         say(
             f"warning: the teacher's weights are copied every {every} steps, and run.steps is {config.run.steps}: "
             "they stay those of the start"
+        )
+    if config.method.surrogate is plain and not config.method.divergence(config.hp) and config.optim.minibatches > 1:
+        say(
+            f"warning: optim.minibatches = {config.optim.minibatches}: without a ratio the gradient of method "
+            f"{config.objective.method} is exact in the first of them alone"
         )
     graded = bool(config.objective.overlong_tokens) or any(is_own(problem.scorer) for problem in run.prompts.problems)
     if notice := config.method.notice(config.hp, config.rollout.rollouts, graded):

@@ -8,7 +8,7 @@ from typing import Any
 
 from dasd_jax import files
 from dasd_jax.config import FILES, Config
-from dasd_jax.data import sources, verifiers
+from dasd_jax.data import contexts, skills, sources, verifiers
 from dasd_jax.errors import UserError
 from dasd_jax.recorded import NAME
 
@@ -21,7 +21,14 @@ def of(config: Config) -> dict[str, str]:
     """
     data = config.data
     found = sources.own_files({"data.sources": data.sources, "data.benchmarks": data.benchmarks}, data.verifier)
-    return {name: verifiers.sha256(path) for name, path in found.items()}
+    of_banks = {path: skills.sha256(path) for path in banks(config)}
+    return {name: verifiers.sha256(path) for name, path in found.items()} | of_banks
+
+
+def banks(config: Config) -> list[str]:
+    """The banks of skills that the method's teachers are shown: data.skills, or nothing."""
+    shown = {view.context for view in config.method.views(config.hp).values()}
+    return [config.data.skills] if contexts.SKILLS in shown else []
 
 
 def as_written(config: Config, mine: dict[str, str]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ CONTEXTS = (
     "sibling_or_solution",
     "partial_solution",
     "wrong_siblings",
+    "skills",
     "none",
     "other_problem",
     "without_problem",
@@ -95,6 +96,11 @@ def teacher_messages(
 def partial_solution(beginning: str, answer: str) -> str:
     """The text of context kind partial_solution: the beginning of a solution, verbatim, and its answer."""
     return f"{beginning}\n\nFinal answer: {answer}"
+
+
+def skill_and_mistake(skill: str, mistake: str) -> str:
+    """The text of context kind skills: one of each, verbatim."""
+    return f"What helps:\n{skill}\n\nWhat goes wrong:\n{mistake}"
 
 
 def format_answer(answer: str, style: str) -> str:

@@ -28,7 +28,7 @@ INSTRUCTIONS = {
 }
 
 # The kinds of context that a teacher is shown; data/contexts.py defines how each is made.
-KINDS = ("answer", "solution", "hint", "sibling", "partial_solution", "wrong_siblings")
+KINDS = ("answer", "solution", "hint", "sibling", "partial_solution", "wrong_siblings", "skills")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Wording:
 # The teacher scores tokens of a student that has not seen the context. Without this instruction it expects a reply that
 # quotes the context and assigns low probability to an independent solution.
 _USE = "Use it to reach the right answer in your own steps, and do not mention that you were given it."
+_APPLY = "Use what applies here, reach the right answer in your own steps, and do not mention that you were given it."
 _AVOID = "Avoid its mistake, reach the right answer in your own steps, and do not mention that you were given it."
 
 DASD = Wording(
@@ -61,23 +62,25 @@ DASD = Wording(
             "Here is the beginning of a correct solution to this problem, and its final answer:\n{context}"
         ),
         "wrong_siblings": "Here is an attempt at this problem that reached a wrong answer:\n{context}",
+        # Retrieved by likeness: it may have nothing to do with the problem.
+        "skills": "Here is what other problems have taught; it may not apply to this one:\n{context}",
     },
-    {**dict.fromkeys(KINDS, _USE), "wrong_siblings": _AVOID},
+    {**dict.fromkeys(KINDS, _USE), "wrong_siblings": _AVOID, "skills": _APPLY},
 )
 
 
 def _of_solutions(context: str, transition: str) -> Wording:
-    """A published wording of solutions for every kind: with other nouns, and for wrong siblings our own words."""
+    """A published wording of solutions for every kind: with other nouns, and where none fits our own words."""
     nouns = {"answer": "answer", "hint": "hint", "partial_solution": "partial solution"}
 
-    def of_kinds(text: str, wrong: str) -> dict[str, str]:
+    def of_kinds(text: str, own: Mapping[str, str]) -> dict[str, str]:
         with_nouns = {}
         for kind in KINDS:
             noun = nouns.get(kind, "solution")
             with_nouns[kind] = text.replace("solution", noun).replace("Solution", noun.capitalize())
-        return {**with_nouns, "wrong_siblings": wrong}
+        return with_nouns | {kind: own[kind] for kind in ("wrong_siblings", "skills")}
 
-    return Wording(of_kinds(context, DASD.contexts["wrong_siblings"]), of_kinds(transition, _AVOID))
+    return Wording(of_kinds(context, DASD.contexts), of_kinds(transition, DASD.transitions))
 
 
 DEFAULT = "dasd"

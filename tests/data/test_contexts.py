@@ -9,6 +9,7 @@ import pytest
 from dasd_jax.data import contexts
 from dasd_jax.data.contexts import Written
 from dasd_jax.data.pipeline import PromptSet, PromptText
+from dasd_jax.data.skills import KINDS, Bank, Item
 from dasd_jax.data.sources import Problem, load_problems
 from dasd_jax.errors import UserError
 from dasd_jax.text.prompts import CONTEXTS
@@ -209,16 +210,19 @@ def test_the_config_alone_decides_the_layout_that_the_data_have(privileged, cont
     specs = (*GYM, f"jsonl:{path}{privileged}")
     of_default = context in ("", "other_problem", "without_problem")
     of_rollouts = "sibling" in context or (of_default and "sibling" in privileged)
-    expected = (2, G, 1) if of_rollouts else (2,)
+    expected = (2, G, 1) if of_rollouts else (2, 1, 1) if context == "skills" else (2,)
     assert contexts.batch_shape(contexts.kinds(specs, "answer", context), 2, G, count=1) == expected
     kept = prompt_set(load_problems(specs)[0], dataclasses.replace(TEXT, sources=specs), teacher_width=WIDTH)
+    if context == "skills":
+        kept.retrieve(Bank("b", tuple(Item(kind, "count on", "", None) for kind in KINDS), {}), 1)
     for ids in (np.array([0, 1]), np.array([3, 4])):
         rollouts = written(["a", "b", "c", "d"] * 2, [1, 0, 1, 0] * 2)
         batch = kept.teacher_batch(ids, context, group=G, written=rollouts)
         blank = kept.blank_teacher_batch(ids, context, group=G)
         for made in (batch, blank):
             assert made.shown.shape == made.weight.shape == made.teacher_prompt.shape[:-1] == expected
-            assert (made.shown.dtype, made.weight.dtype) == (np.bool_, np.float32) and (made.weight == 1).all()
+            assert (made.shown.dtype, made.weight.dtype) == (np.bool_, np.float32)
+            assert (made.weight == 1).all() or (context == "skills" and (made.weight >= 0).all())
 
 
 def test_a_mistaken_spec_is_named_without_loading_it():

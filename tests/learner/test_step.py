@@ -187,7 +187,7 @@ def test_the_samplers_own_numbers_stand_for_the_students(method, mesh):
     parts = put_rows(mesh, (prompts, views, rollouts.replace(**jax.device_get(own)), outcomes))
     knobs = {"step": np.float32(1), "teacher_weight": np.float32(1), "noise": np.float32(0)}
     chosen = replicate(mesh, np.array([0, 3], np.int32))
-    again, logged_again, metrics_again, states = score_step(steps, params, {}, *parts, knobs, chosen, False)
+    again, logged_again, metrics_again, states = score_step(steps, params, {}, *parts, knobs, chosen, rescore=False)
     assert_trees_close(again, experience, rtol=1e-5, atol=1e-6)
     assert_trees_close(logged_again, logged, rtol=1e-5, atol=1e-6)
     assert states.keys() == set(steps.scored)

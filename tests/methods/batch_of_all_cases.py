@@ -15,6 +15,7 @@ SHAPE = Shape(rollouts=G, minibatches=M, max_new_tokens=R)
 LENGTHS = np.array([6, 1, 0, 4, 3, 5, 6, 2, 5, 6, 4, 6, 2, 6, 5, 3])
 REWARD = np.array([1, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 0, 0, 0], np.float64)
 OUT_OF_LOSS = 9
+FORMAT = np.arange(V) % 7 == 3  # tokens that are form and not content
 KNOBS = {
     "step": 8.0,
     "seed": 0.0,
@@ -97,6 +98,7 @@ class Batch:
             entropy=(-(np.exp(s) * s).sum(-1)).astype(np.float32),
             reward=REWARD.astype(np.float32),
             correct=REWARD.astype(np.float32),
+            tables={"format": FORMAT},
             views={name: self.view(name) for name in ("teacher", "wrong")} | {"reference": self.unscored("reference")},
             knobs={name: np.float32(value) for name, value in KNOBS.items()},
         ).replace(**changes)

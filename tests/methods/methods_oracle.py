@@ -6,7 +6,7 @@ that a formula takes as a constant is computed from the weights that wrote the r
 
 import numpy as np
 import objective_oracle as oracle
-from batch_of_all_cases import KNOBS, REWARD, ROWS, G, M, R
+from batch_of_all_cases import FORMAT, KNOBS, REWARD, ROWS, G, M, R
 
 LOW, HIGH = 0.2, 0.2
 
@@ -24,7 +24,7 @@ def token_loss(name, hp, batch, hidden, high=HIGH, dual=0.0):
         for t in range(R):
             if weight is not None and weight[row, t]:
                 a = advantage[row, t]
-                gained = a * logp[row, t] if name == "opsd" else surrogate(a, ratio[row, t], high, dual)
+                gained = a * logp[row, t] if name in ("opsd", "sgsd") else surrogate(a, ratio[row, t], high, dual)
                 total[row, t] -= weight[row, t] * gained
             if kl is not None and kl[row, t]:
                 factor = min(constants[row, t], 2.0) if name in ("sdpo", "srpo") else 1.0
@@ -97,6 +97,15 @@ def over(keep, divisor=None):
     for row in range(ROWS):
         count = sum(divisor[other].sum() for other in range(ROWS) if minibatch(other) == minibatch(row))
         out[row] = keep[row] / count if count else 0
+    return out
+
+
+def by_row(keep):
+    """Each kept token's share where every response that keeps any counts alike in its minibatch."""
+    out = np.zeros((ROWS, R))
+    for row in np.flatnonzero(keep.any(1)):
+        rows = sum(keep[other].any() for other in range(ROWS) if minibatch(other) == minibatch(row))
+        out[row] = keep[row] / (keep[row].sum() * rows)
     return out
 
 
@@ -268,6 +277,29 @@ def _purified_opsd(hp, batch):
     return None, None, over(batch.mask & (batch.shown["teacher"][0] & batch.shown["reference"][0])[:, None])
 
 
+def opinions(hp, batch, view, similarity):
+    """Of each SGSD teacher that is shown something at each response: (k, row, its tokens, gaps, α, polarity)."""
+    shown, student = batch.shown[view], batch.drawn(batch.logp(batch.old))
+    teachers = [batch.drawn(logp) for logp in batch.of(view)]
+    for row in range(ROWS):
+        places = np.flatnonzero(batch.mask[row] & ~FORMAT[batch.tokens[row]])
+        part = np.where(shown[:, row], np.exp(similarity[:, row] / hp.retrieval_temperature), 0)
+        for k in np.flatnonzero(shown[:, row]) if len(places) else ():
+            gaps = teachers[k][row, places] - student[row, places]
+            support = np.clip(gaps, -hp.clip, hp.clip).mean()
+            agrees = (support > 0) == (REWARD[row] > 0)
+            yield k, row, places, gaps, part[k] / part.sum(), 0 if abs(support) <= hp.neutral else 1 if agrees else -1
+
+
+def sgsd(hp, batch, view="teacher", similarity=None):
+    """The weight of each token's log-probability, derived by hand, and the divisor."""
+    similarity = np.ones(batch.shown[view].shape) if similarity is None else similarity
+    credit = np.zeros((ROWS, R))
+    for _, row, places, gaps, share, polarity in opinions(hp, batch, view, similarity):
+        credit[row, places] += share * polarity * gaps / hp.tau / (1 + np.exp(gaps**2 / (2 * hp.tau)))
+    return credit, by_row(batch.mask & ~FORMAT[batch.tokens] & batch.shown[view].any(0)[:, None]), None
+
+
 SIGNALS = {
     "grpo": _grpo,
     "dapo": _grpo,
@@ -287,4 +319,5 @@ SIGNALS = {
     "egrsd": _egrsd,
     "purified_opsd": _purified_opsd,
     "atesd": _atesd,
+    "sgsd": sgsd,
 }

@@ -45,6 +45,7 @@ CASES = [
     ("egrsd", {"lookahead": 2}),
     ("egrsd", {"floor": 0.0, "quantile": 0.5, "eps": 0.4}),
     ("purified_opsd", {"b": 0.3, "bound": 0.7, "beta": 1.5}),
+    ("sgsd", {"tau": 0.2, "clip": 0.3, "neutral": 0.0}),
     ("dasd", {"route": "flip_low", "gate": "inverse", "beta": 0.5}),
 ]
 IDS = [" ".join([name, *(f"{field}={value}" for field, value in fields.items())]) for name, fields in CASES]
@@ -472,8 +473,11 @@ def test_eight_devices_make_the_signal_of_one(name, fields, mesh, mesh8):
     method, hp = made(name, **fields)
     scored = Batch().scored()
     # So many problems that each device has whole ones of every minibatch.
-    whole = jax.tree.map(lambda x: np.concatenate([x] * 4) if np.ndim(x) else x, scored.replace(views={}))
-    whole = whole.replace(views=jax.tree.map(lambda x: np.concatenate([x] * 4, axis=1), scored.views))
+    by_row = scored.replace(views={}, tables={})
+    whole = jax.tree.map(lambda x: np.concatenate([x] * 4) if np.ndim(x) else x, by_row)
+    whole = whole.replace(
+        tables=scored.tables, views=jax.tree.map(lambda x: np.concatenate([x] * 4, axis=1), scored.views)
+    )
     found = []
     for where in (mesh, mesh8):
         with jax.set_mesh(where):

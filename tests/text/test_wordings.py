@@ -97,6 +97,10 @@ AS_BEFORE = {
         "Here is an attempt at this problem that reached a wrong answer:\nC\n\nAvoid its mistake, reach the right "
         "answer in your own steps, and do not mention that you were given it."
     ),
+    "skills": (
+        "Here is what other problems have taught; it may not apply to this one:\nC\n\nUse what applies here, reach the "
+        "right answer in your own steps, and do not mention that you were given it."
+    ),
 }
 
 
