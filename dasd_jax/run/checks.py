@@ -15,20 +15,22 @@ _FLOAT32 = 1e-5  # nats; what float32 may leave between two paddings
 def sampler_agrees(config: Config, step: int, metrics: dict[str, float]) -> None:
     """Refuses an update from rollouts whose log-probabilities the score pass does not confirm.
 
-    Never on the largest gap: one token in thousands may sit on a rounding edge.
+    Rollouts in int8 have limits of their own. Never on the largest gap: one token in thousands may sit on a rounding
+    edge.
 
     Raises:
         TrainingError: the 99.9th percentile of the gap is too large, or the mean: larger than its field says and than
             three times what rounding alone makes.
     """
-    rounding = _NOISES * metrics.get(NOISE, 0.0)
-    for name, least in (("logp_gap_mean", rounding), ("logp_gap_p999", 0.0)):
-        gap, limit = metrics.get(f"policy/{name}", 0.0), getattr(config.guards, f"{name}_max")
+    rounding, rollout = _NOISES * metrics.get(NOISE, 0.0), config.rollout
+    remedy = "rollout.weights and rollout.cache to compute" if rollout.in_int8 else "model.compute_dtype to float32"
+    for name, least in (("mean", rounding), ("p999", 0.0)):
+        field = f"{rollout.gap_levels}_{name}_max"
+        gap, limit = metrics.get(f"policy/logp_gap_{name}", 0.0), getattr(config.guards, field)
         if not gap <= max(limit, least):
             raise TrainingError(
-                f"step {step}: policy/{name} is {gap:.4g} nats > guards.{name}_max = {limit}: "
-                "sampler and score pass disagree, nothing was updated. "
-                "Set model.compute_dtype to float32 in a new --workdir"
+                f"step {step}: policy/logp_gap_{name} is {gap:.4g} nats > guards.{field} = {limit}: "
+                f"sampler and score pass disagree, nothing was updated. Set {remedy} in a new --workdir"
             )
 
 

@@ -100,7 +100,7 @@ def evaluate(
         What `summary` says of all answers.
     """
     size = problems_at_a_time(rows, sampling.rollouts, mesh)
-    answers, params = list(known), relayout(model, params)
+    answers, params = list(known), relayout(model, params, sampling.weights)
     for batch, live in prompts.in_order(size, example_ids[len(known) :]):
         written, _ = rollout(
             model, sampling, params, put_rows(mesh, batch), *replicate(mesh, (jnp.int32(seed),)), "eval", jnp.int32(0)
