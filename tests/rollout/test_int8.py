@@ -1,12 +1,14 @@
 """Rollouts in int8: decoding against a pass over whole sequences with the same rounding, and what must not matter."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_sampler import PLAIN, SKEWED, prompts
+from tiny import SMALL, TINY, command
 
 from dasd_jax.mesh import put_rows, replicate
 from dasd_jax.model import param_table, transformer
@@ -157,6 +159,25 @@ def test_each_of_both_is_rounded_where_it_is_asked_for_and_changes_what_is_recor
     assert ("xi8>" in text) == bool(off)
     # qwen3_tiny: 2 layers, 4 key heads of 16; prompts of 6 cached tokens, responses of 10.
     assert ("tensor<2x4x4x6x16xi8>" in text) == ("tensor<2x12x4x10x16xi8>" in text) == (sampling.cache == "int8")
+
+
+def test_a_run_samples_in_int8_and_goes_on_without_the_weights(tmp_path, monkeypatch, capsys):
+    """Two steps with truncated importance weights; a third without them warns. Evaluations are not in int8."""
+    train, workdir = command(monkeypatch), tmp_path / "run"
+    flags = [TINY, f"--workdir={workdir}", *(f"--config.{each}" for each in SMALL)]
+    flags += [f"--config.rollout.{name}=int8" for name in INT8] + ["--config.run.checkpoint_every=2"]
+    assert train(*flags, "--config.run.steps=2", "--config.objective.tis=2") == 0
+    first = capsys.readouterr().out
+    assert train(*flags, "--config.run.steps=3") == 0
+    second = capsys.readouterr().out
+    assert "warning: rollouts are in int8 and objective.tis is 0" in second and "in int8" not in first
+    assert "from step 3 on: objective.tis 2.0 → 0.0" in second
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for line in lines[1:]:
+        assert 1e-5 < line["policy/logp_gap_mean"] < 0.1
+        assert ("policy/tis_mean" in line) == (line["step"] < 3)
+        assert abs(line.get("policy/tis_mean", 1) - 1) < 0.01
+        assert "policy/row_ratio_dropped_frac" not in line
 
 
 def test_what_is_recorded_differs_from_the_compute_dtype_by_the_rounding(mesh):
