@@ -41,6 +41,8 @@ def corrected(
         (signal, f32[] each: policy/tis_mean, the mean weight, and policy/tis_capped_frac, the share of tokens at the
         cap; policy/row_ratio_dropped_frac, the share of rows left out).
     """
+    if correction == Correction():
+        return signal, {}
     gap, metrics = jnp.where(mask, logp - sampled_logp, 0.0), {}
     if correction.cap:
         ratio = jnp.exp(gap)
