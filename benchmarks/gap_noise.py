@@ -90,7 +90,7 @@ class Scorer:
             part = order[start : start + how.problems]
             rows = (part[:, None] * group + np.arange(group)).reshape(-1)
             arrays = tokens[part], mask[part], self.rollouts.response[rows], self.rollouts.response_mask[rows]
-            found[:, rows] = fetch(_score(steps, self._params, *put_rows(self._mesh, arrays)))
+            found[:, rows] = fetch(score_rows(steps, self._params, *put_rows(self._mesh, arrays)))
         return found[0], found[1]
 
 
@@ -101,7 +101,8 @@ def _computed_in(dtype: str, model: ModelConfig) -> ModelConfig:
 
 
 @partial(jax.jit, static_argnums=0)
-def _score(steps: StepConfig, params, prompt, prompt_mask, response, response_mask):
+def score_rows(steps: StepConfig, params, prompt, prompt_mask, response, response_mask):
+    """(log-probability, entropy) of response tokens in nats, f32[rows, R]."""
     outputs = passes.outputs(steps, params, prompt, prompt_mask, response, response_mask)
     chunk = steps.chunk(len(response))
     stats = token_stats(outputs, (), response, temperature=steps.temperature, chunk=chunk)

@@ -211,6 +211,12 @@ def _copies(teachers: dict[str, int]) -> str:
     return f"Copies of the weights for teachers, a chip, part of `beside` or `arguments`: {sizes}."
 
 
+def _in_int8(batch: dict[str, Any]) -> str:
+    """What rollouts are rounded to, where it is not the compute dtype."""
+    names = [name for name in ("weights", "cache") if batch[name] == "int8"]
+    return f" Rollouts with {' and '.join(names)} in int8." if names else ""
+
+
 def title(report: dict[str, Any]) -> str:
     """What is compiled for what."""
     return f"{report['config']} on {report['topology']}: {report['chips']} chips"
@@ -223,7 +229,7 @@ def about(report: dict[str, Any]) -> str:
     return (
         f"{report['parameters'] / 1e9:.2f} B parameters; mesh {mesh}; {batch['problems']} × {batch['rollouts']} "
         f"responses of up to {batch['max_new_tokens']:,} tokens, {batch['microbatches']} microbatch(es); "
-        f"{chip['hbm'] / _GIB:.2f} GiB a chip. {_copies(report['teachers'])}"
+        f"{chip['hbm'] / _GIB:.2f} GiB a chip. {_copies(report['teachers'])}{_in_int8(batch)}"
     )
 
 

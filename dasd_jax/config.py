@@ -28,6 +28,7 @@ from dasd_jax.fields import (
     require,
     span,
 )
+from dasd_jax.guard_fields import GuardsGroup
 from dasd_jax.mesh import MeshConfig
 from dasd_jax.methods import METHODS
 from dasd_jax.objective.contract import Method
@@ -42,11 +43,11 @@ _SPECS = anything("gym:TASK?field=value, jsonl:FILE, parquet:FILE or tfds:DIR")
 _ONCE = Range(lambda specs: len(set(specs)) == len(specs), "each benchmark once")
 _DTYPES = ("float32", "bfloat16")
 _REMATS = ("auto", "none", "dots", "full")
+_ROUNDED = ("compute", "int8")
 _KERNELS = ("auto", "xla", "splash", "cudnn")
-_DUAL = Range(lambda value: value == 0 or value > 1, "0 (off) or more than 1")
+_RATIO = Range(lambda value: value == 0 or value > 1, "0 (off) or more than 1")
 _SHARE = Range(lambda value: 0 < value <= 1, "a number in (0, 1]")
 _DECAY = Range(lambda value: 0 <= value < 1, "0 or more, less than 1")
-_LEVEL = at_least(0, off=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +120,21 @@ class RolloutGroup(Fields):
     top_p: float = field(1.0, exactly(1.0, "in training"), "as for top_k")
     resample: int = field(0, at_least(0, "batches", off=True), "more a step, to replace groups of equal rewards")
     slots: int = field(0, at_least(0), "rows that a device decodes at a time; 0: as many as fit")
+    weights: str = field("compute", one_of(*_ROUNDED), "that sample: in model.compute_dtype or int8 (docs/numerics.md)")
+    cache: str = field("compute", one_of(*_ROUNDED), "keys and values while sampling: in model.compute_dtype or int8")
     verifier_workers: int = field(8, span(1, 1024, "processes"), "processes that score answers")
     verifier_deadline_s: float = field(5.0, span(0.05, 3600, "seconds"), "CPU time an answer; more is wrong")
     verifier_memory_mb: int = field(2048, span(512, 2**20, "MiB"), "address space of a verifier process")
+
+    @property
+    def in_int8(self) -> bool:
+        """Whether responses are sampled in a coarser arithmetic than they are scored in."""
+        return "int8" in (self.weights, self.cache)
+
+    @property
+    def gap_levels(self) -> str:
+        """How the levels of the gap between sampler and score pass begin, in the group `guards`."""
+        return "int8_gap" if self.in_int8 else "logp_gap"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +146,9 @@ class ObjectiveGroup(Fields):
     method: str = field("dasd", one_of(*METHODS), "how a token's credit is computed; docs/methods.md")
     clip_low: float = field(0.2, inside(0, 1), "ratios below 1 - clip_low stop counting")
     clip_high: float = field(0.2, above(0), "ratios above 1 + clip_high stop counting")
-    clip_dual: float = field(0.0, _DUAL, "bound of ratios of A < 0")
+    clip_dual: float = field(0.0, _RATIO, "bound of ratios of A < 0")
+    tis: float = field(0.0, _RATIO, "cap of a token's weight p(score pass) / p(sampler); 2 for int8 rollouts")
+    row_ratio_max: float = field(0.0, _RATIO, "rows with a geometric mean of it above this or below 1/this drop out")
     truncated: str = field("zero", one_of("zero", "score", "drop_from_loss"), "what an unfinished response is worth")
     overlong_tokens: int = field(0, at_least(0, "tokens", off=True), "before the limit, over which up to ½ is deducted")
     token_chunk: int = field(1024, at_least(1, "tokens"), "tokens a device whose logits exist at one time")
@@ -156,41 +171,6 @@ class OptimGroup(Fields):
     moment_dtype: str = field("float32", one_of(*_DTYPES), "of Adam's first moment")
     minibatches: int = field(4, at_least(1), "optimiser steps a rollout batch; divides rollout.problems")
     microbatches: int = field(1, at_least(1), "parts of a minibatch whose gradients are summed, to save memory")
-
-
-@dataclasses.dataclass(frozen=True)
-class GuardsGroup(Fields):
-    """When a run warns of its own numbers, and when it stops; a level of 0 is off (docs/reliability.md)."""
-
-    group: ClassVar[str] = "guards"
-
-    window: int = field(5, at_least(1), "steps whose means the guards below look at")
-    on_collapse: str = field("stop", one_of("stop", "anneal"), "at a stop level: stop, or halve the teacher's weight")
-    entropy_warn: float = field(0.05, _LEVEL, "nats a token; warns when the policy's mean entropy is below this")
-    entropy_stop: float = field(0.005, _LEVEL, "nats a token; acts as `on_collapse` says below this")
-    length_warn: float = field(0.25, _LEVEL, "share of the mean length at step 1; warns below this")
-    length_stop: float = field(0.05, _LEVEL, "share of the length at step 1; acts as `on_collapse` says below this")
-    tail_warn: float = field(2.0, _LEVEL, "95th percentile of the lengths over that of step 1; warns above this")
-    tail_stop: float = field(0.0, _LEVEL, "the same; acts as `on_collapse` says above this")
-    repetition_warn: float = field(0.5, _LEVEL, "share of 4-grams that a response already holds; warns above this")
-    repetition_stop: float = field(0.9, _LEVEL, "share of repeated 4-grams; acts as `on_collapse` says above this")
-    repel_kl_warn: float = field(5.0, _LEVEL, "nats, KL(student || teacher) of repelled tokens; warns above this")
-    repel_kl_stop: float = field(0.0, _LEVEL, "nats, the same KL; acts as `on_collapse` says above this")
-    arm_warn: float = field(0.01, _LEVEL, "share of the router's mass in its weaker arm; warns below this")
-    arm_stop: float = field(0.0, _LEVEL, "share in the weaker arm; acts as `on_collapse` says below this")
-    signal_noise_warn: float = field(3.0, _LEVEL, "gap/mean_abs over gap/noise_mean_abs; warns below this")
-    signal_noise_stop: float = field(0.0, _LEVEL, "gap/mean_abs over its noise; acts as `on_collapse` says below this")
-    blank_warn: float = field(0.9, _LEVEL, "share of rollouts whose teacher is shown nothing; warns above this")
-    blank_stop: float = field(0.0, _LEVEL, "the same share; acts as `on_collapse` says above this")
-    teacher_kl_warn: float = field(2.0, _LEVEL, "nats a token, KL(student || teacher); warns above this")
-    teacher_kl_stop: float = field(0.0, _LEVEL, "the same KL; acts as `on_collapse` says above this")
-    equal_rewards_warn: float = field(10.0, _LEVEL, "steps in a row whose groups have equal rewards; warns above this")
-    equal_rewards_stop: float = field(0.0, _LEVEL, "steps in a row whose groups have equal rewards; stops above this")
-    logp_gap_mean_warn: float = field(0.01, _LEVEL, "nats, mean |sampler - score pass|; warns above this")
-    logp_gap_mean_max: float = field(0.02, above(0, "nats"), "the same of one step; stops before its update above this")
-    logp_gap_p999_max: float = field(0.5, above(0, "nats"), "99.9th percentile of one step; stops before its update")
-    skipped_steps_stop: int = field(3, at_least(1), "steps in a row with an update that was not finite; stops at this")
-    empty_steps_stop: int = field(10, at_least(1), "steps in a row with nothing in the loss; stops at this")
 
 
 @dataclasses.dataclass(frozen=True)

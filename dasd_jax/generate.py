@@ -66,7 +66,7 @@ def stream(
     tokens, mask = left_pad([ids], -(-len(ids) // _PROMPT_BUCKET) * _PROMPT_BUCKET, tokenizer.pad_id)
     mesh = jax.sharding.get_mesh()
     prompts = replicate(mesh, PromptBatch(tokens, mask, np.zeros(1, np.int32)))
-    params = sampler.relayout(model, params)
+    params = sampler.relayout(model, params, sampling.weights)
     keys = sampler.row_keys(seed, "generate", jnp.int32(0), prompts.example_id, 1)
 
     def on_one_device(function):

@@ -35,6 +35,7 @@ FROM_A_STEP = {
     "run.steps", "run.noise_every", "run.rescore_every", "guards.on_collapse", "optim.learning_rate", "optim.schedule",
     "optim.warmup_steps", "optim.weight_decay", "optim.eps", "optim.grad_clip", "optim.microbatches",
     "objective.clip_low", "objective.clip_high", "objective.clip_dual", "objective.token_chunk", "rollout.slots",
+    "objective.tis", "objective.row_ratio_max", "rollout.weights", "rollout.cache",
     "model.remat", "model.attention",
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from dasd_jax.batch import Array
 from dasd_jax.mesh import spec
+from dasd_jax.quantised import Quantised
 
 # TPUs multiply float32 in bfloat16 at the default precision; bfloat16 inputs are not affected.
 EXACT = jax.lax.Precision.HIGHEST
@@ -19,12 +20,14 @@ EXACT = jax.lax.Precision.HIGHEST
 product = partial(jnp.einsum, precision=EXACT, preferred_element_type=jnp.float32)
 
 
-def logits(hidden: Array, unembed: Array, temperature: float, out_sharding=None) -> Array:
+def logits(hidden: Array, unembed: Array | Quantised, temperature: float, out_sharding=None) -> Array:
     """hidden · unembedᵀ / temperature: [rows, S, D], [V, D] → f32[rows, S, V].
 
     A float32 hidden state is not rounded to a bfloat16 unembedding: it enters as a sum of two bfloat16 parts, which
     hold 16 of its 24 bits.
     """
+    if isinstance(unembed, Quantised):
+        return logits(hidden, unembed.unscaled, temperature, out_sharding) * unembed.scale
     times = partial(product, "rsd,vd->rsv", out_sharding=out_sharding)
     if hidden.dtype == unembed.dtype:
         return times(hidden, unembed) / temperature
@@ -34,12 +37,12 @@ def logits(hidden: Array, unembed: Array, temperature: float, out_sharding=None)
     return sum(times(part, unembed) for part in parts) / temperature
 
 
-def log_probs(hidden: Array, unembed: Array, temperature: float) -> Array:
+def log_probs(hidden: Array, unembed: Array | Quantised, temperature: float) -> Array:
     """Log-probabilities of the next token: log_softmax(hidden · unembedᵀ / temperature).
 
     Args:
         hidden: f32[rows, S, D], after the final norm.
-        unembed: [V, D] in the compute dtype.
+        unembed: [V, D] in the compute dtype, or quantised with a scale for each word.
         temperature: positive.
 
     Returns:
@@ -48,7 +51,7 @@ def log_probs(hidden: Array, unembed: Array, temperature: float) -> Array:
     return log_probs_and_norm(hidden, unembed, temperature)[0]
 
 
-def log_probs_and_norm(hidden: Array, unembed: Array, temperature: float) -> tuple[Array, Array]:
+def log_probs_and_norm(hidden: Array, unembed: Array | Quantised, temperature: float) -> tuple[Array, Array]:
     """`log_probs`, and the log-normaliser f32[rows, S]: logits minus log-probabilities."""
     z = logits(hidden, unembed, temperature, out_sharding=spec("rows", None, "vocab"))
     return jax.nn.log_softmax(z, axis=-1), jax.nn.logsumexp(z, axis=-1)

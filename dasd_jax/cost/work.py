@@ -7,6 +7,8 @@ in the backward pass (model.remat) is not included. A backward pass counts as tw
 import dataclasses
 import math
 
+import jax.numpy as jnp
+
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.param_table import table
 
@@ -46,6 +48,7 @@ def _visible(model: ModelConfig, first: int, count: int) -> int:
     return full + (sliding * of_layer(model.window) if sliding else 0)
 
 
-def cache_bytes(model: ModelConfig, item: int) -> int:
-    """Bytes of one token's keys and values in all layers, at `item` bytes per element."""
-    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * item
+def cache_bytes(model: ModelConfig, kind: str = "compute") -> int:
+    """Bytes of one token's keys and values in all layers: in the compute dtype, or int8 with a scale for each head."""
+    head = model.head_dim + 4 if kind == "int8" else model.head_dim * jnp.dtype(model.compute_dtype).itemsize
+    return 2 * model.num_layers * model.num_kv_heads * head

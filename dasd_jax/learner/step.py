@@ -22,6 +22,7 @@ from dasd_jax.learner.inspection import gap_name
 from dasd_jax.learner.step_config import StepConfig
 from dasd_jax.mesh import merge_rows, reshard, split_rows
 from dasd_jax.objective.contract import Method, Scored, Signal
+from dasd_jax.objective.correction import corrected
 from dasd_jax.objective.masked import masked_mean, pooled_quantile, pooled_quantiles
 from dasd_jax.objective.surrogate import ClipRange
 from dasd_jax.objective.token_stats import TokenStats, token_logp, token_logp_and_divergence
@@ -137,6 +138,9 @@ def score_step(
             metrics[f"{gap}/forward_kl"] = masked_mean(view.forward_kl[0], mask)
             metrics[f"{gap}/reverse_kl"] = masked_mean(view.reverse_kl[0], mask)
     signal = method.signal(scored, config.shape, config.hp)
+    if method.rollouts:
+        signal, of_correction = corrected(signal, stats.logp, rollouts.sampled_logp, mask, config.correction)
+        metrics |= of_correction
     divergence = method.divergence(config.hp)
     experience = Experience(
         prompts=prompts,

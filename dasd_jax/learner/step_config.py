@@ -5,6 +5,7 @@ from typing import Any
 
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.objective.contract import Method, Shape, View
+from dasd_jax.objective.correction import Correction
 from dasd_jax.objective.surrogate import ClipRange
 
 
@@ -21,6 +22,7 @@ class StepConfig:
     microbatches: int  # parts of a minibatch
     token_chunk: int  # tokens a device whose logits exist at one time
     row_shards: int  # devices that share the rows, for the size of a chunk
+    correction: Correction = Correction()
     width_tile: int = 128  # tokens; shorter widths than R are multiples of it, by default a TPU's lanes
 
     def widths(self, longest: int) -> tuple[int, ...]:

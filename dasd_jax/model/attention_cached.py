@@ -7,6 +7,7 @@ from flax import struct
 from dasd_jax.batch import Array
 from dasd_jax.mesh import spec
 from dasd_jax.model.attention import MASKED
+from dasd_jax.quantised import Quantised
 from dasd_jax.vocab import EXACT
 
 # Cached columns that are read at a time: small blocks cost more iterations, large ones read more masked columns.
@@ -18,13 +19,14 @@ class Span:
     """Cached keys and values, and what each row sees of one layer of them.
 
     Attributes:
-        keys, values: [L, n, K, T, H]; each of the n sequences is shared by rows/n consecutive rows.
+        keys, values: [L, n, K, T, H]; each of the n sequences is shared by rows/n consecutive rows. Where they are
+            quantised, they are so for each token and head.
         layer: i32[], the index into L.
         first, last: i32[rows]; a row sees the columns first ≤ t < last.
     """
 
-    keys: Array
-    values: Array
+    keys: Array | Quantised
+    values: Array | Quantised
     layer: Array | int
     first: Array
     last: Array
@@ -75,29 +77,40 @@ def _block(query: Array, span: Span, new: Array | int, size: int, sums):
     count, _, columns, width = span.keys.shape[1:]
     # A last block that would reach beyond the end overlaps with the one before, whose columns are masked.
     start = jnp.minimum(new, columns - size)
-    keys, values = (
-        jax.lax.dynamic_slice(x, (span.layer, 0, 0, start, 0), (1, *x.shape[1:3], size, width))[0]
-        for x in (span.keys, span.values)
-    )
+
+    def columns_of(x: Array) -> Array:
+        at, sizes = (span.layer, 0, 0, start, 0), (1, *x.shape[1:3], size, *x.shape[4:])
+        return jax.lax.dynamic_slice(x, at[: x.ndim], sizes)[0]
+
+    keys, values = jax.tree.map(columns_of, (span.keys, span.values))
     place = start + jnp.arange(size, dtype=jnp.int32)
     seen = (place >= jnp.maximum(span.first, new)[:, None]) & (place < span.last[:, None])
     seen = seen[:, None, None, :]
-    scores = _by_row(_product(_by_key(query, count), keys, contract=3), query.shape[0])
+    scores = _by_row(_scaled(_product(_by_key(query, count), keys, contract=3), keys), query.shape[0])
     scores = jnp.where(seen, scores * width**-0.5, MASKED)
 
     top, total, mixed = sums
     new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
     kept = jnp.exp(top - new_top)
     weights = jnp.where(seen, jnp.exp(scores - new_top[..., None]), 0.0)
-    added = _by_row(_product(_by_key(weights.astype(values.dtype), count), values, contract=2), query.shape[0])
+    mixing = weights if isinstance(values, Quantised) else weights.astype(values.dtype)  # rounded once
+    mixing = _scaled(_by_key(mixing, count), values).astype(values.dtype)
+    added = _by_row(_product(mixing, values, contract=2), query.shape[0])
     return new_top, total * kept + jnp.sum(weights, axis=-1), mixed * kept[..., None] + added
 
 
-def _product(rows: Array, cached: Array, contract: int) -> Array:
-    """rows [n, K, q, ·] times cached [n, K, T, H], contracted over H (3) or T (2): f32[n, K, q, ·].
+def _scaled(x: Array, cached: Array | Quantised) -> Array:
+    """x [n, K, q, T] times the scale of each cached column, if it has one."""
+    return x * cached.scale[:, :, None] if isinstance(cached, Quantised) else x
+
+
+def _product(rows: Array, cached: Array | Quantised, contract: int) -> Array:
+    """rows [n, K, q, ·] times cached [n, K, T, H] without its scales, contracted over H (3) or T (2): f32[n, K, q, ·].
 
     Not an einsum, which would swap the operands into an order for which XLA has no fast product on CPU.
     """
+    if isinstance(cached, Quantised):
+        cached = cached.unscaled
     dimensions = (((3,), (contract,)), ((0, 1), (0, 1)))
     return jax.lax.dot_general(rows, cached, dimensions, precision=EXACT, preferred_element_type=jnp.float32)
 

@@ -6,19 +6,20 @@ from flax import struct
 
 from dasd_jax.batch import Array
 from dasd_jax.mesh import per_device, spec
+from dasd_jax.quantised import Quantised, quantise, quantise_like
 
 _AXES = (None, "rows", "heads", None, None)
 
 
 @struct.dataclass
 class Segment:
-    """Keys and values of n token sequences, in the compute dtype.
+    """Keys and values of n token sequences, in the compute dtype or in int8 with a scale for each token and head.
 
     [L, n, K, T, H] each, or a tuple of L arrays [1, n, K, T, H] where layers are not stacked (`for_decoding`).
     """
 
-    key: Array | tuple[Array, ...]
-    value: Array | tuple[Array, ...]
+    key: Array | Quantised | tuple[Array | Quantised, ...]
+    value: Array | Quantised | tuple[Array | Quantised, ...]
     length: Array  # i32[n], valid tokens: at the right end of a prompt, at the left end of a response
 
     @property
@@ -35,17 +36,23 @@ class KVCache:
     response: Segment | None = None
 
 
+def quantised(cache: KVCache) -> KVCache:
+    """The same prompts in int8; what is made of them by the functions below is so too, and `decode` writes it so."""
+    key, value = jax.tree.map(lambda part: quantise(part, -1), (cache.prompt.key, cache.prompt.value))
+    return cache.replace(prompt=cache.prompt.replace(key=key, value=value))
+
+
 def open_response(cache: KVCache, rollouts: int, width: int) -> KVCache:
     """The cache with an empty response segment of `width` tokens for `rollouts` rows per prompt, ready for `decode`."""
     prompt = cache.prompt
-    blank = jax.tree.map(lambda key: _blank(key, key.shape[1] * rollouts, width), prompt.key)
+    blank = jax.tree.map(lambda part: _blank(part, part.shape[1] * rollouts, width), prompt.key)
     length = jnp.zeros((prompt.length.shape[0] * rollouts,), jnp.int32, out_sharding=spec("rows"))
     return cache.replace(response=Segment(blank, blank, length))
 
 
 def own_prompts(cache: KVCache, rows: int) -> KVCache:
     """An empty cache in which each of `rows` rows has a prompt of its own, to be filled by `take_prompt`."""
-    blank = jax.tree.map(lambda key: _blank(key, rows, key.shape[3]), cache.prompt.key)
+    blank = jax.tree.map(lambda part: _blank(part, rows, part.shape[3]), cache.prompt.key)
     return KVCache(Segment(blank, blank, jnp.zeros((rows,), jnp.int32, out_sharding=spec("rows"))))
 
 
@@ -93,12 +100,17 @@ def write_token(whole, index, new: Array, place: Array):
         rows = jnp.arange(place.shape[0])
         return whole.at[index, rows, :, place].set(new, unique_indices=True, mode="drop")
 
-    # Per device: JAX otherwise refuses a scatter into a sharded array, or gathers the array first.
-    in_axes = (_AXES, (), ("rows", "heads", None), ("rows",))
-    return per_device(write, in_axes, _AXES)(whole, jnp.int32(index), new, place)
+    def write_part(whole: Array, new: Array) -> Array:
+        # Per device: JAX otherwise refuses a scatter into a sharded array, or gathers the array first.
+        axes = _AXES[: whole.ndim]
+        in_axes = (axes, (), ("rows", "heads", None)[: new.ndim], ("rows",))
+        return per_device(write, in_axes, axes)(whole, jnp.int32(index), new, place)
+
+    return jax.tree.map(write_part, whole, quantise_like(new, whole))
 
 
-def _blank(key: Array, rows: int, columns: int) -> Array:
-    """Zeros for keys or values of `rows` sequences of `columns` tokens, in the layers, heads and dtype of `key`."""
-    layers, _, kv_heads, _, head_dim = key.shape
-    return jnp.zeros((layers, rows, kv_heads, columns, head_dim), key.dtype, out_sharding=spec(*_AXES))
+def _blank(part: Array, rows: int, columns: int) -> Array:
+    """Zeros for `rows` sequences of `columns` tokens, in the layers, heads and dtype of keys, values or scales."""
+    layers, _, kv_heads, _, *head_dim = part.shape
+    shape = (layers, rows, kv_heads, columns, *head_dim)
+    return jnp.zeros(shape, part.dtype, out_sharding=spec(*_AXES[: part.ndim]))

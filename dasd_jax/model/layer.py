@@ -16,6 +16,7 @@ from dasd_jax.mesh import TRAIN, gather, spec
 from dasd_jax.model import param_table
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.rope import rotate
+from dasd_jax.quantised import Quantised, quantise
 from dasd_jax.vocab import EXACT
 
 
@@ -25,7 +26,7 @@ def apply_layer(
     """The residual stream f32[rows, S, D] after one layer, and the second result of `attention`.
 
     Args:
-        weights: one layer's, from `table` or from `join_weights`.
+        weights: one layer's, from `table`, `join_weights` or `quantise_weights`.
         rope: from `rope_table`.
         attention: (query f32[rows, S, N, H], key and value f32[rows, S, K, H]) → ([rows, S, N, H], anything).
     """
@@ -87,7 +88,7 @@ def _gated(gate_up: Array, dtype: jnp.dtype) -> Array:
     return stored(gate_up)
 
 
-def _project(x: Array, weight: Array) -> Array:
+def _project(x: Array, weight: Array | Quantised) -> Array:
     """A product with output width D, summed over the devices of the tensor axis.
 
     Each of several devices sends its part of the sum in the dtype of the weight: half the bytes of float32.
@@ -96,15 +97,20 @@ def _project(x: Array, weight: Array) -> Array:
     return _product("rsf,fd->rsd", x, weight, spec("rows", None, None), jnp.float32 if alone else weight.dtype)
 
 
-def _product(equation: str, x: Array, weight: Array, out_sharding=None, result: jnp.dtype = jnp.float32) -> Array:
+def _product(
+    equation: str, x: Array, weight: Array | Quantised, out_sharding=None, result: jnp.dtype = jnp.float32
+) -> Array:
     """einsum of x, rounded to the dtype of the weight, and the weight: f32, summed in float32 on each device.
 
     The backward pass is that of an einsum in the dtype of the weight: by JAX's own rule for a float32 result its
     products would have one float32 argument, which a TPU multiplies at a fraction of its speed.
 
     Args:
+        weight: where it is quantised, in decoding, the product is multiplied by its scales.
         result: dtype to which a device rounds its sum.
     """
+    if isinstance(weight, Quantised):
+        return _product(equation, x, weight.unscaled, out_sharding, result) * weight.scale
     narrow = partial(jnp.einsum, equation, precision=EXACT, out_sharding=out_sharding)
     if weight.dtype == jnp.float32:
         return narrow(x, weight)
@@ -153,6 +159,15 @@ def join_weights(config: ModelConfig, weights: Params, rules: dict) -> Params:
     shape = (*rest["o"].shape[:-3], config.num_heads * config.head_dim, config.width)
     joined["o"] = jax.lax.reshape(rest.pop("o"), shape, out_sharding=spec(*lead, "heads", "embed", rules=rules))
     return rest | joined
+
+
+# The axis of a joined matrix that its product sums over.
+_SUMMED = {"qkv": -4, "gate_up": -3, "o": -2, "down": -2}
+
+
+def quantise_weights(joined: Params) -> Params:
+    """The result of `join_weights` with its matrices in int8 and a scale for each output; norms and biases stay."""
+    return joined | {name: quantise(joined[name], axis) for name, axis in _SUMMED.items()}
 
 
 def _by_kv_head(config: ModelConfig, lead: tuple, rules: dict, query: Array, key: Array, value: Array) -> Array:

@@ -12,7 +12,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from dasd_jax.batch import Params
-from dasd_jax.mesh import TRAIN, check_divides, named, reshard
+from dasd_jax.mesh import ROLLOUT, TRAIN, check_divides, named, reshard
 from dasd_jax.model.config import ModelConfig
 
 
@@ -133,6 +133,25 @@ def abstract(config: ModelConfig, mesh: Mesh, rules: dict = TRAIN, dtype: str = 
         shapes,
         is_leaf=lambda x: not isinstance(x, dict),
     )
+
+
+def decoding(config: ModelConfig, mesh: Mesh, weights: str = "compute") -> tuple[Params, Params]:
+    """What a rollout reads, abstract: the parameters in the layout for decoding, and the scales of those in int8.
+
+    Args:
+        weights: compute | int8, as for `transformer.for_decoding`.
+    """
+    if weights != "int8":
+        return abstract(config, mesh, ROLLOUT, config.compute_dtype), {}
+    scales = {}
+    for path, leaf in table(config).items():
+        if leaf.matrix:
+            # One for each output of a product: the dimensions that it sums over are left out.
+            outputs = slice(1, 1 + leaf.inputs) if leaf.inputs else slice(1, None)
+            shape, axes = list(leaf.shape), list(leaf.axes)
+            del shape[outputs], axes[outputs]
+            scales[path] = jax.ShapeDtypeStruct(shape, "float32", sharding=named(mesh, *axes, rules=ROLLOUT))
+    return abstract(config, mesh, ROLLOUT, "int8"), tree(scales)
 
 
 def init(config: ModelConfig, mesh: Mesh, seed: int) -> Params:

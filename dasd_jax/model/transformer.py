@@ -22,9 +22,10 @@ from dasd_jax.model.attention import RESULT, Prompts, attend
 from dasd_jax.model.attention_cached import Span, attend_cached
 from dasd_jax.model.cache import KVCache, Segment, layer_of, write_token
 from dasd_jax.model.config import ModelConfig
-from dasd_jax.model.layer import apply_layer, gather_weights, join_weights, rms_norm
+from dasd_jax.model.layer import apply_layer, gather_weights, join_weights, quantise_weights, rms_norm
 from dasd_jax.model.layout import join_rollouts, repeat_rows, split_rollouts
 from dasd_jax.model.rope import rope_table
+from dasd_jax.quantised import Quantised, quantise
 
 
 def prompt_positions(mask: Array) -> Array:
@@ -119,14 +120,21 @@ def response_hidden(
     return rms_norm(config, hidden, params["final_norm"])
 
 
-def for_decoding(config: ModelConfig, params: Params) -> Params:
+def for_decoding(config: ModelConfig, params: Params, weights: str = "compute") -> Params:
     """Parameters laid out for a loop that reads all of them for every token, inside a jitted program.
 
     In the compute dtype, gathered over the model width, weights with the same input joined. With `config.unroll` the
     layers are a tuple instead of a stack, since on CPU XLA copies a layer out of its stack before each product.
+
+    Args:
+        weights: compute | int8: every matrix in int8, with a scale for each output of its product, the embedding with
+            one for each word.
     """
     params = param_table.relayout(config, params, ROLLOUT)
     layers = join_weights(config, params["layers"], ROLLOUT)
+    if weights == "int8":
+        params = params | {name: quantise(params[name], -1) for name in ("embed", "unembed") if name in params}
+        layers = quantise_weights(layers)
     if config.unroll:
         layers = tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(config.num_layers))
     return params | {"layers": layers}
@@ -190,9 +198,14 @@ def decode(config: ModelConfig, params: Params, token: Array, live: Array, cache
     return rms_norm(config, x, params["final_norm"])[:, 0], cache.replace(response=response)
 
 
-def unembedding(config: ModelConfig, params: Params) -> Array:
-    """The [V, D] matrix in the compute dtype, gathered over fsdp once for a whole pass over the vocabulary."""
+def unembedding(config: ModelConfig, params: Params) -> Array | Quantised:
+    """The [V, D] matrix in the compute dtype, gathered over fsdp once for a whole pass over the vocabulary.
+
+    Quantised where the parameters are, from `for_decoding`.
+    """
     name = "embed" if config.tied else "unembed"
+    if isinstance(params[name], Quantised):
+        return params[name]
     return gather(param_table.rounded(config, name, params[name]), "vocab", "embed")
 
 
@@ -211,9 +224,16 @@ def unembed(config: ModelConfig, params: Params, hidden: Array) -> Array:
 
 def embed(params: Params, tokens: Array) -> Array:
     """The first residual stream, f32[rows, S, D]."""
+    table = params["embed"]
+    if isinstance(table, Quantised):
+        return _of_tokens(table.values, tokens).astype(jnp.float32) * _of_tokens(table.scale, tokens)[..., None]
+    return _of_tokens(gather(table, "vocab", "embed"), tokens).astype(jnp.float32)
+
+
+def _of_tokens(table: Array, tokens: Array) -> Array:
+    """[V, ...], i32[rows, S] → [rows, S, ...]."""
     # JAX wants an explicit result layout for indexing along the split axis of the vocabulary.
-    found = gather(params["embed"], "vocab", "embed").at[tokens].get(out_sharding=spec("rows", None, None))
-    return found.astype(jnp.float32)
+    return table.at[tokens].get(out_sharding=spec("rows", *(None,) * table.ndim))
 
 
 def _remat(config: ModelConfig, layer: Callable) -> Callable:

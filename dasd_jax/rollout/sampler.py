@@ -15,7 +15,7 @@ from dasd_jax import vocab
 from dasd_jax.batch import Array, Params, PromptBatch, RolloutBatch
 from dasd_jax.mesh import per_shard, reshard
 from dasd_jax.model import transformer
-from dasd_jax.model.cache import KVCache, open_response, own_prompts, take_prompt
+from dasd_jax.model.cache import KVCache, open_response, own_prompts, quantised, take_prompt
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.layout import repeat_rows
 
@@ -37,6 +37,8 @@ class Sampling:
     top_p: float = 1.0  # keep the smallest set of most likely tokens with this mass
     slots: int = 0  # rows that a shard decodes at a time; 0: all its rows
     refill_at: int = 1  # number of free slots that triggers a refill
+    weights: str = "compute"  # compute | int8, what `relayout` makes of the matrices
+    cache: str = "compute"  # compute | int8, how keys and values are kept
 
     def slots_of(self, rows: int) -> int:
         """Slots of a shard with this many rows."""
@@ -92,7 +94,7 @@ def row_keys(seed: int, purpose: str, step: Array, example_id: Array, rollouts: 
 
 
 # Parameters in the layout for decoding: a separate program, run once for all rollouts with these parameters.
-relayout = jax.jit(transformer.for_decoding, static_argnums=0)
+relayout = jax.jit(transformer.for_decoding, static_argnums=(0, 2))
 
 
 @partial(jax.jit, static_argnames=("config", "sampling", "purpose"))
@@ -139,9 +141,14 @@ class Queue:
 
 
 def open_queue(config: ModelConfig, sampling: Sampling, params: Params, prompts: PromptBatch, keys: Array) -> Queue:
-    """Prefills each prompt once for its G rollouts; params come from `relayout`."""
+    """Prefills each prompt once for its G rollouts; params come from `relayout`.
+
+    The tokens of a prompt see each other's keys and values as they are; what is cached of them is rounded.
+    """
     tokens, mask = prompts.student_prompt[:, :-1], prompts.student_prompt_mask[:, :-1]
     _, cache = transformer.forward(config, params, tokens, transformer.prompt_positions(mask), mask)
+    if sampling.cache == "int8":
+        cache = quantised(cache)
     return Queue(cache, prompts.student_prompt[:, -1], keys)
 
 

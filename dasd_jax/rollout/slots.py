@@ -49,16 +49,16 @@ def rollout_bytes(model: ModelConfig, sampling: Sampling, mesh: Mesh, problems: 
         prompt_width: tokens, P.
     """
     item, tensor = jnp.dtype(model.compute_dtype).itemsize, mesh.shape[ROLLOUT["heads"]]
-    leaves = param_table.abstract(model, mesh, ROLLOUT, model.compute_dtype)
+    leaves, scales = param_table.decoding(model, mesh, sampling.weights)
     joined = {name: leaves["layers"][name] for name in ("gate", "up")}  # exist separately while they are fused
-    token = cache_bytes(model, item) // tensor
+    token, computed = (cache_bytes(model, kind) // tensor for kind in (sampling.cache, "compute"))
     widest = max(4 * model.width, 3 * model.ff // tensor)  # width of one layer's activations
     return RolloutBytes(
-        weights=bytes_a_device(leaves) + bytes_a_device(joined),
+        weights=bytes_a_device([leaves, scales, joined]),
         prompt=prompt_width * token,
         row=sampling.max_new_tokens * token + _DRAW_ARRAYS * 4 * model.vocab_size // tensor,
         records=problems * sampling.rollouts * sampling.max_new_tokens * 8,
-        prefill=problems * prompt_width * (token + widest * item),
+        prefill=problems * prompt_width * (computed + widest * item),
     )
 
 

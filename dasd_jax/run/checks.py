@@ -16,30 +16,32 @@ def rescored(config: Config, step: int) -> bool:
     """Whether the score pass computes the student again in a step, or the sampler's own numbers stand.
 
     By the number of the step, so that a resumed run does the same. In float32 the two differ by rounding alone, which
-    is checked in step 1 and every `run.rescore_every` steps; in bfloat16 they differ by more.
+    is checked in step 1 and every `run.rescore_every` steps; in bfloat16 and int8 they differ by more.
     """
-    needed = config.model.compute_dtype != "float32" or config.method.rescored(config.hp)
+    alike = config.model.compute_dtype == "float32" and not config.rollout.in_int8
+    needed = not alike or config.method.rescored(config.hp)
     return needed or any((step - 1) % every == 0 for every in (config.run.rescore_every, config.run.noise_every))
 
 
 def sampler_agrees(config: Config, step: int, metrics: dict[str, float]) -> None:
     """Refuses an update from rollouts whose log-probabilities the score pass does not confirm.
 
-    Where the student is not scored again there is nothing to compare. Never on the largest gap: one token in thousands
-    may sit on a rounding edge.
+    Where the student is not scored again there is nothing to compare. Rollouts in int8 have limits of their own. Never
+    on the largest gap: one token in thousands may sit on a rounding edge.
 
     Raises:
         TrainingError: the 99.9th percentile of the gap is too large, or the mean: larger than its field says and than
             three times what rounding alone makes.
     """
-    rounding = _NOISES * metrics.get(NOISE, 0.0)
-    for name, least in (("logp_gap_mean", rounding), ("logp_gap_p999", 0.0)):
-        gap, limit = metrics.get(f"policy/{name}", 0.0), getattr(config.guards, f"{name}_max")
+    rounding, rollout = _NOISES * metrics.get(NOISE, 0.0), config.rollout
+    remedy = "rollout.weights and rollout.cache to compute" if rollout.in_int8 else "model.compute_dtype to float32"
+    for name, least in (("mean", rounding), ("p999", 0.0)):
+        field = f"{rollout.gap_levels}_{name}_max"
+        gap, limit = metrics.get(f"policy/logp_gap_{name}", 0.0), getattr(config.guards, field)
         if not gap <= max(limit, least):
             raise TrainingError(
-                f"step {step}: policy/{name} is {gap:.4g} nats > guards.{name}_max = {limit}: "
-                "sampler and score pass disagree, nothing was updated. "
-                "Set model.compute_dtype to float32 in a new --workdir"
+                f"step {step}: policy/logp_gap_{name} is {gap:.4g} nats > guards.{field} = {limit}: "
+                f"sampler and score pass disagree, nothing was updated. Set {remedy} in a new --workdir"
             )
 
 

@@ -107,7 +107,7 @@ def evaluate(
 
     answer(
         model=model,
-        params=relayout(model, params),
+        params=relayout(model, params, sampling.weights),
         mesh=mesh,
         tokenizer=tokenizer,
         prompts=prompts,

@@ -51,15 +51,12 @@ class _Reading:
         return bool(level) and self.sign * (self.value - level) > 0
 
 
-# Of every method; two more, which are no means over a window, are added in `_readings`.
+# Of every method; more, which depend on the config or are no means over a window, are added in `_readings`.
 _COMMON = (
     mean_guard(
         "entropy", "entropy/mean", high_is_bad=False, means="the policy hardly explores any more (nats a token)"
     ),
     mean_guard("repetition", "rollout/repeated_frac", high_is_bad=True, means="responses repeat themselves"),
-    mean_guard(
-        "logp_gap_mean", "policy/logp_gap_mean", high_is_bad=True, means="sampler and score pass drift apart (nats)"
-    ),
 )
 
 
@@ -144,7 +141,13 @@ def _readings(steps: list[dict], config: Config) -> list[_Reading]:
             warn, stop = (getattr(config.guards, f"{level}_{kind}", 0.0) for kind in ("warn", "stop"))
             found.append(_Reading(*reading, level, warn, stop, 1 if high_is_bad else -1, means))
 
-    for guard in (*_COMMON, *config.method.guards):
+    gap = mean_guard(
+        f"{config.rollout.gap_levels}_mean",
+        "policy/logp_gap_mean",
+        high_is_bad=True,
+        means="sampler and score pass drift apart (nats)",
+    )
+    for guard in (*_COMMON, gap, *config.method.guards):
         # What the score pass says of the student is not known of every step (run.rescore_every).
         known = [line for line in window if all(name in line for name in guard.reads)]
         if known:

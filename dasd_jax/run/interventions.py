@@ -90,7 +90,7 @@ class Interventions:
         self._tokenizer, self._prompts, self._verifier, self._context = tokenizer, prompts, verifier, context
         self._steps = setup.step_config(config, model, mesh)
         self._sampling = setup.eval_sampling(config, tokenizer)
-        self._decoding = relayout(model, params)
+        self._decoding = relayout(model, params, self._sampling.weights)
         self._seed, self._first, self._continuing = replicate(
             mesh, tuple(map(np.int32, (config.run.seed, 0, _CONTINUING)))
         )

@@ -87,13 +87,15 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int | None)
         shards = mesh.shape[TRAIN["embed"]]
         return (layers * (gathered - narrow) + embeddings * tables) * (shards - 1) / shards
 
+    weights = group.weights if method.rollouts else "compute"
+    laid_out = bytes_a_device(param_table.decoding(model, mesh, weights))
     yield Program(
         name="re-layout",
-        lower=lambda: relayout.lower(model, params),
+        lower=lambda: relayout.lower(model, params, weights),
         beside=others,
-        least=resident + gathered,
+        least=resident + laid_out,
         flops=0,
-        traffic=bytes_a_device(params) + gathered,
+        traffic=bytes_a_device(params) + laid_out,
     )
 
     answered = evaluation.problems_at_a_time(group.problems * group.rollouts, config.run.eval_samples, mesh)
@@ -103,8 +105,9 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int | None)
         samplings.insert(0, ("rollout", "train", setup.training_sampling(config, tokenizer), group.problems))
     for name, purpose, sampling, problems in samplings:
         sampling = setup.with_slots(config, sampling, model, mesh, problems=problems, resident=resident, memory=memory)
-        whole = _placed(mesh, jax.eval_shape(partial(relayout, model), params))
-        program = _rollout(config, model, mesh, sampling, purpose, problems, whole, gathered)
+        whole = _placed(mesh, jax.eval_shape(partial(relayout, model, weights=sampling.weights), params))
+        read = bytes_a_device(param_table.decoding(model, mesh, sampling.weights))
+        program = _rollout(config, model, mesh, sampling, purpose, problems, whole, read)
         yield dataclasses.replace(program, name=name, beside=resident, least=program.least + resident)
 
     prompts, shown, rollouts, outcomes = _scored(config, mesh, steps)
@@ -214,7 +217,7 @@ def _rollout(
     needs = rollout_bytes(model, sampling, mesh, problems_a_shard, config.rollout.prompt_length)
     steps = -(-rows // slots) * sampling.max_new_tokens
     batch = Batch(problems, config.rollout.prompt_length, sampling.rollouts, sampling.max_new_tokens)
-    token = cache_bytes(model, jnp.dtype(model.compute_dtype).itemsize) // mesh.shape[ROLLOUT["heads"]]
+    token = cache_bytes(model, sampling.cache) // mesh.shape[ROLLOUT["heads"]]
     seen = rows * batch.response * (batch.prompt + batch.response // 2)
     return Program(
         name="",

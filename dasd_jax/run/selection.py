@@ -143,7 +143,7 @@ class Scoring:
             memory=setup.device_memory(),
         )
         self._block = -(-_BATCHES * at_a_time // len(anchors))
-        self._params = relayout(model, params)
+        self._params = relayout(model, params, sampling.weights)
 
     def of(self, examples: Sequence[Example], known: set[Example], each: Callable[[list[Score]], None]) -> None:
         """Scores those of the examples that are not known.

@@ -20,6 +20,7 @@ from dasd_jax.learner.step_config import StepConfig
 from dasd_jax.mesh import row_shards
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.objective.contract import Method, Shape
+from dasd_jax.objective.correction import Correction
 from dasd_jax.objective.surrogate import ClipRange
 from dasd_jax.rollout.sampler import Sampling
 from dasd_jax.rollout.slots import slots_that_fit
@@ -208,17 +209,21 @@ def training_sampling(config: Config, tokenizer: Tokenizer) -> Sampling:
         top_k=group.top_k,
         top_p=group.top_p,
         slots=group.slots,
+        weights=group.weights,
+        cache=group.cache,
     )
 
 
 def eval_sampling(config: Config, tokenizer: Tokenizer) -> Sampling:
-    """How held-out problems are answered."""
+    """How held-out problems are answered: never in int8, so that figures are of the policy that is trained."""
     return dataclasses.replace(
         training_sampling(config, tokenizer),
         rollouts=config.run.eval_samples,
         temperature=config.run.eval_temperature,
         top_k=config.run.eval_top_k,
         top_p=config.run.eval_top_p,
+        weights="compute",
+        cache="compute",
     )
 
 
@@ -272,6 +277,7 @@ def step_config(config: Config, model: ModelConfig, mesh: Mesh) -> StepConfig:
         hp=config.hp,
         shape=Shape(group.rollouts if config.method.rollouts else 1, config.optim.minibatches, group.max_new_tokens),
         clip=ClipRange(config.objective.clip_low, config.objective.clip_high, config.objective.clip_dual),
+        correction=Correction(config.objective.tis, config.objective.row_ratio_max),
         temperature=group.temperature,
         microbatches=config.optim.microbatches,
         token_chunk=config.objective.token_chunk,

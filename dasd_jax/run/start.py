@@ -235,6 +235,11 @@ def _introduce(run: Run, counts: dict[str, int], rows: int) -> None:
     if config.method.rollouts:
         derived = not config.rollout.slots and setup.device_memory() is not None
         say(f"slots: {run.slots} of {rows} rows a device" + (", derived from the free memory" if derived else ""))
+        if config.rollout.in_int8 and not config.objective.tis:
+            say(
+                "warning: rollouts are in int8 and objective.tis is 0: tokens are trained on as if the policy itself "
+                "had drawn them; objective.tis=2 weights each by what the policy says of it"
+            )
     if (every := max((view.every for view in run.steps.views.values()), default=0)) > config.run.steps:
         say(
             f"warning: the teacher's weights are copied every {every} steps, and run.steps is {config.run.steps}: "

@@ -27,4 +27,6 @@ def test_a_layer_that_slides_sees_its_window():
 
 
 def test_a_token_in_the_cache_is_a_key_and_a_value_a_layer():
-    assert cache_bytes(TINY, item=2) == 2 * 2 * 4 * 16 * 2
+    assert cache_bytes(dataclasses.replace(TINY, compute_dtype="bfloat16")) == 2 * 2 * 4 * 16 * 2
+    assert cache_bytes(TINY) == 2 * 2 * 4 * 16 * 4
+    assert cache_bytes(TINY, "int8") == 2 * 2 * 4 * (16 + 4)

@@ -21,6 +21,7 @@ from dasd_jax.model import param_table, transformer
 from dasd_jax.model.presets import preset
 from dasd_jax.objective import normalise
 from dasd_jax.objective.contract import Shape, View
+from dasd_jax.objective.correction import Correction
 from dasd_jax.objective.surrogate import ClipRange
 
 MODEL = dataclasses.replace(preset("qwen3_tiny"), remat="none")
@@ -133,6 +134,30 @@ def keep_of(experience):
 def assert_trees_close(got, expected, **tolerances):
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, **tolerances)
+
+
+def test_weights_and_rows_are_corrected_by_what_the_sampler_recorded(mesh):
+    """Beside the same score step without: the ratio of each token's probabilities, and two rows of eight left out."""
+    parts = prompts, shown, rollouts, outcomes = batch()
+    plain, _, without = score(mesh, config(), parts)
+    logp = np.asarray(merge_rows(plain.old_logp))
+    noise = np.random.default_rng(1).normal(scale=0.4, size=logp.shape)
+    noise -= (noise * rollouts.response_mask).sum(1, keepdims=True) / np.maximum(
+        rollouts.response_mask.sum(1, keepdims=True), 1
+    )
+    noise[[0, 5]] += np.array([[0.3], [-0.3]])
+    sampled = rollouts.replace(sampled_logp=np.where(rollouts.response_mask, logp - noise, 0).astype(np.float32))
+    steps = dataclasses.replace(config(), correction=Correction(cap=1.5, row_max=1.2))
+    found, _, metrics = score(mesh, steps, (prompts, shown, sampled, outcomes))
+    kept = ~np.isin(np.arange(8), [0, 5])[:, None]
+    expected = np.asarray(merge_rows(plain.signal.weight)) * np.minimum(np.exp(noise), 1.5) * kept
+    assert (expected > 0).sum() > 10
+    np.testing.assert_allclose(merge_rows(found.signal.weight), expected, rtol=1e-4)
+    np.testing.assert_array_equal(found.signal.advantage, plain.signal.advantage)
+    assert metrics["policy/row_ratio_dropped_frac"] == pytest.approx(2 / 7)  # a row has no tokens
+    assert set(metrics) - set(without) == {
+        "policy/tis_mean", "policy/tis_capped_frac", "policy/row_ratio_dropped_frac",
+    }  # fmt: skip
 
 
 def test_the_views_are_the_model_on_each_prompt_alone(mesh):

@@ -45,6 +45,21 @@ def test_bytes_are_counted_by_hand():
     assert (split.prompt, split.row) == (PROMPT // 2, ROW // 2)
 
 
+def test_int8_takes_a_byte_a_number_and_a_scale_for_each_output_or_token_and_head():
+    """Outputs of a layer of qwen3_tiny: q 128, k and v 64 each, o 64, gate and up 128 each, down 64; words 320."""
+    narrow = dataclasses.replace(SAMPLING, weights="int8", cache="int8")
+    found = rollout_bytes(TINY, narrow, ONE, problems=2, prompt_width=6)
+    assert found.weights == WEIGHTS // 4 + 4 * (2 * (128 + 2 * 64 + 64 + 2 * 128 + 64) + 320)
+    token = 2 * 2 * 4 * (16 + 4)
+    assert (found.prompt, found.row) == (6 * token, 10 * token + 5 * 4 * 320)
+    assert (found.prefill, found.records) == (PREFILL, RECORDS)  # keys and values are rounded after the prefill
+    split = rollout_bytes(TINY, narrow, BY_HEADS, problems=2, prompt_width=6)
+    assert (split.prompt, split.row) == (found.prompt // 2, found.row // 2)
+    memory = memory_for(3 * (ROW + PROMPT))
+    at = {"memory": memory, "resident": 1000, "problems": 2, "prompt_width": 6}
+    assert slots_that_fit(TINY, narrow, ONE, **at) > slots_that_fit(TINY, SAMPLING, ONE, **at) == 3
+
+
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_slots_are_those_that_fit_with_a_prompt_of_their_own(count):
     enough = memory_for(count * (ROW + PROMPT))

@@ -30,6 +30,16 @@ def test_the_sampler_may_differ_by_the_limit_or_by_three_times_the_rounding(mean
     assert refused in str(error.value) and "nothing was updated" in str(error.value)
 
 
+def test_rollouts_in_int8_have_limits_of_their_own():
+    metrics = {"policy/logp_gap_mean": 0.03, "policy/logp_gap_p999": 0.6}
+    for which in ("weights", "cache"):
+        rounded = config(f"rollout.{which}=int8")
+        sampler_agrees(rounded, 7, metrics)
+        for name, limit in (("mean", rounded.guards.int8_gap_mean_max), ("p999", rounded.guards.int8_gap_p999_max)):
+            with pytest.raises(TrainingError, match=f"int8_gap_{name}_max = {limit}: .*Set rollout.weights and"):
+                sampler_agrees(rounded, 7, metrics | {f"policy/logp_gap_{name}": 1.01 * limit})
+
+
 def test_views_without_context_may_differ_by_three_times_the_rounding():
     """At the first token of responses alone, and at those that have one."""
     mask = np.array([[True, True], [True, False], [False, False]])

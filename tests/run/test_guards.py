@@ -122,6 +122,14 @@ def test_a_gap_to_the_sampler_warns_before_it_stops_the_run():
     assert not found.stop
 
 
+def test_a_gap_of_rollouts_in_int8_has_a_level_of_its_own():
+    lines = history({}, {"policy/logp_gap_mean": 0.015})
+    rounded = ("rollout.cache=int8", "guards.window=1")
+    assert not judge(lines, config(*rounded)).warnings
+    found = judge(lines, config(*rounded, "guards.int8_gap_mean_warn=0.014"))
+    assert "policy/logp_gap_mean is 0.015, beyond guards.int8_gap_mean_warn = 0.014: " in found.warnings[0]
+
+
 def test_equal_rewards_are_counted_in_a_row_and_always_stop():
     equal = {"reward/mixed_groups_frac": 0.0}
     said = [judge(history({}, *[equal] * count), configured(on_collapse="anneal")) for count in range(2, 7)]

@@ -73,6 +73,17 @@ def test_the_teachers_prompts_are_one_a_rollout_where_any_source_shows_siblings(
     assert teacher.teacher_prompt.shape == teacher.teacher_prompt_mask.shape == (*axes, 320)
 
 
+def test_rollouts_in_int8_move_a_byte_a_number_and_scales_and_evaluations_do_not():
+    """By hand, with every weight read once a token and 16 rows of a shard that see 192 + 16 / 2 tokens on average."""
+    plain, narrow = found(), found("rollout.weights=int8", "rollout.cache=int8")
+    outputs = 2 * (128 + 2 * 64 + 2 * 128) // 2 + 2 * (64 + 64) + 320 // 2  # of a device, o and down whole
+    weights = (PRODUCTS + EMBEDDING) // 2 + NORMS + 4 * outputs
+    assert narrow["rollout"].traffic == 16 * weights + 16 * 16 * (192 + 8) * 2 * 2 * 4 * (16 + 4) // 2
+    assert narrow["evaluation"].traffic == plain["evaluation"].traffic
+    assert narrow["re-layout"].traffic < plain["re-layout"].traffic
+    assert narrow["rollout"].least < plain["rollout"].least
+
+
 def test_flops_count_both_views_and_the_backward_pass_twice():
     model, made = preset("qwen3_tiny"), found()
     student, teacher = (forward_flops(model, Batch(16, prompt, 4, 16)) for prompt in (192, 320))
