@@ -163,7 +163,7 @@ class Collector:
             return self._references(batches_drawn)
         size = self._config.rollout.problems
         with clock.phase("relayout"):
-            params = jax.block_until_ready(relayout(self._model, params, self._sampling.weights))
+            params = jax.block_until_ready(relayout(self._model, params, self._config.rollout.weights))
         rounds = [self._round(params, batches_drawn, clock)]
         while len(rounds) <= self._config.rollout.resample:
             if sum(self._mixed(drawn).sum() for drawn in rounds) >= size:

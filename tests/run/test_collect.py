@@ -148,7 +148,7 @@ ROUNDS = [
 @pytest.mark.parametrize(("resample", "groups"), [(0, [1, 2, 3]), (1, [1, 2, 6]), (2, [2, 6, 7]), (9, [2, 6, 7])])
 def test_groups_that_all_scored_the_same_are_replaced_by_mixed_ones(resample, groups, monkeypatch):
     """In the order of the draw; as many further batches as are allowed, and no more than are needed."""
-    monkeypatch.setattr(collect, "relayout", lambda model, params: params)
+    monkeypatch.setattr(collect, "relayout", lambda model, params, weights: params)
     drawer = Drawer(resample, ROUNDS)
     got = drawer.collect(None, 10, Clock(Display(1, 0)))
     assert got.batches == len(drawer.asked) == min(resample, 2) + 1
