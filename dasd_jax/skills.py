@@ -1,4 +1,4 @@
-"""Makes a bank of skills and mistakes from what a run has answered: python -m dasd_jax.skills RUN --output=bank.jsonl
+"""Makes a bank of skills and mistakes of a run's answers: python -m dasd_jax.skills RUN --output=bank.jsonl
 
 RUN is the --workdir of a run. Of every problem in its samples.jsonl a right response becomes a skill, a worked example,
 and a wrong one a mistake, the reader of which is told that its answer is wrong. No model writes or judges anything:

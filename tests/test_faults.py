@@ -47,8 +47,8 @@ def poisoned(monkeypatch):
     whole = train.score
 
     def poison(steps):
-        def score(run, *args):
-            experience, *rest = whole(run, *args)
+        def score(run, *args, **more):
+            experience, *rest = whole(run, *args, **more)
             if run.step + 1 in steps:
                 old_logp = np.array(experience.old_logp)
                 old_logp[tuple(np.argwhere(np.asarray(experience.keep))[0])] = np.nan

@@ -100,7 +100,7 @@ def asked(monkeypatch):
     """`Asked`, and no model at all."""
     fake = Asked()
     monkeypatch.setattr(selection, "answer", fake.answer)
-    monkeypatch.setattr(selection, "relayout", lambda model, params: params)
+    monkeypatch.setattr(selection, "relayout", lambda model, params, weights: params)
     monkeypatch.setattr(models, "open_model", lambda config, mesh: (None, {}))
     monkeypatch.setattr(models, "check_vocabulary", lambda tokenizer, model: None)
     return fake
