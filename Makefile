@@ -25,7 +25,7 @@ libtpu: .venv/libtpu/ready ## the TPU compiler, for python -m dasd_jax.compile
 tpu-tables: .venv/libtpu/ready ## compile the paper's run for six slices and update the tables in docs/tpu.md, about an hour
 	$(BIN)/python -m benchmarks.tpu_tables
 
-train: .venv/ready ## post-train SmolLM2-135M with DASD, about 12 minutes on two cores, and make a page of the run
+train: .venv/ready ## post-train SmolLM2-135M with DASD, about 11 minutes on two cores, and make a page of the run
 	$(BIN)/python -m dasd_jax.train --config=configs/smollm2_math.py
 	$(BIN)/python -m dasd_jax.report runs/smollm2_math --output=runs/smollm2_math/report.html
 

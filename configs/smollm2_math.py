@@ -35,7 +35,7 @@ def get_config(arg=""):
         }
     )
     config.objective.token_chunk = 256
-    config.optim.update({"learning_rate": 5e-6, "warmup_steps": 3, "minibatches": 1, "b2": 0.99})
+    config.optim.update({"learning_rate": 5e-6, "warmup_steps": 3, "minibatches": 1, "microbatches": 2, "b2": 0.99})
     config.run.update(
         {
             "steps": 16,

@@ -72,6 +72,7 @@ METHOD = Method(
     signal=signal,
     views=lambda hp: {"teacher": View("partial_solution", hp.teacher)},
     scored=lambda hp: ("teacher",),
+    rescored=lambda hp: True,
     divergence=lambda hp: gjsd("teacher", 0.0),
     memory=exposure.remembered,
     context=exposure.exposure,

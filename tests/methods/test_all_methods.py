@@ -97,6 +97,19 @@ def loss(*args, **options):
 
 
 @pytest.mark.parametrize(("name", "fields"), CASES, ids=IDS)
+def test_divergences_of_the_views_decide_nothing_unless_the_method_says_so(name, fields):
+    """They are unknown where the sampler's numbers stand for the student's (run.rescore_every)."""
+    scored, (method, hp) = Batch().scored(), made(name, **fields)
+    if method.rescored(hp):
+        pytest.skip("it asks for them")
+    unknown = {view: stats.replace(forward_kl=None, reverse_kl=None) for view, stats in scored.views.items()}
+    got, whole = (
+        method.signal(each, SHAPE, hp).replace(metrics={}) for each in (scored.replace(views=unknown), scored)
+    )
+    jax.tree.map(np.testing.assert_array_equal, got, whole)
+
+
+@pytest.mark.parametrize(("name", "fields"), CASES, ids=IDS)
 def test_credit_loss_and_gradient_are_those_of_the_formula(name, fields, mesh):
     """Within 1e-5 of the largest entry; the loss of a token depends on its own hidden state alone."""
     batch, (method, hp) = Batch(), made(name, **fields)
