@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,10 @@ def test_the_data_page_and_the_hints_name_the_same_files():
     layouts = {layout.name: layout.published_as for layout in LAYOUTS}
     for each in PUBLISHED.values():
         assert each.repository in layouts[each.layout]
+
+
+def test_the_method_of_thirty_lines_applies_to_the_files():
+    """The diff in docs/methods.md, as git reads it."""
+    diff = re.search(r"^```diff\n(.*?)^```$", (ROOT / "docs" / "methods.md").read_text(), re.MULTILINE | re.DOTALL)[1]
+    done = subprocess.run(["git", "apply", "--check", "-"], input=diff, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
