@@ -32,7 +32,6 @@ from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import make_mesh
-from dasd_jax.rollout.slots import bytes_a_device
 from dasd_jax.run import compiled, models, records, setup
 from dasd_jax.run.evaluation import Answers, as_line, evaluate, of_line, problems_at_a_time, summary
 from dasd_jax.verify.verifier import Verifier
@@ -86,15 +85,8 @@ def main(argv: list[str]) -> None:
             terminal.say(console, f"{done} of {len(asked)} problems are already answered")
         rows = config.rollout.problems * config.rollout.rollouts
         sampling = setup.eval_sampling(config, tokenizer)
-        sampling = setup.with_slots(
-            config,
-            sampling,
-            model,
-            mesh,
-            problems=problems_at_a_time(rows, sampling.rollouts, mesh),
-            resident=bytes_a_device(params),
-            memory=setup.device_memory(),
-        )
+        at_a_time = problems_at_a_time(rows, sampling.rollouts, mesh)
+        sampling = setup.with_free_slots(config, sampling, model, mesh, at_a_time, params)
         with console.status(f"problems {done}/{len(asked)}") as status:
 
             def each_batch(answers: list[Answers]) -> None:

@@ -35,7 +35,7 @@ from dasd_jax.data.versions import Versioned
 from dasd_jax.errors import UserError
 from dasd_jax.evaluate import Partial, check_same, deciding
 from dasd_jax.mesh import make_mesh
-from dasd_jax.run import decisions, models, selection, setup
+from dasd_jax.run import compiled, decisions, models, selection, setup
 from dasd_jax.run.display import duration
 from dasd_jax.run.selection import Example, Score
 from dasd_jax.text.tokenizer import Tokenizer
@@ -63,6 +63,7 @@ def main(argv: list[str]) -> None:
     names, quantiles = _names(asked.versions), _quantiles(asked.quantiles)
     own = {f"--{name}": getattr(asked, name) for name in ("input", "output", "versions", "anchors", "quantiles")}
     hosts.start(asked, own | command.settings())
+    compiled.keep_programs()
     config = _config(command.config, asked.input, output)
     files.check_writable(output, "--output")
     console = terminal.console()

@@ -21,7 +21,6 @@ from dasd_jax.learner.choices import choices
 from dasd_jax.mesh import fetch, put_rows, replicate
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
-from dasd_jax.rollout.slots import bytes_a_device
 from dasd_jax.run import places, setup
 from dasd_jax.run.evaluation import problems_at_a_time, texts_of
 from dasd_jax.run.pairs import Outcome, Result
@@ -156,15 +155,7 @@ class Interventions:
     def _with_slots(self, sampling: Sampling, problems: int, prompt_width: int) -> Sampling:
         config = self._config
         config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, prompt_length=prompt_width))
-        return setup.with_slots(
-            config,
-            sampling,
-            self._model,
-            self._mesh,
-            problems=problems,
-            resident=bytes_a_device(self._params),
-            memory=setup.device_memory(),
-        )
+        return setup.with_free_slots(config, sampling, self._model, self._mesh, problems, self._params)
 
     def _read(
         self,

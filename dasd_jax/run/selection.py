@@ -21,7 +21,6 @@ from dasd_jax.data.versions import Versioned
 from dasd_jax.errors import UserError
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout.sampler import relayout
-from dasd_jax.rollout.slots import bytes_a_device
 from dasd_jax.run import setup
 from dasd_jax.run.evaluation import Answers, answer, problems_at_a_time
 from dasd_jax.text.tokenizer import Tokenizer
@@ -133,15 +132,7 @@ class Scoring:
         self._rows = config.rollout.problems * config.rollout.rollouts
         sampling = setup.eval_sampling(config, tokenizer)
         at_a_time = problems_at_a_time(self._rows, sampling.rollouts, mesh)
-        self._sampling = setup.with_slots(
-            config,
-            sampling,
-            model,
-            mesh,
-            problems=at_a_time,
-            resident=bytes_a_device(params),
-            memory=setup.device_memory(),
-        )
+        self._sampling = setup.with_free_slots(config, sampling, model, mesh, at_a_time, params)
         self._block = -(-_BATCHES * at_a_time // len(anchors))
         self._params = relayout(model, params, sampling.weights)
 

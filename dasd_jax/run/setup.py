@@ -23,7 +23,7 @@ from dasd_jax.objective.contract import Method, Shape
 from dasd_jax.objective.correction import Correction
 from dasd_jax.objective.surrogate import ClipRange
 from dasd_jax.rollout.sampler import Sampling
-from dasd_jax.rollout.slots import slots_that_fit
+from dasd_jax.rollout.slots import bytes_a_device, slots_that_fit
 from dasd_jax.text.token_tables import TABLES
 from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify import shipped
@@ -259,6 +259,18 @@ def with_slots(
         prompt_width=config.rollout.prompt_length,
     )
     return dataclasses.replace(sampling, slots=slots)
+
+
+def with_free_slots(
+    config: Config, sampling: Sampling, model: ModelConfig, mesh: Mesh, problems: int, beside
+) -> Sampling:
+    """`with_slots` on the devices of this process, beside a tree of arrays that is on them.
+
+    Raises:
+        UserError: as there.
+    """
+    resident, memory = bytes_a_device(beside), device_memory()
+    return with_slots(config, sampling, model, mesh, problems=problems, resident=resident, memory=memory)
 
 
 def device_memory() -> int | None:

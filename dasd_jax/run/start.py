@@ -26,7 +26,6 @@ from dasd_jax.objective.contract import NOISE
 from dasd_jax.objective.surrogate import plain
 from dasd_jax.recorded import Change
 from dasd_jax.rollout.sampler import Sampling
-from dasd_jax.rollout.slots import bytes_a_device
 from dasd_jax.run import changes, compiled, guards, models, origin, setup, trackers, user_files, workdir
 from dasd_jax.run.collect import Collector
 from dasd_jax.run.display import Compilations, Display
@@ -77,7 +76,7 @@ class Run:
 
     def with_slots(self, sampling: Sampling, problems: int) -> Sampling:
         """The same with as many slots as fit beside the training state."""
-        return _with_slots(self.config, sampling, self.model, self.state, problems, self.mesh)
+        return setup.with_free_slots(self.config, sampling, self.model, self.mesh, problems, self.state)
 
     def knobs(self, step: int) -> dict[str, float]:
         """The scalars that the method is handed in a step."""
@@ -140,7 +139,7 @@ def start(
         state = jax.jit(lambda p: checkpoint.new_state(p, optimizer, views), donate_argnums=0)(params)
     models.check_vocabulary(tokenizer, model)
     sampling = setup.training_sampling(config, tokenizer)
-    sampling = _with_slots(config, sampling, model, state, config.rollout.problems, mesh)
+    sampling = setup.with_free_slots(config, sampling, model, mesh, config.rollout.problems, state)
     journal = Journal(folder / "verdicts.jsonl", verifier, mine)
     rows = config.rollout.problems * config.rollout.rollouts // row_shards(mesh)
 
@@ -253,17 +252,3 @@ def _introduce(run: Run, counts: dict[str, int], rows: int) -> None:
     graded = bool(config.objective.overlong_tokens) or any(is_own(problem.scorer) for problem in run.prompts.problems)
     if notice := config.method.notice(config.hp, config.rollout.rollouts, graded):
         say(notice)
-
-
-def _with_slots(
-    config: Config, sampling: Sampling, model: ModelConfig, state: TrainState, problems: int, mesh: jax.sharding.Mesh
-) -> Sampling:
-    return setup.with_slots(
-        config,
-        sampling,
-        model,
-        mesh,
-        problems=problems,
-        resident=bytes_a_device(state),
-        memory=setup.device_memory(),
-    )
