@@ -19,13 +19,13 @@ def hang_in(owner, name: str) -> None:
     """Puts a function that never returns in the place of one of the run's."""
     whole = getattr(owner, name)
 
-    def hang(*args):
+    def hang(*args, **named):
         states = [getattr(x, "state", x) for x in args]
         if owner is setup or int(next(x.step for x in states if hasattr(x, "step"))) == 1:
             print("hangs", flush=True)
             while True:
                 ctypes.CDLL(None).sleep(60)
-        return whole(*args)
+        return whole(*args, **named)
 
     setattr(owner, name, hang)
 

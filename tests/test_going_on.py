@@ -195,8 +195,8 @@ def test_a_new_run_has_the_weights_and_the_next_batch_and_knows_where_from(first
 
 
 def test_a_run_with_all_of_another_one_goes_the_same_way(run, mesh, tmp_path):
-    """Weights, moments and data: where the schedule is at one rate, its first step is the other's third."""
-    once = ("optim.warmup_steps=0", "run.keep_checkpoints=3")
+    """Weights, moments and data: at one rate, and where both steps are scored alike, its first is the other's third."""
+    once = ("optim.warmup_steps=0", "run.keep_checkpoints=3", "run.rescore_every=1")
     assert run("run.steps=3", *once, workdir=tmp_path / "whole")[0] == 0
     code, out, err = run(f"--from={tmp_path / 'whole'}:2", "--from-optimizer", "run.steps=1", *once)
     assert (code, err) == (0, "") and ": weights and moments; the data go on after 2 batches\n" in out
