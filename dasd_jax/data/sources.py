@@ -197,7 +197,7 @@ def load_problems(specs: Sequence[str], verifier: str = "") -> tuple[list[Proble
     return kept, {"read": len(read), "duplicates": len(read) - len(kept), "kept": len(kept)}
 
 
-def load_benchmarks(specs: Sequence[str], verifier: str = "") -> list[Problem]:
+def load_benchmarks(specs: Sequence[str], verifier: str) -> list[Problem]:
     """Concatenates the benchmarks, each in the order of `split_heldout` and otherwise as published.
 
     The first problems of a benchmark are therefore a mixture of its parts, whatever the order of the file.

@@ -15,7 +15,6 @@ from dasd_jax.batch import Params, PromptBatch
 from dasd_jax.config import Config
 from dasd_jax.data import contexts
 from dasd_jax.data.pipeline import PromptSet
-from dasd_jax.data.sources import load_benchmarks
 from dasd_jax.errors import UserError
 from dasd_jax.learner.choices import choices
 from dasd_jax.mesh import fetch, put_rows, replicate
@@ -45,10 +44,7 @@ def open_prompts(config: Config, tokenizer: Tokenizer, context: str) -> tuple[Pr
         UserError: no problem fits and has data.privileged, or none has what `context` shows.
     """
     data = config.data
-    if data.benchmarks and not data.shots:
-        train, asked = [], load_benchmarks(data.benchmarks)
-    else:
-        train, asked, _ = setup.open_problems(config)
+    train, asked = setup.problems_to_evaluate(config)
     prompts = PromptSet(
         asked,
         tokenizer,

@@ -144,13 +144,23 @@ def open_evaluation(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, di
     Raises:
         UserError: sources or benchmarks that cannot be read, or nothing that fits.
     """
-    if config.data.benchmarks and not config.data.shots:
-        train, heldout = [], load_benchmarks(config.data.benchmarks, config.data.verifier)
-        check_references(heldout)
-    else:
-        train, heldout, _ = open_problems(config)
-    prompts = _evaluation_set(config, heldout, tokenizer, prompt_text(config, train))
+    train, asked = problems_to_evaluate(config)
+    prompts = _evaluation_set(config, asked, tokenizer, prompt_text(config, train))
     return prompts, {"to evaluate": len(prompts), **prompts.dropped}
+
+
+def problems_to_evaluate(config: Config) -> tuple[list[Problem], list[Problem]]:
+    """The training problems, empty where no prompt needs one, and those that an evaluation may ask.
+
+    Raises:
+        UserError: as `open_evaluation`.
+    """
+    if config.data.benchmarks and not config.data.shots:
+        train, asked = [], load_benchmarks(config.data.benchmarks, config.data.verifier)
+        check_references(asked)
+    else:
+        train, asked, _ = open_problems(config)
+    return train, asked
 
 
 def _evaluation_set(config: Config, problems: list[Problem], tokenizer: Tokenizer, text: PromptText) -> PromptSet:

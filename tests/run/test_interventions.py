@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import re
+from pathlib import Path
 from unittest import mock
 
 import jax
@@ -79,6 +80,15 @@ def made(context="", mesh_config=None, *overrides):
         pairs, rewards = work.choose(setup.evaluated(tiny, prompts), lambda count: None)
         results = work.outcomes(pairs, lambda count: None)
     return Made(work, responses, pairs, rewards, results)
+
+
+def test_problems_are_those_of_an_evaluation_and_judged_as_there():
+    own = f"{Path('benchmarks/lab/task.py').resolve()}:reward"
+    benchmark = "jsonl:benchmarks/lab/problems/easy.jsonl"
+    asked = config(f"data.verifier={own}", f"data.benchmarks={(benchmark,)}")
+    evaluated, _ = setup.open_evaluation(asked, TOKENIZER)
+    found, _ = interventions.open_prompts(asked, TOKENIZER, "")
+    assert found.problems == evaluated.problems and {problem.scorer for problem in found.problems} == {own}
 
 
 def of_arms(found, *arms):
