@@ -67,9 +67,32 @@ class GgufReader(gguf.GGUFReader):
         return super()._get(int(offset), dtype, int(count), override_order)
 
     def _get_field_parts(self, orig_offs, raw_type):
-        if raw_type == gguf.GGUFValueType.ARRAY:
-            _check_count("array", self._get(orig_offs + 4, np.uint64)[0])
+        """An array in one go: gguf's own reader takes a second for 50,000 tokens, each of which is one call of this."""
+        if raw_type != gguf.GGUFValueType.ARRAY:
+            return super()._get_field_parts(orig_offs, raw_type)
+        (kind,), (count,) = self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)
+        _check_count("array", count)
+        start = orig_offs + 12
+        if kind in self.gguf_scalar_to_np:
+            values = self._get(start, self.gguf_scalar_to_np[kind], count)
+            return 12 + values.nbytes, [values], [0], [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType(kind)]
+        if kind == gguf.GGUFValueType.STRING:
+            end, texts = self._texts(start, int(count))
+            types = [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING]
+            return end - orig_offs, texts, list(range(len(texts))), types
         return super()._get_field_parts(orig_offs, raw_type)
+
+    def _texts(self, start: int, count: int) -> tuple[int, list[np.ndarray]]:
+        """(where they end, the bytes of each) of an array's strings; each follows its length."""
+        raw, order = memoryview(self._data), "little" if self.byte_order == "I" else "big"
+        texts = []
+        for _ in range(count):
+            end = start + 8 + int.from_bytes(raw[start : start + 8], order)
+            if end > len(raw):
+                raise ValueError(f"it ends before byte {end}, which its header refers to")
+            texts.append(self._data[start + 8 : end])
+            start = end
+        return start, texts
 
     def _build_fields(self, offs, count):
         return super()._build_fields(offs, _check_count("metadata", count))

@@ -33,7 +33,7 @@ from dasd_jax.run.collect import Collected
 from dasd_jax.run.display import Clock
 from dasd_jax.run.evaluation import Answers, as_line, evaluate, problems_at_a_time
 from dasd_jax.run.runlog import LEFT_OUT
-from dasd_jax.run.samples import choose, samples
+from dasd_jax.run.samples import choose, prompts_of, samples
 from dasd_jax.run.start import Run, start
 from dasd_jax.run.stopping import StopRequest, exit_code
 from dasd_jax.verify.verifier import Verifier
@@ -101,17 +101,20 @@ def learn(run: Run, step: int) -> tuple[dict[str, float], list[dict]]:
             mask = collected.rollouts.response_mask
             blank = partial(blank_gaps, run, collected, knobs, chosen)
             checks.views_agree(config, step, metrics.get(NOISE, 0.0), mask, blank)
-        with clock.phase("samples"):
-            rollouts = logged_rollouts(run, collected, shown, chosen, logged, states)
+        looked_at = look_at(run, collected, shown, chosen, logged, states)
         run.stop.hold()
         with clock.phase("update"):
             run.state, learned = train_step(run.steps, run.optimizer, run.state, experience, collected.batches)
+        with clock.phase("samples"):  # on the host, while the devices update
+            rollouts = samples(collected, shown, chosen, run.tokenizer, fetch(looked_at)) if len(chosen) else []
+            metrics |= collected.metrics(config.rollout.rollouts, run.slots, clock.seconds)
+        with clock.phase("update"):
             metrics |= as_floats(learned)
     if metrics["optim/skipped_frac"]:
         reward = collected.outcomes.reward.reshape(len(collected.prompts.example_id), -1)
         more = {"example_id": collected.prompts.example_id, "reward": reward}
         workdir.keep_skipped(run.workdir, run.step, experience, config.guards.skipped_steps_stop, **more)
-    metrics |= collected.metrics(config.rollout.rollouts, run.slots, clock.seconds) | clock.seconds
+    metrics |= clock.seconds
     metrics |= run.compilations.take()
     if config.method.anneals:
         metrics[guards.TEACHER_WEIGHT] = run.teacher_weight
@@ -147,25 +150,22 @@ def score(
     return score_step(run.steps, run.state.params, copies, *batches, knobs, chosen, run.tables, rescore)
 
 
-def logged_rollouts(
+def look_at(
     run: Run,
     collected: Collected,
     shown: dict[str, TeacherBatch],
     chosen: np.ndarray,
     logged: dict[str, jax.Array],
     states: dict[str, jax.Array],
-) -> list[dict]:
-    """The problems of samples.jsonl, with the chosen rollouts of a step; before its update."""
+):
+    """What `inspect` says of the chosen rollouts, before the update; None without any."""
     if not len(chosen):
-        return []
-
-    def inspected(prompts, response, mask):
-        batches = put_rows(run.mesh, (prompts, response, mask))
-        rows = replicate(run.mesh, chosen)
-        return inspect(run.steps, run.state.params, run.state.teachers, *batches, states, logged, rows)
-
-    unread = {STUDENT, *shown} - states.keys()
-    return samples(collected, shown, unread, chosen, run.tokenizer, inspected)
+        return None
+    group, written = run.config.rollout.rollouts, collected.rollouts
+    unread = prompts_of(collected, shown, {STUDENT, *shown} - states.keys(), chosen, group)
+    batches = put_rows(run.mesh, (unread, written.response[chosen], written.response_mask[chosen]))
+    rows = replicate(run.mesh, chosen)
+    return inspect(run.steps, run.state.params, run.state.teachers, *batches, states, logged, rows)
 
 
 def noise(run: Run, step: int, collected: Collected, experience: Experience, knobs: dict[str, float]) -> float:

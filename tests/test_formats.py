@@ -3,6 +3,7 @@
 import struct
 import time
 
+import gguf as gguf_library
 import pytest
 
 from dasd_jax import formats
@@ -43,6 +44,30 @@ def test_a_length_that_the_file_does_not_have_is_refused_at_once(change, said, t
     with pytest.raises(ValueError, match=said):
         formats.GgufReader(file)
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("endian", gguf_library.GGUFEndian)
+def test_arrays_are_those_of_gguf_s_own_reader(endian, tmp_path):
+    file, arrays = (
+        tmp_path / "a.gguf",
+        {"texts": ["a b", "", "é"], "floats": [0.5, -2.0], "flags": [True], "ids": [7, 8]},
+    )
+    writer = gguf_library.GGUFWriter(file, "llama", endianess=endian)
+    for name, values in arrays.items():
+        writer.add_array(name, values)
+    writer.add_uint32("last", 5)
+    for write in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+        writer.close,
+    ):
+        write()
+    found, expected = (reader(file).fields for reader in (formats.GgufReader, gguf_library.GGUFReader))
+    assert {name: field.contents() for name, field in found.items() if name in arrays} == arrays
+    assert {name: field.contents() for name, field in found.items()} == {
+        name: field.contents() for name, field in expected.items()
+    }
 
 
 @pytest.mark.parametrize(

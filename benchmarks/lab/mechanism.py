@@ -1,7 +1,9 @@
 """What explains the table: other values of ρ, routers, teachers and contexts, and three probes of each expectation."""
 
-from benchmarks.lab import displacement, plan, table
-from benchmarks.lab.runs import Job, append, results, run_all, side_by_side
+from functools import partial
+
+from benchmarks.lab import displacement, interventions, plan, table
+from benchmarks.lab.runs import Job, append, by_name, run_all, side_by_side
 
 ROUTERS = ("teacher_entropy", "position", "improbability", "gap", "frequency", "random")
 RHOS = (0.1, 0.4)
@@ -53,9 +55,13 @@ def probes() -> list[Job]:
 
 
 def run(workers: int) -> None:
-    """Displacements, the probes of the expectations, then the variations."""
-    known = {line["seed"] for line in results("displacement").values()}
-    for _, line in side_by_side(displacement.measure, [seed for seed in plan.SEEDS if seed not in known], workers):
-        append("displacement", line)
+    """What the base models show, the probes of the expectations, then the variations."""
+    for kind, name, measure in (
+        ("displacement", "displacement", displacement.measure),
+        *(("interventions", shown, partial(interventions.measure, shown)) for shown in interventions.SHOWN),
+    ):
+        known = by_name(kind).get(name, {})
+        for _, line in side_by_side(measure, [seed for seed in plan.SEEDS if seed not in known], workers):
+            append(kind, line)
     run_all(probes(), workers)
     run_all(jobs(), workers)

@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 from scipy import stats
 
-from benchmarks.lab import base, displacement, mechanism, plan, table
+from benchmarks.lab import base, displacement, interventions, mechanism, plan, table
 from benchmarks.lab.runs import CURVES, by_name, results
 from benchmarks.marks import put
 from benchmarks.runs import ROOT
@@ -38,6 +38,8 @@ def write() -> None:
     put(PAGE, "flips", differences(lines, flips))
     put(PAGE, "displacement", displacements())
     put(PAGE, "gap by entropy", gaps())
+    put(PAGE, "interventions", intervened())
+    put(PAGE, "interventions by token", intervened_by_token())
     put(PAGE, "variations", differences(lines, {f"`{name}`": line for name, line in by_name("variations").items()}))
     put(PAGE, "probes", probes(lines))
     if all(arm in lines for arm in DRAWN):
@@ -169,6 +171,30 @@ def displacements() -> str:
         if known
     ]
     return markdown(["one update of", "at forks", "elsewhere", "ratio"], rows)
+
+
+def intervened() -> str:
+    """Treated minus control where the teacher is shown a way, and where it is shown nothing; means over seeds."""
+    known, rows = by_name("interventions"), []
+    names = ("avg", "step_accuracy", "exploration_per_1k", "length")
+    for arm in interventions.ARMS:
+        for shown in (shown for shown in interventions.SHOWN if shown in known):
+            lines = [line[arm] for line in known[shown].values()]
+            agrees = f"{np.mean([line['student_agrees'] for line in lines]):.0%}"
+            cells = [spread([line["change"][name] for line in lines], name) for name in names]
+            rows.append([arm, shown, agrees, *cells])
+    head = ["token", "the teacher is shown", "its choice is the student's", *(COLUMNS[name] for name in names)]
+    return markdown([*head[:3], "accuracy", *head[4:]], rows)
+
+
+def intervened_by_token() -> str:
+    """The same by what the token is, of low entropy: share of the pairs and change of accuracy."""
+    lines = by_name("interventions").get("solution", {}).values()
+    of = {name: [line["low entropy"]["written"][name] for line in lines] for name in ("operand", "result", "other")}
+    rows = [
+        [name, *(spread([one[key] for one in found], "") for key in ("share", "change"))] for name, found in of.items()
+    ]
+    return markdown(["low entropy, shown a way: the token is", "share of the pairs", "accuracy"], rows)
 
 
 def gaps() -> str:

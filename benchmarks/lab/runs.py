@@ -161,6 +161,17 @@ def convert(run: Path, output: Path) -> None:
     _command("convert", [f"--source={run}", f"--output={output}", "--format=hf"], _log(run, "convert"))
 
 
+def intervene(seed: int, folder: Path, split: str, shown: str, samples: int) -> None:
+    """`python -m dasd_jax.intervene FOLDER --checkpoint=start …` on the base model of a seed."""
+    config = f"--config={ROOT / 'configs' / 'lab.py'}:dasd,seed={seed}"
+    asked = {
+        "data.benchmarks": sources(split), "rollout.max_new_tokens": plan.LENGTH, "rollout.problems": 64,
+        "run.eval_samples": samples, "run.eval_problems": plan.PROBLEMS,
+    }  # fmt: skip
+    argv = [str(folder), config, "--checkpoint=start", f"--context={shown}", *_overrides(asked)]
+    _command("intervene", argv, _log(folder, "intervene"))
+
+
 def sources(*splits: str) -> tuple[str, ...]:
     """The problems of some splits, as data.sources and data.benchmarks name them."""
     return tuple(f"jsonl:{LAB / 'problems' / f'{split}.jsonl'}" for split in splits)

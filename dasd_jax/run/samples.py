@@ -1,12 +1,11 @@
 """Rollouts for samples.jsonl: which ones, and what is kept of each token; the format is in `dasd_jax.run.records`."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from dasd_jax.batch import TeacherBatch
 from dasd_jax.learner.passes import STUDENT
-from dasd_jax.mesh import fetch
 from dasd_jax.run.collect import Collected
 from dasd_jax.text.spans import offsets, spelled
 from dasd_jax.text.tokenizer import Tokenizer
@@ -42,28 +41,33 @@ def choose(correct: np.ndarray, group: int, count: int, seed: int, step: int) ->
     return np.array(sorted(chosen), np.int32)
 
 
+def prompts_of(
+    collected: Collected, shown: Mapping[str, TeacherBatch], unread: Collection[str], rows: np.ndarray, group: int
+) -> dict[str, Prompt]:
+    """What "student" and views read before the responses of some rows: those that the score pass has not computed."""
+    prompts = {name: _prompts(shown[name], rows, group) for name in unread if name in shown}
+    if STUDENT in unread:
+        of_problems = collected.prompts.student_prompt, collected.prompts.student_prompt_mask
+        prompts[STUDENT] = tuple(x[rows // group] for x in of_problems)
+    return prompts
+
+
 def samples(
     collected: Collected,
     shown: Mapping[str, TeacherBatch],
-    unread: Collection[str],
     rows: np.ndarray,
     tokenizer: Tokenizer,
-    inspected: Callable,
+    looked_at: tuple[Mapping[str, np.ndarray], np.ndarray, Mapping[str, tuple[np.ndarray, np.ndarray]]],
 ) -> list[dict]:
     """The chosen rollouts, token by token, under their problems.
 
     Args:
         shown: the teachers' prompts by view, as NumPy arrays.
-        unread: "student" and views, those that the score pass has not computed.
         rows: i32[n], from `choose`; repeated ones are logged once.
-        inspected: (prompts of the unread, response, mask of the rows) → what `learner.inspection.inspect` returns.
+        looked_at: of these rows, what `learner.inspection.inspect` returns.
     """
     written, group = collected.rollouts, len(collected.texts) // len(collected.prompts.example_id)
-    prompts = {name: _prompts(shown[name], rows, group) for name in unread if name in shown}
-    if STUDENT in unread:
-        of_problems = collected.prompts.student_prompt, collected.prompts.student_prompt_mask
-        prompts[STUDENT] = tuple(x[rows // group] for x in of_problems)
-    numbers, places, likeliest = fetch(inspected(prompts, written.response[rows], written.response_mask[rows]))
+    numbers, places, likeliest = looked_at
     lines: dict[int, dict] = {}
     for n, row in enumerate(dict.fromkeys(rows.tolist())):
         problem, verdict = collected.problems[row], collected.verdicts[row]
