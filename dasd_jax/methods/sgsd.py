@@ -71,7 +71,7 @@ def signal(scored: Scored, shape: Shape, hp: SgsdParams) -> Signal:
             "sgsd/support_mean": masked_mean(support, judged),
             "sgsd/shown_frac": masked_mean(view.shown, live),
             "sgsd/format_frac": masked_mean(form, scored.mask),
-            "gap/mean_abs": masked_mean(jnp.abs(gap[0]), keep),
+            "gap/mean_abs": masked_mean(jnp.abs(gap[0]), keep & view.shown[0][:, None]),
             "credit/dense_abs_mean": masked_mean(jnp.abs(credit), keep),
         },
     )

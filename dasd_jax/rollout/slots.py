@@ -57,7 +57,7 @@ def rollout_bytes(model: ModelConfig, sampling: Sampling, mesh: Mesh, problems: 
         weights=bytes_a_device([leaves, scales, joined]),
         prompt=prompt_width * token,
         row=sampling.max_new_tokens * token + _DRAW_ARRAYS * 4 * model.vocab_size // tensor,
-        records=problems * sampling.rollouts * sampling.max_new_tokens * 8,
+        records=problems * sampling.rollouts * sampling.max_new_tokens * 12,  # id, log-probability, entropy
         prefill=problems * prompt_width * (computed + widest * item),
     )
 

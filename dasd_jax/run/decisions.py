@@ -33,7 +33,8 @@ def decide(
         (i64[problems], 1: the first alone, -1: the second alone, 0: both; the two thresholds).
     """
     difference = np.round(first - second, _DIGITS)
-    low, high = (float(np.quantile(difference, q)) for q in quantiles)
+    # Rounded alike: interpolation may miss the difference that it should equal by a last bit.
+    low, high = (round(float(np.quantile(difference, q)), _DIGITS) for q in quantiles)
     return np.where(difference > high, 1, np.where(difference < low, -1, 0)), (low, high)
 
 

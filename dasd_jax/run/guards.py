@@ -38,6 +38,7 @@ class _Reading:
 
     name: str
     value: float
+    steps: int  # of the window that have it
     level: str  # of its fields in the group `guards`, without _warn and _stop
     warn: float
     stop: float
@@ -70,15 +71,18 @@ def judge(lines: Sequence[dict], config: Config) -> Judgement:
     steps = [line for line in lines if line["step"] > 0]
     if not steps:
         return Judgement([], "", 1.0)
-    now, before = _readings(steps, config), {reading.name: reading for reading in _readings(steps[:-1], config)}
+    before = {}
+    for back in range(config.run.rescore_every, 0, -1):  # not every step has every number
+        before |= {reading.name: reading for reading in _readings(steps[:-back], config)}
     step = steps[-1]["step"]
     first = max(1, step - levels.window + 1)
     last_weight = weight = steps[-1].get(TEACHER_WEIGHT, 1.0)
     warnings, stop = _skipped(steps, levels)
     stop = stop or _empty(steps, levels)
-    for reading in now:
+    for reading in _readings(steps, config):
         was = before.get(reading.name)
-        where = f"steps {first}-{step}: {reading.name} is {reading.value:.4g}"
+        of = "" if reading.steps == levels.window else f"{reading.steps} of the "
+        where = f"{of}steps {first}-{step}: {reading.name} is {reading.value:.4g}"
         if reading.beyond(reading.stop):
             if levels.on_collapse == "anneal" and config.method.anneals and reading.level != "equal_rewards":
                 # Half at a time: a collapse that the teacher drives ends soon, and one that it does not costs little.
@@ -130,16 +134,19 @@ def _streak(steps: list[dict], holds: Callable[[dict], bool]) -> int:
 
 
 def _readings(steps: list[dict], config: Config) -> list[_Reading]:
-    """What is watched, as far as the steps have it and fill a window."""
+    """What is watched, as far as the last step has it and the steps fill a window.
+
+    A number that the last step does not have has not changed: it neither warns nor lowers a weight again.
+    """
     window = steps[-config.guards.window :]
     if len(window) < config.guards.window:
         return []
     found = []
 
-    def add(reading: tuple[str, float] | None, level: str, high_is_bad: bool, means: str) -> None:
+    def add(reading: tuple[str, float] | None, count: int, level: str, high_is_bad: bool, means: str) -> None:
         if reading is not None:
             warn, stop = (getattr(config.guards, f"{level}_{kind}", 0.0) for kind in ("warn", "stop"))
-            found.append(_Reading(*reading, level, warn, stop, 1 if high_is_bad else -1, means))
+            found.append(_Reading(*reading, count, level, warn, stop, 1 if high_is_bad else -1, means))
 
     gap = mean_guard(
         f"{config.rollout.gap_levels}_mean",
@@ -150,17 +157,18 @@ def _readings(steps: list[dict], config: Config) -> list[_Reading]:
     for guard in (*_COMMON, gap, *config.method.guards):
         # What the score pass says of the student is not known of every step (run.rescore_every).
         known = [line for line in window if all(name in line for name in guard.reads)]
-        if known:
+        if known and known[-1] is window[-1]:
             means = {name: float(np.mean([line[name] for line in known])) for name in guard.reads}
-            add(guard.reading(means, config.hp), guard.level, guard.high_is_bad, guard.means)
+            add(guard.reading(means, config.hp), len(known), guard.level, guard.high_is_bad, guard.means)
     for name, level, high_is_bad, means in (
         ("rollout/length_mean", "length", False, "responses have shrunk"),
         ("rollout/length_p95", "tail", True, "long responses grow, often the first sign of a collapse"),
     ):
         lengths = [line[name] for line in (steps[0], *window) if name in line]
         if len(lengths) == len(window) + 1 and lengths[0]:
-            add((f"{name} over that of step 1", float(np.mean(lengths[1:])) / lengths[0]), level, high_is_bad, means)
+            reading = f"{name} over that of step 1", float(np.mean(lengths[1:])) / lengths[0]
+            add(reading, len(window), level, high_is_bad, means)
     equal = _streak(steps, lambda line: line.get("reward/mixed_groups_frac", 1.0) == 0)
     counted = "steps in a row without a mixed group", float(equal)
-    add(counted, "equal_rewards", high_is_bad=True, means="the verifier teaches nothing")
+    add(counted, len(window), "equal_rewards", high_is_bad=True, means="the verifier teaches nothing")
     return found

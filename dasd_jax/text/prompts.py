@@ -76,17 +76,18 @@ def teacher_messages(
       context_kind: a kind that the wording has a text for.
       context: the privileged text. A blank one gives exactly the student's messages, so that the gap is 0.
       wording: the text around the context.
-      with_question: False omits the question from the last turn, for a teacher that sees only the context.
+      with_question: False omits the question, all turns of it, for a teacher that sees only the context.
 
     Raises:
       ValueError: an unknown `context_kind`.
     """
     if context_kind not in wording.contexts:
         raise ValueError(f"context_kind {context_kind!r}: expected one of {', '.join(wording.contexts)}")
-    messages = student_messages(question, instruction=instruction, system=system, shots=shots)
+    told = question if with_question or not context.strip() else ""
+    messages = student_messages(told, instruction=instruction, system=system, shots=shots)
     if context.strip():
         text = wording.contexts[context_kind]
-        asked = read_turns(question)[-1]["content"] if with_question else ""
+        asked = read_turns(told)[-1]["content"]
         values = {"question": asked, "context": context.strip(), context_kind: context.strip()}
         before = "" if "question" in slots.names(text) else asked
         messages[-1] = _user(instruction, before, slots.fill(text, values), wording.transitions[context_kind])

@@ -21,7 +21,7 @@ ROW = 10 * TOKEN + 5 * 4 * 320  # and five arrays of logits while one is drawn
 PROMPT = 6 * TOKEN
 WEIGHTS = 4 * (119_168 + 2 * 2 * 64 * 128)  # gate and up twice, while they are joined
 PREFILL = 2 * 6 * (TOKEN + 3 * 128 * 4)
-RECORDS = 8 * 10 * 8
+RECORDS = 8 * 10 * 12
 
 
 def slots(memory: int, resident: int = 1000, mesh=ONE, problems: int = 2) -> int:

@@ -74,6 +74,23 @@ def test_a_crossed_level_warns_once_and_again_after_the_number_has_come_back(fie
     assert f"beyond guards.{field}_warn = " in said[3][0]
 
 
+def test_a_number_of_every_tenth_step_warns_once_and_halves_the_weight_once():
+    """What is read of rescored steps alone neither vanishes between them nor counts again."""
+    name, step = "gap/mean_abs", {key: value for key, value in HEALTHY.items() if key != "gap/mean_abs"}
+    lines = [{"step": i} | step | ({name: 0.02} if i % 10 == 1 else {}) for i in range(1, 36)]
+    sparse = configured(window=5)
+    said = [line for count in range(1, 36) for line in judge(lines[:count], sparse).warnings]
+    assert len(said) == 1 and said[0].startswith("warning: 1 of the steps 7-11: gap/mean_abs")
+    weights, collapse = [], configured(window=5, on_collapse="anneal")
+    for count in range(1, 36):
+        line = {"step": count} | step | ({name: 0.005} if count % 10 == 1 and count < 30 else {})
+        lines[count - 1] = (
+            line | ({name: 0.2} if count == 31 else {}) | {TEACHER_WEIGHT: weights[-1] if weights else 1.0}
+        )
+        weights.append(judge(lines[:count], collapse).teacher_weight)
+    assert weights[9:12] == [1.0, 0.5, 0.5] and weights[20:30] == [0.25] * 10 and weights[30] == 0.25
+
+
 @pytest.mark.parametrize(("field", "name", "_bad", "worse"), COLLAPSES)
 def test_beyond_the_stop_level_a_run_stops_or_the_teachers_weight_halves(field, name, _bad, worse):
     lines = history({}, {name: worse}, {name: worse})

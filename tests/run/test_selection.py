@@ -54,6 +54,18 @@ def test_equal_differences_get_equal_decisions_however_they_are_rounded():
         assert decide(first, second, quantiles)[0].tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("q", [0.07, 0.14, 0.28, 0.3, 0.35, 0.58, 0.7])
+def test_what_a_quantile_falls_on_is_between(q):
+    for n in range(5, 400):
+        rank = round(q * (n - 1))
+        if abs(q * (n - 1) - rank) < 1e-9:
+            difference = np.arange(n) / 100
+            assert decide(difference, 0 * difference, (q, 1.0))[0][rank] == 0
+            assert decide(difference, 0 * difference, (0.0, q))[0][rank] == 0
+    ties = np.array([0.0] * 63 + [0.1] * 28)
+    assert not decide(ties, 0 * ties, (0.3, 0.7))[0].any()
+
+
 def test_names_can_be_exchanged_and_a_constant_changes_nothing():
     first, second = np.random.default_rng(2).uniform(size=(2, 60))
     decisions, thresholds = decide(first, second, (0.125, 0.75))

@@ -30,9 +30,16 @@ def plain(question):
 
 def views(question, **common):
     common = {"instruction": "Now box it."} | common
-    return student_messages(question, **common), teacher_messages(
-        question, context_kind="answer", context="3", **common
-    )
+    teacher = teacher_messages(question, context_kind="answer", context="3", **common)
+    common.pop("with_question", None)
+    return student_messages(question, **common), teacher
+
+
+def test_a_teacher_without_the_question_is_shown_none_of_its_turns():
+    _, bare = views(as_question(TALK), system="Of the run.", with_question=False)
+    said = " ".join(message["content"] for message in bare)
+    assert len(bare) == 2 and bare[0] == {"role": "system", "content": "Of the run."} and "3" in bare[1]["content"]
+    assert not any(turn["content"].strip() in said for turn in TALK)
 
 
 def test_the_turns_come_back_as_they_were():
