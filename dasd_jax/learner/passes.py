@@ -1,5 +1,6 @@
 """The forward passes of student and teachers over one batch, and the statistics that are read of them."""
 
+import jax
 import jax.numpy as jnp
 
 from dasd_jax import vocab
@@ -38,10 +39,13 @@ def teacher_outputs(
 ) -> Outputs:
     """A view on its k-th prompt; a constant."""
     params = teachers.weights(config.views[name], params, copies)
-    prompt, prompt_mask = shown.teacher_prompt, shown.teacher_prompt_mask
-    if prompt.ndim == 4:
-        prompt, prompt_mask = merge_rows(prompt[:, :, k]), merge_rows(prompt_mask[:, :, k])
-    return outputs(config, params, prompt, prompt_mask, response, mask)
+    return outputs(config, params, *_teacher_prompt(shown, k), response, mask)
+
+
+def _teacher_prompt(shown: TeacherBatch, k: int) -> tuple[Array, Array]:
+    """The k-th prompts of a view, [B, P] or [rows, P], and their mask."""
+    both = shown.teacher_prompt, shown.teacher_prompt_mask
+    return both if shown.teacher_prompt.ndim == 2 else tuple(merge_rows(x[:, :, k]) for x in both)
 
 
 def statistics(
@@ -60,14 +64,14 @@ def statistics(
     """
     prompts, shown, response, mask, wanted = part
     response, mask, wanted = merge_rows(response[..., :width]), merge_rows(mask[..., :width]), merge_rows(wanted)
-    student = None
-    if rescore:
-        student = outputs(config, params, prompts.student_prompt, prompts.student_prompt_mask, response, mask)
-    of_views = [
-        teacher_outputs(config, params, copies, name, shown[name], k, response, mask)
+    readers = [("", (prompts.student_prompt, prompts.student_prompt_mask))] if rescore else []
+    readers += [
+        (teachers.policy(config.views[name]), _teacher_prompt(shown[name], k))
         for name in config.scored
         for k in range(config.views[name].count)
     ]
+    of_readers = _of_readers(config, {"": params, **copies}, readers, response, mask)
+    student, of_views = (of_readers[0], of_readers[1:]) if rescore else (None, of_readers)
     chunk = config.chunk(response.shape[0])
     stats = token_stats(student, of_views, response, temperature=config.temperature, chunk=chunk)
     if not wanted.shape[1]:
@@ -77,6 +81,34 @@ def statistics(
         states[name] = of_views[first][0]
         first += config.views[name].count
     return stats, {name: _rows_of(wanted, hidden) for name, hidden in states.items()}
+
+
+def _of_readers(
+    config: StepConfig, weights: dict[str, Params], readers: list[tuple[str, tuple[Array, Array]]], response, mask
+) -> list[Outputs]:
+    """Outputs of each (key of its weights, (prompt, mask)).
+
+    Those with the same weights and prompts of one shape take turns in a loop: a model is compiled once for them all.
+    """
+    alike: dict[tuple, list[int]] = {}
+    for place, (key, (prompt, _)) in enumerate(readers):
+        alike.setdefault((key, prompt.shape), []).append(place)
+    found: dict[int, Outputs] = {}
+    for (key, _), places in alike.items():
+        params = with_embedding(config.model, weights[key])
+
+        def hidden(prompt: tuple[Array, Array], params=params) -> Array:
+            return response_hidden(config.model, params, *prompt, response, mask)
+
+        prompts = [readers[place][1] for place in places]
+        if len(places) == 1:
+            states = [hidden(*prompts)]
+        else:
+            states = jax.lax.map(hidden, jax.tree.map(lambda *each: jnp.stack(each), *prompts))
+        found |= {
+            place: (state, unembedding(config.model, params)) for place, state in zip(places, states, strict=True)
+        }
+    return [found[place] for place in range(len(readers))]
 
 
 def _rows_of(wanted: Array, hidden: Array) -> Array:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dasd_jax.mesh import put_rows
-from dasd_jax.objective.masked import masked_mean, pooled_quantile, row_quantile
+from dasd_jax.objective.masked import largest, masked_mean, pooled_quantile, pooled_quantiles, row_quantile
 
 LENGTHS = (9, 1, 0, 2, 5, 8, 3, 9)
 
@@ -50,3 +50,17 @@ def test_rows_split_over_eight_devices_have_the_means_and_quantiles_of_one(mesh8
     want = [np.quantile(row[keep], 0.8) if keep.any() else 0 for row, keep in zip(x, mask, strict=True)]
     np.testing.assert_allclose(by_row, want, rtol=2e-6)
     assert pooled == np.quantile(x[mask], 0.9, method="inverted_cdf")
+
+
+def test_order_statistics_are_exact_for_ties_and_numbers_of_both_signs():
+    rng = np.random.default_rng(1)
+    x = rng.choice(np.float32([-np.inf, -3.5, -1e-30, -0.0, 0.0, 2e-38, 1.0, 1.0000001, 7.0]), (6, 40))
+    mask = rng.random((6, 40)) < 0.7
+    for share in (0.01, 0.2, 0.5, 1.0):
+        got = np.asarray(largest(x, mask, share))
+        for row, keep, found in zip(x, mask, got, strict=True):
+            order = sorted(np.flatnonzero(keep), key=lambda place: -row[place])  # stable: of equal ones the first
+            assert set(np.flatnonzero(found)) == set(order[: int(np.ceil(share * keep.sum()))])
+    finite, qs = np.abs(np.nan_to_num(x, neginf=4.0)), (0.01, 0.5, 0.77, 1.0)
+    want = [np.quantile(finite[mask], q, method="inverted_cdf") for q in qs]
+    assert [float(found) for found in pooled_quantiles(finite, mask, qs)] == want
