@@ -28,13 +28,13 @@ def get_config(arg=""):
         key, _, value = part.rpartition("=")
         if key == "seed" and value.isdecimal():
             seed = int(value)
-        elif not key and part in ("base", *plan.METHODS):
+        elif not key and part in ("base", *plan.ARMS):
             name = part
         else:
             raise UserError(
-                f"--config: configs/lab.py: {part}: expected seed=N, base, or a method: {', '.join(plan.METHODS)}"
+                f"--config: configs/lab.py: {part}: expected seed=N, base, or a method: {', '.join(plan.ARMS)}"
             )
-    config = base("sft" if name == "base" else plan.METHODS[name].method)
+    config = base("sft" if name == "base" else plan.ARMS[name].method)
     config.model.update({"tokenizer": str(_LAB / "tokenizer"), "compute_dtype": "float32", "remat": "none"})
     config.data.update(
         {
@@ -56,7 +56,7 @@ def get_config(arg=""):
         _learn(config, seed)
     else:
         _post_train(config, seed, plan.STEPS)
-        config.update_from_flattened_dict(plan.METHODS[name].fields)
+        config.update_from_flattened_dict(plan.ARMS[name].fields)
     return config
 
 

@@ -116,9 +116,9 @@ def test_holm_corrects_in_order():
     assert table.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
 
 
-@pytest.mark.parametrize("name", plan.METHODS)
+@pytest.mark.parametrize("name", plan.ARMS)
 def test_every_method_has_nine_trials_that_its_config_takes(name):
-    trials = plan.METHODS[name].trials()
+    trials = plan.ARMS[name].trials()
     assert len({str(fields) for fields in trials}) == 9
     for fields in trials:
         shipped(f"lab:{name},seed=2").update_from_flattened_dict(fields)

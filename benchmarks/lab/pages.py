@@ -30,7 +30,8 @@ def write() -> None:
     """All that the results allow so far."""
     lines = by_name("runs")
     for split in ("easy", "hard"):
-        put(PAGE, f"table {split}", main_table(lines, split))
+        put(PAGE, f"table {split}", main_table(lines, split, labels(plan.METHODS)))
+    put(PAGE, "neighbours", main_table(lines, table.SPLIT, {plan.AGAIN: "GRPO", **labels(plan.NEIGHBOURS)}))
     put(PAGE, "properties", properties())
     put(PAGE, "trials", trials())
     put(PAGE, "expectations", expectations(lines))
@@ -52,14 +53,23 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
-def main_table(lines: table.Lines, split: str) -> str:
-    """Every method with the mean over seeds and half the width of its 95 % interval."""
+def labels(arms: Mapping[str, plan.Arm]) -> dict[str, str]:
+    """Name in the results → label in a table."""
+    return {name: arm.label for name, arm in arms.items()}
+
+
+def main_table(lines: table.Lines, split: str, rows_of: Mapping[str, str]) -> str:
+    """Every method with the mean over seeds and half the width of its 95 % interval.
+
+    Args:
+        rows_of: name in the results → label.
+    """
     rows = [["base", *base_row(split)]]
-    for name, arm in plan.METHODS.items():
+    for name, label in rows_of.items():
         if of_arm := lines.get(name):
             cells = [spread(table.values(of_arm, figure, split), figure) for figure in COLUMNS]
             entropy = spread([np.mean(line["curves"]["entropy/mean"][-5:]) for line in of_arm.values()], "entropy")
-            rows.append([f"{arm.label} ({len(of_arm)})", *cells, entropy])
+            rows.append([f"{label} ({len(of_arm)})", *cells, entropy])
     return markdown(["", *COLUMNS.values(), "entropy, nats"], rows)
 
 
@@ -96,7 +106,7 @@ def properties() -> str:
 def trials() -> str:
     """Validation Avg@16 of every trial; the chosen one in bold."""
     known, rows = results("trials"), []
-    for name, arm in plan.METHODS.items():
+    for name, arm in plan.ARMS.items():
         of_arm = {
             json.dumps(line["fields"]): line["validation"]["avg"] for line in known.values() if line["name"] == name
         }

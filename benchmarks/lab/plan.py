@@ -68,4 +68,16 @@ METHODS = {
     "rlrt": Arm("RLRT", "rlrt", {}, "objective.mix", (0.25, 0.5, 1.0)),
     "antisd": Arm("AntiSD", "antisd", {}, "objective.strength", (0.25, 0.5, 1.0)),
 }
+# Written on 2026-11-28, after the choice of settings for those above: a table of its own, by the same rule, with the
+# software of its day and GRPO once more beside it. ATESD, SGSD and TATA show their teachers sentences, which a reasoner
+# of 26 characters cannot read.
+NEIGHBOURS = {
+    "demopsd": Arm("DemoPSD", "demopsd"),
+    "pw_opsd": Arm("PW-OPSD", "pw_opsd"),
+    "ad_opsd": Arm("AD-OPSD", "ad_opsd"),
+    "egrsd": Arm("EGRSD", "egrsd", {}, "objective.eps", (0.1, 0.2, 0.4)),
+    "purified_opsd": Arm("Purified OPSD", "purified_opsd"),
+}
+AGAIN = "grpo_again"  # the name of GRPO's results beside them
+ARMS = METHODS | NEIGHBOURS
 PRIMARY = ("grpo", "dasd", "conformity", "novelty", "flip_low", "flip_high")

@@ -30,7 +30,7 @@ class Job:
     Attributes:
         kind: of the results file: trials, runs or probes.
         name: of the arm in the table; with `seed` and `fields` it identifies the run.
-        arm: the name in `plan.METHODS` that the run starts from.
+        arm: the name in `plan.ARMS` that the run starts from.
         fields: overrides, GROUP.FIELD → value.
         reported: held-out problems are answered as well.
         problems: the split that it is trained on; the name of the run tells it, since the results hold no path.

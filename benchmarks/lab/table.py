@@ -81,9 +81,9 @@ def chosen(arm: str) -> dict[str, float] | None:
     """The trial with the highest validation Avg@16, the first of equals; None before all of them are done."""
     known = results("trials")
     lines = [line for line in known.values() if line["name"] == arm]
-    if len(lines) < len(plan.METHODS[arm].trials()):
+    if len(lines) < len(plan.ARMS[arm].trials()):
         return None
-    order = plan.METHODS[arm].trials()
+    order = plan.ARMS[arm].trials()
     return max(lines, key=lambda line: (line["validation"]["avg"], -order.index(line["fields"])))["fields"]
 
 
