@@ -123,6 +123,23 @@ def test_verdicts_tell_right_wrong_and_truncated(run):
     assert page_of(run).data["runs"][0]["index"][0] == [1, ["wR", "wR"]]
 
 
+def test_a_graded_reward_below_that_of_a_right_answer_is_wrong(run):
+    """As in Pass@k: a response is right from a reward of 0.99 on, and one of 0.2 or 0.98 is wrong."""
+    rewards = [0.2, 0.98, 0.99, 1.0]
+
+    def graded(problem):
+        [first, *_] = problem["rollouts"]
+        return problem | {"rollouts": [first | {"reward": reward} for reward in rewards]}
+
+    edit(run / "samples.jsonl", graded)
+    for step in (0, 5):
+        edit(run / "heldout" / f"{step}.jsonl", lambda line: line | {"reward": rewards})
+    page = page_of(run)
+    assert page.data["runs"][0]["index"][0] == [1, ["wwrr", "wwrr"]]
+    for problem in unpacked(page.block("answers-0"))[0]["problems"]:
+        assert [[each["right"] for each in side] for side in problem["sides"]] == [[False, False, True, True]] * 2
+
+
 def test_the_plane_has_an_even_sample_of_every_step(run):
     head, numbers = unpacked(page_of(run).block("plane-0"))
     assert head["steps"] == [1, 2, 3, 4, 5] and head["logged"] == [2 * 2 * 12] * 5
@@ -183,7 +200,7 @@ def test_answers_of_the_first_and_the_last_evaluation_stand_side_by_side(run):
         for ours, line in zip(head["problems"], records.answers(run / "heldout" / f"{step}.jsonl"), strict=True):
             assert ours["question"] == line["question"]
             assert [each["text"] for each in ours["sides"][i]] == line["text"]
-            assert [each["reward"] for each in ours["sides"][i]] == line["reward"]
+            assert [each["right"] for each in ours["sides"][i]] == [reward == 1 for reward in line["reward"]]
 
 
 # ------------------------------------------------------------------------------------------------ size
