@@ -7,7 +7,7 @@
     wrong_siblings           incorrect responses from the rollout's group
     skills                   the pairs of a skill and a mistake that are nearest to the problem (data/skills.py)
     none                     nothing: the student's own prompt
-    other_problem            the default context of another problem of the batch
+    other_problem            the default context of another problem: in training, of the batch
     without_problem          the default context alone, without the question
 
 The default, "", is the kind that the problem's source names (`privileged=` in its spec), else data.privileged. `none`
@@ -36,6 +36,8 @@ _OF_DEFAULT = ("", "other_problem", "without_problem")
 _ROUNDING = 1e-6
 
 Text = tuple[str, str]  # (kind, which selects the surrounding wording; the text itself)
+# Of a problem: G lists of at most K texts if any kind of the context is made from rollouts, otherwise one list.
+Texts = list[list[Text]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import re
+import types
 from pathlib import Path
 from unittest import mock
 
@@ -21,7 +22,7 @@ from dasd_jax.run.pairs import Outcome, Result, summary
 from dasd_jax.run.places import ARMS, BY_ENTROPY, Pair
 from dasd_jax.text.prompts import left_pad
 from dasd_jax.text.tokenizer import ByteTokenizer
-from dasd_jax.verify.verifier import Verifier
+from dasd_jax.verify.verifier import Verdict, Verifier
 
 TINY = "--config=configs/methods.py:tiny,method=dasd"
 TOKENIZER = ByteTokenizer()
@@ -169,6 +170,52 @@ def test_a_teacher_may_be_shown_what_the_group_wrote():
         others = [other for other in (0, 1) if other != sample and found.rewards[i][other] and said[i, other]]
         assert (response.teacher is not None) == bool(others)
     assert 0 < sum(response.teacher is None for response in found.responses.values()) < len(found.responses)
+
+
+@pytest.mark.slow
+def test_which_problems_are_read_together_decides_nothing():
+    """One problem at a time, or all three: another problem's context is that of the same other one."""
+    few = "run.eval_problems=3", "run.eval_samples=8", "optim.minibatches=1"
+    alone, together = (made("other_problem", None, *few, f"optim.microbatches={parts}") for parts in (4, 1))
+    assert [found.work._problems_at_a_time() for found in (alone, together)] == [1, 4]
+    assert of_arms(together, *BY_ENTROPY)
+    # All but the entropies, which are rounded otherwise.
+    results = [
+        [dataclasses.replace(result, pair=dataclasses.replace(result.pair, entropy=0.0)) for result in found.results]
+        for found in (alone, together)
+    ]
+    assert repr(results[0]) == repr(results[1])
+
+
+def answered(prompts, rewards, finished=True):
+    """Responses by example id: as many to each problem as it has rewards, that say which one they are."""
+    return {
+        i: [
+            interventions.Answer(np.array([1]), finished, f"response {i}.{k}", Verdict(reward, reward, None, ""))
+            for k, reward in enumerate(rewards)
+        ]
+        for i in range(len(prompts))
+    }
+
+
+def informing(context, rollouts, *overrides):
+    """Interventions that know their problems and no model, and these problems."""
+    work, tiny = Interventions.__new__(Interventions), config(*overrides)
+    work._config, work._context, work._sampling = tiny, context, types.SimpleNamespace(rollouts=rollouts)
+    work._prompts, _ = interventions.open_prompts(tiny, TOKENIZER, context)
+    return work, work._prompts
+
+
+def test_another_problem_is_the_next_of_all_that_are_evaluated():
+    work, prompts = informing("other_problem", 2)
+    shown = work._shown(answered(prompts, [1.0, 0.0]))
+    for i in range(len(prompts)):
+        assert shown[i] == [[("solution", prompts.problems[(i + 1) % len(prompts)].solution)]]
+
+
+def test_one_problem_alone_cannot_be_shown_another():
+    with pytest.raises(UserError, match="^--context: 'other_problem': one problem is evaluated: expected at least two"):
+        informing("other_problem", 2)[0].choose([0], lambda count: None)
 
 
 @pytest.mark.slow
