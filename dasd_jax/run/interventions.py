@@ -20,7 +20,7 @@ from dasd_jax.learner.choices import choices
 from dasd_jax.mesh import fetch, put_rows, replicate
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
-from dasd_jax.run import places, setup
+from dasd_jax.run import collect, places, setup
 from dasd_jax.run.evaluation import problems_at_a_time, texts_of
 from dasd_jax.run.pairs import Outcome, Result
 from dasd_jax.run.places import ARMS, Pair, Response
@@ -190,9 +190,10 @@ class Interventions:
         fit, and must not decide what other_problem shows.
         """
         rows = [answer for answers in answered.values() for answer in answers]
-        correct = np.array([answer.verdict.reward for answer in rows], np.float32)
-        whole = np.array([answer.finished for answer in rows]) | (self._config.objective.truncated == "score")
-        written = contexts.Written([answer.text for answer in rows], correct, whole)
+        finished = np.array([answer.finished for answer in rows])
+        lengths = np.array([len(answer.tokens) for answer in rows])
+        judged = collect.outcomes(self._config, [answer.verdict for answer in rows], finished, lengths)
+        written = collect.to_show(self._config, [answer.text for answer in rows], judged, finished)
         ids = np.array(list(answered))
         texts = self._prompts.teacher_texts(ids, self._context, group=self._sampling.rollouts, written=written)
         return dict(zip(answered, texts, strict=True))

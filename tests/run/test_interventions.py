@@ -213,6 +213,24 @@ def test_another_problem_is_the_next_of_all_that_are_evaluated():
         assert shown[i] == [[("solution", prompts.problems[(i + 1) % len(prompts)].solution)]]
 
 
+@pytest.mark.parametrize(
+    ("finished", "truncated", "context", "shown"),
+    [
+        (True, "zero", "sibling", [[3], [3], [3], []]),
+        (True, "zero", "wrong_siblings", [[1], [0], [0], [0]]),
+        (False, "zero", "sibling", [[]] * 4),
+        (False, "score", "sibling", [[3], [3], [3], []]),
+    ],
+)
+def test_a_graded_response_is_a_right_sibling_where_training_takes_it_for_one(finished, truncated, context, shown):
+    """From a reward of 0.99 on, as Pass@k has it, and cut off where objective.truncated says so."""
+    fields = f"objective.truncated={truncated}", "rollout.teacher_prompt_length=400"
+    work, prompts = informing(context, 4, *fields)
+    found = work._shown(answered(prompts, [0.2, 0.5, 0.98, 0.99], finished))
+    for i, texts in found.items():
+        assert texts == [[(context, f"response {i}.{k}") for k in of_row] for of_row in shown]
+
+
 def test_one_problem_alone_cannot_be_shown_another():
     with pytest.raises(UserError, match="^--context: 'other_problem': one problem is evaluated: expected at least two"):
         informing("other_problem", 2)[0].choose([0], lambda count: None)
