@@ -28,6 +28,7 @@ from dasd_jax.text import prompts
 # Made from the group's responses, so that each rollout has its own.
 PER_ROLLOUT = frozenset(["sibling", "sibling_or_solution", "wrong_siblings"])
 
+PARTIAL = "partial_solution"  # as much of it as `alpha` says, which a method decides in every step
 SKILLS = "skills"  # K prompts a problem, retrieved when the run starts
 
 _OF_DEFAULT = ("", "other_problem", "without_problem")
@@ -116,7 +117,7 @@ def texts(
     *,
     count: int,
     written: Written | None,
-    alpha: float,
+    alpha: float | None,
     pairs: Sequence[Sequence[Pair]] = (),
 ) -> list[list[Text]]:
     """The texts shown to the teacher of each row, at most `count` per row.
@@ -127,9 +128,14 @@ def texts(
         problems: B problems.
         group: rows per problem, problem-major: G, or 1 if no kind is made from rollouts.
         written: the rollouts of all rows, for kinds made from rollouts.
-        alpha: the fraction of the solution that partial_solution shows, in [0, 1].
+        alpha: the fraction of the solution that partial_solution shows, in [0, 1]; None for other contexts.
         pairs: those of each problem, for kind skills.
+
+    Raises:
+        ValueError: an alpha out of range, or none for partial_solution.
     """
+    if context == PARTIAL and alpha is None:
+        raise ValueError(f"context {context}: expected an alpha, the fraction of the solution that it shows")
     shown_kinds = default_kinds if context in _OF_DEFAULT else [context] * len(problems)
     of_rollouts = {kind: siblings(written, kind, group, count) for kind in PER_ROLLOUT.intersection(shown_kinds)}
     rows = []
@@ -183,11 +189,11 @@ def beginning(solution: str, alpha: float) -> str:
     return solution[: ends[num_shown - 1]] if num_shown else ""
 
 
-def _of_problem(problem: Problem, kind: str, alpha: float) -> list[Text]:
+def _of_problem(problem: Problem, kind: str, alpha: float | None) -> list[Text]:
     """The text of a kind that is made from the problem alone, as a list of one, or empty."""
     if kind == "none":
         return []
-    if kind == "partial_solution":
+    if kind == PARTIAL:
         if not problem.solution.strip():
             return []
         start = beginning(problem.solution, alpha)

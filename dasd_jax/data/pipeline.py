@@ -234,7 +234,7 @@ class PromptSet(Prompts):
         """
         for kind in self._text.kinds(context) - {"none"}:
             if not any(contexts.has(problem, kind) for problem in self.problems):
-                needed = "solution" if kind == "partial_solution" else kind
+                needed = "solution" if kind == contexts.PARTIAL else kind
                 raise UserError(
                     f"data.sources: none of the {len(self)} training problems has a {needed}: expected at least one, "
                     f"since the method shows its teacher context {context!r}"
@@ -273,7 +273,7 @@ class PromptSet(Prompts):
         *,
         group: int,
         written: contexts.Written | None = None,
-        alpha: float = 1.0,
+        alpha: float | None = None,
     ) -> TeacherBatch:
         """The teacher prompts of a batch of problems and their rollouts: `with_texts` of their `teacher_texts`."""
         texts = self.teacher_texts(example_id, context, count, group=group, written=written, alpha=alpha)
@@ -287,7 +287,7 @@ class PromptSet(Prompts):
         *,
         group: int,
         written: contexts.Written | None = None,
-        alpha: float = 1.0,
+        alpha: float | None = None,
     ) -> list[contexts.Texts]:
         """What the teachers of B problems and of their rollouts are to be shown, of each problem; not all may fit.
 
@@ -297,10 +297,10 @@ class PromptSet(Prompts):
             count: prompts per rollout, or of skills per problem, K; 1 if the context is made from the problem.
             group: rollouts per problem, G.
             written: the B*G rollouts; may be None if the context is made from the problem.
-            alpha: the fraction of the solution that partial_solution shows, in [0, 1].
+            alpha: the fraction of the solution that partial_solution shows, in [0, 1]; None for other contexts.
 
         Raises:
-            ValueError: an unknown context, an alpha out of range, or a count above 1 with one prompt per problem.
+            ValueError: an unknown context, a wrong or missing alpha, or a count above 1 with one prompt per problem.
         """
         shape = contexts.batch_shape(self._text.kinds(context), len(example_id), group, count)
         group = math.prod(shape[1:2])

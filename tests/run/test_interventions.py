@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import re
+import sys
 import types
 from pathlib import Path
 from unittest import mock
@@ -421,6 +422,16 @@ def test_a_greedy_student_without_a_teacher_leaves_nothing_to_change(call, monke
         UserError, match="run.eval_problems: none of the responses to 6 problem.s. has a place to interv"
     ):
         call("--context=none", "--config.run.eval_temperature=0")
+
+
+def test_contexts_that_a_method_decides_in_every_step_are_refused(tmp_path, monkeypatch, capsys):
+    for context in ("partial_solution", "skills"):
+        monkeypatch.setattr(sys, "argv", ["intervene", str(tmp_path), TINY, f"--context={context}"])
+        with pytest.raises(SystemExit) as ended:
+            cli.run(intervene.main)
+        error = capsys.readouterr().err
+        assert ended.value.code == 2 and error.count("\n") == 1
+        assert error.startswith(f"error: argument --context: invalid choice: '{context}' (choose from 'answer', 'solu")
 
 
 @pytest.mark.slow
