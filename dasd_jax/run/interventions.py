@@ -41,14 +41,18 @@ def open_prompts(config: Config, tokenizer: Tokenizer, context: str) -> tuple[Pr
         context: a name in `prompts.CONTEXTS`; "" is data.privileged.
 
     Raises:
-        UserError: no problem fits and has data.privileged, or none has what `context` shows.
+        UserError: no problem fits and has data.privileged, or none has what `context` shows; data.privileged_wording
+            has no text for one of the two.
     """
     data = config.data
     train, asked = setup.problems_to_evaluate(config)
+    text = dataclasses.replace(setup.prompt_text(config, train), sources=data.benchmarks or data.sources)
+    for shown in ("", context):
+        text.check_worded(shown)
     prompts = PromptSet(
         asked,
         tokenizer,
-        dataclasses.replace(setup.prompt_text(config, train), sources=data.benchmarks or data.sources),
+        text,
         student_width=config.rollout.prompt_length,
         teacher_width=config.rollout.teacher_prompt_length,
         field="data.benchmarks" if data.benchmarks else "data.sources",

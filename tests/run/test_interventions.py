@@ -424,6 +424,15 @@ def test_a_greedy_student_without_a_teacher_leaves_nothing_to_change(call, monke
         call("--context=none", "--config.run.eval_temperature=0")
 
 
+@pytest.mark.parametrize(("privileged", "context", "kind"), [("answer", "hint", "hint"), ("solution", "none", "sol")])
+def test_a_wording_without_what_the_teacher_is_to_be_shown_is_one_line(privileged, context, kind):
+    asked = config("data.privileged_wording=It is {answer}.", f"data.privileged={privileged}")
+    with pytest.raises(
+        UserError, match=f"^data.privileged_wording: 'It is {{answer}}.': a teacher .* is shown context of kind {kind}"
+    ):
+        interventions.open_prompts(asked, TOKENIZER, context)
+
+
 def test_contexts_that_a_method_decides_in_every_step_are_refused(tmp_path, monkeypatch, capsys):
     for context in ("partial_solution", "skills"):
         monkeypatch.setattr(sys, "argv", ["intervene", str(tmp_path), TINY, f"--context={context}"])
