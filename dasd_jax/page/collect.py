@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dasd_jax import files
 from dasd_jax.errors import UserError
-from dasd_jax.page.curves import before_and_after, curves, evaluations
+from dasd_jax.page.curves import before_and_after, curves, evaluated_since, evaluations
 from dasd_jax.page.pack import clean, clipped, evenly, packed
 from dasd_jax.run import records
 
@@ -84,6 +84,7 @@ def head(run: Path, label: str, config: dict, lines: Sequence[dict]) -> dict:
         "planned": flat.get("run.steps"),
         "finished": done,
         "heldout": before_and_after(run),
+        "evaluated_since": evaluated_since(run),
         **curves(run, lines),
     }
 

@@ -25,7 +25,7 @@ from dasd_jax.model.param_table import num_params
 from dasd_jax.objective.surrogate import plain
 from dasd_jax.recorded import Change
 from dasd_jax.rollout.sampler import Sampling
-from dasd_jax.run import changes, compiled, guards, models, origin, setup, trackers, user_files, workdir
+from dasd_jax.run import changes, compiled, guards, models, origin, records, setup, trackers, user_files, workdir
 from dasd_jax.run.collect import Collector
 from dasd_jax.run.display import Compilations, Display
 from dasd_jax.run.origin import Origin
@@ -185,7 +185,7 @@ def start(
         slots=sampling.slots_of(rows),
         saved=int(state.step),
         teacher_weight=guards.judge(log.lines, config).teacher_weight,
-        evaluated_since=changes.evaluated_alike_from(changed),
+        evaluated_since=records.evaluated_alike_from(changed),
     )
     _introduce(run, counts, rows)
     if resumed:

@@ -193,6 +193,48 @@ def test_the_rise_is_that_of_paired_problems(run):
     assert held["rise"] == 0.25 and held["rise_error"] == pytest.approx((1 / 12) ** 0.5 / 2)
 
 
+def evaluated(step, average, text):
+    """heldout/STEP.json and .jsonl of four problems, all with the same average and answer."""
+    figures = {"problems": 4, "avg@4": average, "pass@4": average, "standard_error": 0.1}
+    result = {**figures, "samples": 4, "macro": figures, "benchmarks": {"math": figures}, "per_problem": [average] * 4}
+    line = {
+        "source": "s", "question": "?", "answer": "1", "text": [text] * 4, "reward": [0.0] * 4,
+        "extracted": [None] * 4, "length": [1] * 4, "finished": [True] * 4, "error": [""] * 4,
+    }  # fmt: skip
+    return result, [{"example_id": i, **line} for i in range(4)]
+
+
+@pytest.mark.parametrize("field", ["run.eval_temperature", "run.eval_problems"])
+def test_evaluations_that_were_made_in_another_way_are_not_compared(run, field):
+    """Sampled at steps 0 and 3, greedy since: step 3 was evaluated anew, its line in the log is of the old way."""
+    for step, average, text in ((0, 0.2, "sampled"), (3, 0.5, "greedy"), (5, 0.75, "greedy")):
+        result, lines = evaluated(step, average, text)
+        (run / "heldout" / f"{step}.json").write_text(json.dumps(result))
+        (run / "heldout" / f"{step}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    old = {"eval/avg@4": 0.25, "eval/length_mean": 10.0}
+    edit(run / "metrics.jsonl", lambda line: line | (old if line["step"] in (0, 3, 5) else {}))
+    changed = [(3, "optim.learning_rate", 1e-6, 2e-6), (4, field, 1.0, 0.0), (5, "run.steps", 4, 5)]
+    names = ("step", "field", "before", "after")
+    (run / "changes.jsonl").write_text("".join(json.dumps(dict(zip(names, of))) + "\n" for of in changed))  # noqa: B905
+    page = page_of(run)
+    [data] = page.data["runs"]
+    held = data["heldout"]
+    assert (held["before"]["step"], held["after"]["step"]) == (3, 5)
+    assert (held["before"]["average"], held["after"]["average"], held["rise"]) == (0.5, 0.75, 0.25)
+    for name in ("eval/avg@4", "eval/math/avg@4"):
+        place, values = data["values"][name]
+        assert (data["step_lists"][place], values) == ([3, 5], [0.5, 0.75])
+    place, values = data["values"]["eval/length_mean"]
+    assert (data["step_lists"][place], values) == ([5], [10.0])
+    head, _ = unpacked(page.block("answers-0"))
+    assert head["steps"] == [3, 5]
+    assert {each["text"] for problem in head["problems"] for side in problem["sides"] for each in side} == {"greedy"}
+    assert data["evaluated_since"] == 3
+    (run / "changes.jsonl").unlink()
+    [data] = page_of(run).data["runs"]
+    assert (data["heldout"]["before"]["step"], data["evaluated_since"]) == (0, 0)
+
+
 def test_answers_of_the_first_and_the_last_evaluation_stand_side_by_side(run):
     head, _ = unpacked(page_of(run).block("answers-0"))
     assert head["steps"] == [0, 5] and len(head["problems"]) == 4
