@@ -61,7 +61,7 @@ def read(workdir: Path, steps: int) -> Rollouts:
     arrays = {name: np.zeros(mask.shape, np.float32) for name in ("gap", "entropy")}
     for name, array in arrays.items():
         array[mask] = np.concatenate([sample[name] for sample in samples])
-    return Rollouts(**arrays, mask=mask, right=np.array([sample["reward"] > 0 for sample in samples]))
+    return Rollouts(**arrays, mask=mask, right=np.array([records.is_right(sample) for sample in samples]))
 
 
 def of_rollouts(rollouts: Rollouts, hp: DasdParams) -> dict[str, str]:

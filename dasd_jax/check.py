@@ -212,12 +212,15 @@ def show_prompts(config: Config, train: PromptSet, tokenizer: Tokenizer) -> None
     """
     batch = train.batches(config.rollout.problems, config.run.seed)[0]
     _show_ids("student prompt", batch.student_prompt[0][batch.student_prompt_mask[0]], tokenizer)
+    arguments = config.method.context(setup.knobs(config, [], step=1), config.hp)
     for name, view in config.method.views(config.hp).items():
         title = "teacher prompt" if name == "teacher" else f"teacher prompt of {name}"
         if contexts.per_rollout(contexts.kinds(config.data.sources, config.data.privileged, view.context)):
             print(f"\n{title}: with responses of the run, which do not exist yet")
             continue
-        shown_to = train.teacher_batch(batch.example_id, view.context, view.count, group=1)
+        if view.context == contexts.PARTIAL:
+            title = f"{title}, at alpha = {arguments['alpha']:.4g} (step 1),"
+        shown_to = train.teacher_batch(batch.example_id, view.context, view.count, group=1, **arguments)
         ids, mask = (x.reshape(-1, x.shape[-1])[0] for x in (shown_to.teacher_prompt, shown_to.teacher_prompt_mask))
         _show_ids(title, ids[mask], tokenizer)
     if not config.method.rollouts:

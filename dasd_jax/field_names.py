@@ -1,7 +1,15 @@
-"""What a field was called before, and what other trainers call it; the field nearest to a name that does not exist."""
+"""What a field was called before, and what other trainers call it; the field nearest to a name that does not exist.
+
+Besides, the fields of an evaluation, for what reads runs without JAX.
+"""
 
 import difflib
 from collections.abc import Collection
+
+# How held-out problems are answered. Evaluations with other values are not compared.
+EVALUATION = {
+    "run.eval_problems", "run.eval_samples", "run.eval_temperature", "run.eval_top_k", "run.eval_top_p",
+}  # fmt: skip
 
 # Levels of guards stood in `run` and `rollout` before they were a group of their own.
 _LEVELS = ("entropy", "length", "repetition", "repel_kl", "arm", "equal_rewards")

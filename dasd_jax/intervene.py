@@ -21,6 +21,7 @@ from typing import Any
 import jax
 
 from dasd_jax import cli, files, hosts, recorded, terminal
+from dasd_jax.data import contexts
 from dasd_jax.errors import UserError
 from dasd_jax.evaluate import check_replaceable, deciding
 from dasd_jax.health import figures
@@ -31,8 +32,8 @@ from dasd_jax.text.prompts import CONTEXTS
 from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify.verifier import Verifier
 
-# Skills are retrieved for training problems.
-_CONTEXTS = tuple(name for name in CONTEXTS if name != "skills")
+# Skills are retrieved for training problems; how much of a solution is shown, a method decides in every step.
+_CONTEXTS = tuple(name for name in CONTEXTS if name not in (contexts.SKILLS, contexts.PARTIAL))
 
 
 def main(argv: list[str]) -> None:

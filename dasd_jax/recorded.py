@@ -11,6 +11,7 @@ from typing import Any
 from dasd_jax import files, formats, hosts
 from dasd_jax.config import SHARED, Config, GuardsGroup, declared, from_dict, older
 from dasd_jax.errors import UserError
+from dasd_jax.field_names import EVALUATION
 
 NAME = "config.json"
 CHANGES = "changes.jsonl"  # of the same folder; run/changes.py
@@ -22,11 +23,6 @@ OPERATIONAL = {
     "run.profile_step", "run.logged_rollouts", "run.samples_mb", "run.eval_every",
     "run.tracker", "run.project",
     *(f"guards.{field.name}" for field in dataclasses.fields(GuardsGroup) if field.name != "on_collapse"),
-}  # fmt: skip
-
-# How held-out problems are answered. Evaluations with other values are not compared.
-EVALUATION = {
-    "run.eval_problems", "run.eval_samples", "run.eval_temperature", "run.eval_top_k", "run.eval_top_p",
 }  # fmt: skip
 
 # What may change from one step of a run to the next, and is noted: each step reads it anew, and the training state

@@ -13,6 +13,7 @@ from dasd_jax import check, cli
 from dasd_jax.mesh import MeshConfig, make_mesh
 from dasd_jax.model import hf, param_table
 from dasd_jax.model.presets import preset
+from dasd_jax.run import setup
 from dasd_jax.run.estimate import estimate
 from dasd_jax.text.tokenizer import ByteTokenizer
 
@@ -97,6 +98,38 @@ def test_each_method_shows_what_its_views_are_given(look, method, says):
     code, said, error = look(TINY, f"--config.objective.method={method}")
     assert (code, error) == (0, "") and says in said
     assert ("teacher prompt" in said.partition("student prompt of")[2]) is (method == "sdpo")
+
+
+SOLVED = [row | {"solution": f"Count {i}.\nGo on.\nNearly there.\nSo it is."} for i, row in enumerate(ROWS)]
+
+
+def partial(said):
+    """(alpha, the lines of the solution that are shown) of what is printed."""
+    title = r"^teacher prompt, at alpha = ([\d.]+) \(step 1\), of the first problem, \d+ tokens:\n(.*?)\n  as tokens:"
+    [(alpha, prompt)] = re.findall(title, said, re.M | re.S)
+    lines = SOLVED[0]["solution"].split("\n")[1:]
+    return float(alpha), bool(re.search(r"Count \d\.", prompt)) + sum(line in prompt for line in lines)
+
+
+@pytest.mark.parametrize(("alpha", "lines"), [(0.5, 2), (0.7, 2), (0.25, 1), (0.0, 0)])
+def test_a_partial_solution_is_shown_as_far_as_the_method_shows_it(look, tmp_path, alpha, lines):
+    bounds = [f"--config.objective.alpha_{end}={alpha}" for end in ("min", "max")]
+    atesd = "--config=configs/methods.py:tiny,method=atesd"
+    code, said, error = look(atesd, jsonl(tmp_path, *SOLVED), *FEW, *bounds)
+    assert (code, error) == (0, "") and partial(said) == (alpha, lines)
+
+
+def test_the_share_of_a_solution_is_that_of_the_runs_first_step(look, tmp_path):
+    """Which the method draws by run.seed after the evaluation of step 0 is in the log."""
+    atesd, found = "--config=configs/methods.py:tiny,method=atesd", set()
+    for seed in range(3):
+        argv = [atesd, jsonl(tmp_path, *SOLVED), *FEW, f"--config.run.seed={seed}"]
+        run = cli.parse(cli.parser(""), argv, quiet=True).config
+        alpha = run.method.context(setup.knobs(run, [{"step": 0, "eval/avg@2": 0.5}], step=1), run.hp)["alpha"]
+        shown, lines = partial(look(*argv)[1])
+        assert (shown, lines) == (pytest.approx(alpha, rel=1e-3), int(4 * alpha))
+        found.add(shown)
+    assert len(found) == 3
 
 
 def test_the_amounts_are_those_of_the_whole_run():

@@ -48,10 +48,10 @@ ARROWS = {
     "resolve": {"config", "methods"},
     "field_help": {"config", "field_names", "methods"},
     "config_files": {"config", "methods"},
-    "recorded": {"config", "files"},
+    "recorded": {"config", "field_names", "files"},
     "learner": {"files", "vocab", "model", "objective", "config", "learner"},
     "run": {"files", "model", "cost", "text", "data", "rollout", "verify", "objective", "health"}
-    | {"config", "credentials", "recorded", "terminal", "learner", "run"},
+    | {"config", "credentials", "field_names", "recorded", "terminal", "learner", "run"},
     "__main__": set(),  # starts any command, by its name
     "show": {"files", "run", "text", "show"},  # of run its records alone: it starts without JAX
     "page": {"files", "health", "page", "run", "text"},

@@ -7,7 +7,7 @@
     wrong_siblings           incorrect responses from the rollout's group
     skills                   the pairs of a skill and a mistake that are nearest to the problem (data/skills.py)
     none                     nothing: the student's own prompt
-    other_problem            the default context of another problem of the batch
+    other_problem            the default context of another problem: in training, of the batch
     without_problem          the default context alone, without the question
 
 The default, "", is the kind that the problem's source names (`privileged=` in its spec), else data.privileged. `none`
@@ -28,6 +28,7 @@ from dasd_jax.text import prompts
 # Made from the group's responses, so that each rollout has its own.
 PER_ROLLOUT = frozenset(["sibling", "sibling_or_solution", "wrong_siblings"])
 
+PARTIAL = "partial_solution"  # as much of it as `alpha` says, which a method decides in every step
 SKILLS = "skills"  # K prompts a problem, retrieved when the run starts
 
 _OF_DEFAULT = ("", "other_problem", "without_problem")
@@ -36,6 +37,8 @@ _OF_DEFAULT = ("", "other_problem", "without_problem")
 _ROUNDING = 1e-6
 
 Text = tuple[str, str]  # (kind, which selects the surrounding wording; the text itself)
+# Of a problem: G lists of at most K texts if any kind of the context is made from rollouts, otherwise one list.
+Texts = list[list[Text]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +117,7 @@ def texts(
     *,
     count: int,
     written: Written | None,
-    alpha: float,
+    alpha: float | None,
     pairs: Sequence[Sequence[Pair]] = (),
 ) -> list[list[Text]]:
     """The texts shown to the teacher of each row, at most `count` per row.
@@ -125,9 +128,14 @@ def texts(
         problems: B problems.
         group: rows per problem, problem-major: G, or 1 if no kind is made from rollouts.
         written: the rollouts of all rows, for kinds made from rollouts.
-        alpha: the fraction of the solution that partial_solution shows, in [0, 1].
+        alpha: the fraction of the solution that partial_solution shows, in [0, 1]; None for other contexts.
         pairs: those of each problem, for kind skills.
+
+    Raises:
+        ValueError: an alpha out of range, or none for partial_solution.
     """
+    if context == PARTIAL and alpha is None:
+        raise ValueError(f"context {context}: expected an alpha, the fraction of the solution that it shows")
     shown_kinds = default_kinds if context in _OF_DEFAULT else [context] * len(problems)
     of_rollouts = {kind: siblings(written, kind, group, count) for kind in PER_ROLLOUT.intersection(shown_kinds)}
     rows = []
@@ -181,11 +189,11 @@ def beginning(solution: str, alpha: float) -> str:
     return solution[: ends[num_shown - 1]] if num_shown else ""
 
 
-def _of_problem(problem: Problem, kind: str, alpha: float) -> list[Text]:
+def _of_problem(problem: Problem, kind: str, alpha: float | None) -> list[Text]:
     """The text of a kind that is made from the problem alone, as a list of one, or empty."""
     if kind == "none":
         return []
-    if kind == "partial_solution":
+    if kind == PARTIAL:
         if not problem.solution.strip():
             return []
         start = beginning(problem.solution, alpha)

@@ -234,7 +234,7 @@ class PromptSet(Prompts):
         """
         for kind in self._text.kinds(context) - {"none"}:
             if not any(contexts.has(problem, kind) for problem in self.problems):
-                needed = "solution" if kind == "partial_solution" else kind
+                needed = "solution" if kind == contexts.PARTIAL else kind
                 raise UserError(
                     f"data.sources: none of the {len(self)} training problems has a {needed}: expected at least one, "
                     f"since the method shows its teacher context {context!r}"
@@ -273,26 +273,34 @@ class PromptSet(Prompts):
         *,
         group: int,
         written: contexts.Written | None = None,
-        alpha: float = 1.0,
+        alpha: float | None = None,
     ) -> TeacherBatch:
-        """The teacher prompts of a batch of problems and their rollouts.
+        """The teacher prompts of a batch of problems and their rollouts: `with_texts` of their `teacher_texts`."""
+        texts = self.teacher_texts(example_id, context, count, group=group, written=written, alpha=alpha)
+        return self.with_texts(example_id, texts, context, count, group=group)
 
-        Without a context, or with one that does not fit, it is the student's prompt, and `shown` is False.
+    def teacher_texts(
+        self,
+        example_id: np.ndarray,
+        context: str = "",
+        count: int = 1,
+        *,
+        group: int,
+        written: contexts.Written | None = None,
+        alpha: float | None = None,
+    ) -> list[contexts.Texts]:
+        """What the teachers of B problems and of their rollouts are to be shown, of each problem; not all may fit.
 
         Args:
-            example_id: i32[B].
+            example_id: i32[B]; other_problem is one of these.
             context: one of `prompts.CONTEXTS`, or "" for the default.
             count: prompts per rollout, or of skills per problem, K; 1 if the context is made from the problem.
             group: rollouts per problem, G.
             written: the B*G rollouts; may be None if the context is made from the problem.
-            alpha: the fraction of the solution that partial_solution shows, in [0, 1].
-
-        Returns:
-            NumPy arrays. The prompt is i32[B, Q], or [B, G, K, Q] for all problems if any kind of the context is made
-            from rollouts, or [B, 1, K, Q] of skills; the config alone decides, see `contexts.kinds`.
+            alpha: the fraction of the solution that partial_solution shows, in [0, 1]; None for other contexts.
 
         Raises:
-            ValueError: an unknown context, an alpha out of range, or a count above 1 with one prompt per problem.
+            ValueError: an unknown context, a wrong or missing alpha, or a count above 1 with one prompt per problem.
         """
         shape = contexts.batch_shape(self._text.kinds(context), len(example_id), group, count)
         group = math.prod(shape[1:2])
@@ -301,21 +309,35 @@ class PromptSet(Prompts):
         pairs = [self._pairs[i] for i in example_id] if context == contexts.SKILLS else []
         given = {"count": count, "written": written, "alpha": alpha, "pairs": pairs}
         rows = contexts.texts(context, default, problems, group, **given)
+        return [rows[start : start + group] for start in range(0, len(rows), group)]
+
+    def with_texts(
+        self, example_id: np.ndarray, texts: Sequence[contexts.Texts], context: str = "", count: int = 1, *, group: int
+    ) -> TeacherBatch:
+        """The teacher prompts of a batch of problems, given their `teacher_texts` of the same context, count and group.
+
+        Without a text, or with one that does not fit, it is the student's prompt, and `shown` is False.
+
+        Returns:
+            NumPy arrays. The prompt is i32[B, Q], or [B, G, K, Q] for all problems if any kind of the context is made
+            from rollouts, or [B, 1, K, Q] of skills; the config alone decides, see `contexts.kinds`.
+        """
+        shape = contexts.batch_shape(self._text.kinds(context), len(example_id), group, count)
+        rows = [(index, row) for index, of_problem in zip(example_id, texts, strict=True) for row in of_problem]
         # Cached: rollouts of a group are shown the same few texts.
         encode = functools.cache(functools.partial(self._with_context, context))
         shown, sequences = np.zeros((len(rows), count), np.bool_), []
-        for row, texts in enumerate(rows):
-            index = example_id[row // group]
+        for row, (index, of_row) in enumerate(rows):
             for place in range(count):
                 ids = self._student[index]
-                if place < len(texts):
-                    with_context = encode(index, *texts[place])
+                if place < len(of_row):
+                    with_context = encode(index, *of_row[place])
                     if len(with_context) <= self._teacher_width:
                         ids, shown[row, place] = with_context, True
                 sequences.append(ids)
         batch = self._teacher_batch(sequences, shown.reshape(shape))
-        for row, of_problem in enumerate(pairs):
-            batch.weight[row, 0, : len(of_problem)] = [pair.similarity for pair in of_problem]
+        for row, index in enumerate(example_id if context == contexts.SKILLS else ()):
+            batch.weight[row, 0, : len(self._pairs[index])] = [pair.similarity for pair in self._pairs[index]]
         return batch
 
     def blank_teacher_batch(

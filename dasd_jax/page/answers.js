@@ -20,7 +20,7 @@ function showAnswers() {
   byId("answer-question").replaceChildren(...described([["Question", problem.question], ["Reference", problem.answer], ["Source", problem.source]]));
   byId("answer-sides").replaceChildren(...held.kept.steps.map((step, side) => {
     const samples = problem.sides[side];
-    const right = samples.filter((sample) => sample.reward > 0).length;
+    const right = samples.filter((sample) => sample.right).length;
     const score = samples.length ? `${right} of ${samples.length} right` : "not answered";
     return make("div", "", [make("h3", "", `After step ${step}: ${score}`), ...samples.map(answer)]);
   }));
@@ -29,7 +29,7 @@ function showAnswers() {
 /** One answer with its verdict. */
 function answer(sample) {
   const facts = [`extracted ${sample.extracted ?? "nothing"}`, `${sample.length} tokens`];
-  const verdict = verdictWords(sample.reward > 0, sample.finished);
+  const verdict = verdictWords(sample.right, sample.finished);
   return make("div", "answer", [make("p", "verdict", [...verdict, ...facts.map((fact) => make("span", "", fact))]), sample.text]);
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dasd_jax import files
 from dasd_jax.errors import UserError
-from dasd_jax.page.curves import before_and_after, curves, evaluations
+from dasd_jax.page.curves import before_and_after, curves, evaluated_since, evaluations
 from dasd_jax.page.pack import clean, clipped, evenly, packed
 from dasd_jax.run import records
 
@@ -84,6 +84,7 @@ def head(run: Path, label: str, config: dict, lines: Sequence[dict]) -> dict:
         "planned": flat.get("run.steps"),
         "finished": done,
         "heldout": before_and_after(run),
+        "evaluated_since": evaluated_since(run),
         **curves(run, lines),
     }
 
@@ -93,7 +94,7 @@ def answers(run: Path) -> dict:
 
     Returns:
         "steps": one or two, or none; "problems": those of the first one, each with "sides": lists with a
-        {text, reward, extracted, length, finished} per sample, for each of the steps.
+        {text, right, extracted, length, finished} per sample, for each of the steps.
     """
     kept = [step for step, _ in evaluations(run) if _has_answers(run / "heldout" / f"{step}.jsonl")]
     steps = sorted({*kept[:1], *kept[-1:]})
@@ -113,9 +114,13 @@ def _has_answers(path: Path) -> bool:
 
 
 def _samples(line: dict) -> list[dict]:
-    columns = ("reward", "extracted", "length", "finished")
+    columns = ("extracted", "length", "finished")
     return [
-        {"text": clipped(text, _LONGEST_ANSWER), **clean({name: line[name][i] for name in columns})}
+        {
+            "text": clipped(text, _LONGEST_ANSWER),
+            "right": records.is_right({"reward": line["reward"][i]}),
+            **clean({name: line[name][i] for name in columns}),
+        }
         for i, text in enumerate(line["text"])
     ]
 

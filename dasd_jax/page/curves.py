@@ -8,12 +8,15 @@ import numpy as np
 
 from dasd_jax import files, formats
 from dasd_jax.page.pack import evenly, rounded
+from dasd_jax.run import records
 
 _MOST_POINTS = 1000  # of one curve; a panel is 400 pixels wide
 
 
 def curves(run: Path, lines: Sequence[dict]) -> dict:
     """Every number of the log over the steps that have it, and those of the evaluations with standard errors.
+
+    Evaluations are those of `evaluations`.
 
     Args:
         lines: the objects of metrics.jsonl.
@@ -22,11 +25,13 @@ def curves(run: Path, lines: Sequence[dict]) -> dict:
         "step_lists": lists of steps; "values": name → [which of these lists, a value per step]; "errors": name → a
         standard error per step, for the averages of evaluations. Four significant digits.
     """
+    since = evaluated_since(run)
     points: dict[str, dict[int, float]] = {}
     errors: dict[str, dict[int, float]] = {}
     for line in lines:
         for name, value in line.items():
-            if name != "step":
+            # The line of that step has the evaluation that was made the other way.
+            if name != "step" and not (name.startswith("eval/") and line["step"] <= since > 0):
                 points.setdefault(name, {})[line["step"]] = value
     for step, result in evaluations(run):
         for label, figures in [("", result), *((f"{name}/", each) for name, each in result["benchmarks"].items())]:
@@ -48,11 +53,19 @@ def curves(run: Path, lines: Sequence[dict]) -> dict:
     return {"step_lists": lists, "values": values, "errors": bars}
 
 
+def evaluated_since(run: Path) -> int:
+    """The step since whose end held-out problems have been answered in one way; 0: always."""
+    return records.evaluated_alike_from(records.changes(run))
+
+
 def evaluations(run: Path) -> list[tuple[int, dict]]:
-    """(step, figures) of heldout/STEP.json, in the order of the steps; see `run.evaluation.summary`."""
-    found = []
+    """(step, figures) of heldout/STEP.json, in the order of the steps; see `run.evaluation.summary`.
+
+    Those that were made in another way than the last one are left out: they are not compared with it.
+    """
+    found, since = [], evaluated_since(run)
     for path in (run / "heldout").glob("*.json"):
-        if path.stem.isdecimal():
+        if path.stem.isdecimal() and int(path.stem) >= since:
             with files.reading(path, "RUN"):
                 result = formats.read_object(path)
                 k = result["samples"]

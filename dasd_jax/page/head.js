@@ -30,6 +30,11 @@ function drawRuns() {
   byId("runs-body").append(make("p", "note",
     "Averages of held-out problems ± standard error by problem, at the first and at the last evaluation. " +
     "The standard error of the rise is that of the paired differences."));
+  for (const run of data.runs.filter((each) => each.evaluated_since)) {
+    byId("runs-body").append(make("p", "note",
+      `${run.name}: since step ${run.evaluated_since} held-out problems are answered in another way. ` +
+      "Earlier evaluations do not compare and are left out."));
+  }
   if (data.settings.length) {
     const heads = [{ name: "setting" }, ...data.runs.map((run) => ({ name: run.name }))];
     const cells = data.settings.map((row) => [make("code", "", row.name), ...row.values.map((value) => make("code", "", setting(value)))]);

@@ -50,7 +50,7 @@ class Rollouts:
 
 
 def _verdict(rollout: dict) -> str:
-    letter = "r" if rollout["reward"] > 0 else "w"
+    letter = "r" if records.is_right(rollout) else "w"
     return letter if rollout.get("finished", True) else letter.upper()
 
 

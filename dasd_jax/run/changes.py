@@ -17,7 +17,7 @@ from dasd_jax import files, recorded
 from dasd_jax.config import Config
 from dasd_jax.learner.optim import make_schedule
 from dasd_jax.recorded import Change
-from dasd_jax.run.records import whole_lines
+from dasd_jax.run import records
 
 RATE = "optim/learning_rate"  # as in metrics.jsonl
 
@@ -28,12 +28,7 @@ def read(workdir: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: it is damaged.
     """
-    path = workdir / recorded.CHANGES
-    lines = [line for _, line in whole_lines(path, "--workdir")]
-    with files.reading(path, "--workdir"):
-        if odd := [line["field"] for line in lines if type(line["field"]) is not str]:
-            raise ValueError(f"{odd[0]!r:.50} is no field")
-        return [{name: line[name] for name in ("step", "field", "before", "after")} for line in lines]
+    return records.changes(workdir, "--workdir")
 
 
 def write(workdir: Path, lines: Sequence[dict[str, Any]]) -> None:
@@ -95,8 +90,3 @@ def as_text(line: dict[str, Any]) -> str:
     """What is said of a line."""
     shown = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in (line["before"], line["after"])]
     return f"from step {line['step']} on: {line['field']} {shown[0]} → {shown[1]}"
-
-
-def evaluated_alike_from(lines: Sequence[dict[str, Any]]) -> int:
-    """The step since whose end held-out problems have been answered as now; 0 where that never changed."""
-    return max((line["step"] - 1 for line in lines if line["field"] in recorded.EVALUATION), default=0)

@@ -134,6 +134,14 @@ def outcomes(config: Config, verdicts: Sequence[Verdict], finished: np.ndarray, 
     return Outcomes(correct, reward, in_loss=finished | (objective.truncated != "drop_from_loss"))
 
 
+def to_show(config: Config, texts: Sequence[str], judged: Outcomes, finished: np.ndarray) -> contexts.Written:
+    """Responses, with their `outcomes`, as what teachers may be shown of a group.
+
+    A response that is judged although it was cut off may be shown, too.
+    """
+    return contexts.Written(texts, judged.correct, finished | (config.objective.truncated == "score"))
+
+
 class Collector:
     """Draws problems, samples and verifies responses, and makes what the teachers read."""
 
@@ -190,9 +198,7 @@ class Collector:
             may be missing, is NAME/blank_frac: of the rollouts, the share whose teacher has none.
         """
         data, group = self._config.data, self._config.rollout.rollouts
-        # A response that is judged although it was cut off may be shown to the others, too.
-        whole = collected.rollouts.finished | (self._config.objective.truncated == "score")
-        written = contexts.Written(collected.texts, collected.outcomes.correct, whole)
+        written = to_show(self._config, collected.texts, collected.outcomes, collected.rollouts.finished)
         batches, metrics = {}, {}
         for name, view in views.items():
             batch = batches[name] = self._prompts.teacher_batch(

@@ -20,7 +20,7 @@ from dasd_jax.learner.choices import choices
 from dasd_jax.mesh import fetch, put_rows, replicate
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
-from dasd_jax.run import places, setup
+from dasd_jax.run import collect, places, setup
 from dasd_jax.run.evaluation import problems_at_a_time, texts_of
 from dasd_jax.run.pairs import Outcome, Result
 from dasd_jax.run.places import ARMS, Pair, Response
@@ -41,14 +41,18 @@ def open_prompts(config: Config, tokenizer: Tokenizer, context: str) -> tuple[Pr
         context: a name in `prompts.CONTEXTS`; "" is data.privileged.
 
     Raises:
-        UserError: no problem fits and has data.privileged, or none has what `context` shows.
+        UserError: no problem fits and has data.privileged, or none has what `context` shows; data.privileged_wording
+            has no text for one of the two.
     """
     data = config.data
     train, asked = setup.problems_to_evaluate(config)
+    text = dataclasses.replace(setup.prompt_text(config, train), sources=data.benchmarks or data.sources)
+    for shown in ("", context):
+        text.check_worded(shown)
     prompts = PromptSet(
         asked,
         tokenizer,
-        dataclasses.replace(setup.prompt_text(config, train), sources=data.benchmarks or data.sources),
+        text,
         student_width=config.rollout.prompt_length,
         teacher_width=config.rollout.teacher_prompt_length,
         field="data.benchmarks" if data.benchmarks else "data.sources",
@@ -60,6 +64,16 @@ def open_prompts(config: Config, tokenizer: Tokenizer, context: str) -> tuple[Pr
                 "expected one that some have"
             )
     return prompts, {"to evaluate": len(prompts), **prompts.dropped}
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """A sampled response to a problem, and what the verifier made of it."""
+
+    tokens: np.ndarray  # i32[·], the stop token among them
+    finished: bool
+    text: str
+    verdict: Verdict
 
 
 class Interventions:
@@ -100,29 +114,28 @@ class Interventions:
         """Samples run.eval_samples responses to each problem and chooses the pairs.
 
         Args:
-            each_batch: called with the number of problems of every batch that is done.
+            each_batch: called with the number of problems of every batch that is answered.
 
         Returns:
             (pairs, the rewards of the responses themselves by example id).
+
+        Raises:
+            UserError: there is no other problem whose context other_problem could show.
         """
-        config, sampling = self._config, self._sampling
-        size = problems_at_a_time(self._rows, sampling.rollouts, self._mesh)
-        sampling = self._with_slots(sampling, size, config.rollout.prompt_length)
-        pairs, rewards = [], {}
-        for batch, live in self._prompts.in_order(size, example_ids):
-            on_devices = put_rows(self._mesh, batch)
-            written, _ = rollout(self._model, sampling, self._decoding, on_devices, self._seed, "eval", self._first)
-            response, mask, finished = fetch((written.response, written.response_mask, written.finished))
-            texts = texts_of(self._tokenizer, batch.student_prompt[0], response, mask)
-            ids = np.repeat(batch.example_id, sampling.rollouts)
-            verdicts = self._verify(ids, texts)
-            of_batch = self._read(batch, response, mask, finished, texts, verdicts)
-            for row in np.flatnonzero(np.repeat(live, sampling.rollouts)):
-                rewards.setdefault(int(ids[row]), []).append(verdicts[row].reward)
-                budget = config.rollout.max_new_tokens
-                pairs += places.pairs(self._tokenizer, of_batch[row], config.run.seed, budget)
-            each_batch(int(live.sum()))
-        return pairs, rewards
+        if self._context == "other_problem" and len(example_ids) < 2:
+            raise UserError(
+                "--context: 'other_problem': one problem is evaluated: expected at least two, as the teacher of each "
+                "is shown the context of another (run.eval_problems)"
+            )
+        config, group = self._config, self._sampling.rollouts
+        answered = self._answered(example_ids, each_batch)
+        shown = self._shown(answered)
+        pairs = []
+        for batch, live in self._prompts.in_order(self._problems_at_a_time(), example_ids):
+            responses = self._read(batch, answered, shown)
+            for row in np.flatnonzero(np.repeat(live, group)):
+                pairs += places.pairs(self._tokenizer, responses[row], config.run.seed, config.rollout.max_new_tokens)
+        return pairs, {i: [each.verdict.reward for each in answers] for i, answers in answered.items()}
 
     def outcomes(self, pairs: Sequence[Pair], each_batch: Callable[[int], None]) -> list[Result]:
         """Continues and verifies both sides of every pair.
@@ -153,25 +166,53 @@ class Interventions:
         config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, prompt_length=prompt_width))
         return setup.with_free_slots(config, sampling, self._model, self._mesh, problems, self._params)
 
+    def _problems_at_a_time(self) -> int:
+        return problems_at_a_time(self._rows, self._sampling.rollouts, self._mesh)
+
+    def _answered(self, example_ids: Sequence[int], each_batch: Callable[[int], None]) -> dict[int, list[Answer]]:
+        """Samples and verifies the responses to each problem, by example id."""
+        size, group = self._problems_at_a_time(), self._sampling.rollouts
+        sampling = self._with_slots(self._sampling, size, self._config.rollout.prompt_length)
+        found: dict[int, list[Answer]] = {}
+        for batch, live in self._prompts.in_order(size, example_ids):
+            on_devices = put_rows(self._mesh, batch)
+            written, _ = rollout(self._model, sampling, self._decoding, on_devices, self._seed, "eval", self._first)
+            response, mask, finished = fetch((written.response, written.response_mask, written.finished))
+            texts = texts_of(self._tokenizer, batch.student_prompt[0], response, mask)
+            ids = np.repeat(batch.example_id, group)
+            verdicts = self._verify(ids, texts)
+            for row in np.flatnonzero(np.repeat(live, group)):
+                answer = Answer(response[row][mask[row]], bool(finished[row]), texts[row], verdicts[row])
+                found.setdefault(int(ids[row]), []).append(answer)
+            each_batch(int(live.sum()))
+        return found
+
+    def _shown(self, answered: dict[int, list[Answer]]) -> dict[int, contexts.Texts]:
+        """What the teachers are to be shown, by example id.
+
+        Chosen among all problems at once: which of them are read together depends on the devices and on how many rows
+        fit, and must not decide what other_problem shows.
+        """
+        rows = [answer for answers in answered.values() for answer in answers]
+        finished = np.array([answer.finished for answer in rows])
+        lengths = np.array([len(answer.tokens) for answer in rows])
+        judged = collect.outcomes(self._config, [answer.verdict for answer in rows], finished, lengths)
+        written = collect.to_show(self._config, [answer.text for answer in rows], judged, finished)
+        ids = np.array(list(answered))
+        texts = self._prompts.teacher_texts(ids, self._context, group=self._sampling.rollouts, written=written)
+        return dict(zip(answered, texts, strict=True))
+
     def _read(
-        self,
-        batch: PromptBatch,
-        response: np.ndarray,
-        mask: np.ndarray,
-        finished: np.ndarray,
-        texts: Sequence[str],
-        verdicts: Sequence[Verdict],
+        self, batch: PromptBatch, answered: dict[int, list[Answer]], texts: dict[int, contexts.Texts]
     ) -> list[Response]:
-        """The responses of a batch as student and teacher read them: arrays [rows, R], rows problem-major."""
+        """The responses to a batch of problems as student and teacher read them, problem-major."""
         group, seed = self._sampling.rollouts, self._config.run.seed
-        correct = np.array([verdict.reward for verdict in verdicts], np.float32)
-        whole = finished | (self._config.objective.truncated == "score")
-        shown = self._prompts.teacher_batch(
-            batch.example_id, self._context, group=group, written=contexts.Written(texts, correct, whole)
-        )
+        ids = batch.example_id.tolist()
+        shown = self._prompts.with_texts(batch.example_id, [texts[i] for i in ids], self._context, group=group)
         informed = shown.shown.reshape(-1) if shown.shown.ndim > 1 else np.repeat(shown.shown, group)
-        rows = [(int(i), sample) for i in batch.example_id for sample in range(group)]
-        kept = [tokens[keep] for tokens, keep in zip(response, mask, strict=True)]
+        rows = [(i, sample) for i in ids for sample in range(group)]
+        kept = [answer.tokens for i in ids for answer in answered[i]]
+        response, mask = right_pad(kept, self._config.rollout.max_new_tokens, self._tokenizer.pad_id)
         cues = [
             places.find_cue(self._tokenizer, tokens, places.draws(seed, i, sample, "suppress cue"))
             for (i, sample), tokens in zip(rows, kept, strict=True)

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from dasd_jax import files, formats
 from dasd_jax.errors import UserError
+from dasd_jax.field_names import EVALUATION
 
 _RIGHT = 0.99  # the verifier's REWARD_THRESHOLD, without loading the verifier
 _FORK_SHARE = 0.2  # of a response's tokens, by entropy: forks. Source: arXiv 2506.01939, and rho of DASD
@@ -51,6 +52,29 @@ def config(run: Path) -> dict:
 def metrics(run: Path) -> list[dict]:
     """The objects of metrics.jsonl in order, each with "step"."""
     return [line for _, line in whole_lines(run / "metrics.jsonl", "RUN", numbers=True)]
+
+
+def changes(run: Path, flag: str = "RUN") -> list[dict]:
+    """The lines of changes.jsonl (run/changes.py), {"step", "field", "before", "after"}; none if there is no file.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = run / "changes.jsonl"
+    lines = [line for _, line in whole_lines(path, flag)]
+    with files.reading(path, flag):
+        if odd := [line["field"] for line in lines if type(line["field"]) is not str]:
+            raise ValueError(f"{odd[0]!r:.50} is no field")
+        return [{name: line[name] for name in ("step", "field", "before", "after")} for line in lines]
+
+
+def evaluated_alike_from(lines: Sequence[dict]) -> int:
+    """The step since whose end held-out problems have been answered as now; 0 where that never changed.
+
+    Args:
+        lines: of `changes`.
+    """
+    return max((line["step"] - 1 for line in lines if line["field"] in EVALUATION), default=0)
 
 
 def samples(run: Path) -> Iterator[dict]:

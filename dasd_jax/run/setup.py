@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from dasd_jax.errors import UserError
 from dasd_jax.learner.step_config import StepConfig
 from dasd_jax.mesh import row_shards
 from dasd_jax.model.config import ModelConfig
-from dasd_jax.objective.contract import Method, Shape
+from dasd_jax.objective.contract import NOISE, Method, Shape
 from dasd_jax.objective.correction import Correction
 from dasd_jax.objective.surrogate import ClipRange
 from dasd_jax.rollout.sampler import Sampling
@@ -199,6 +199,18 @@ def check_rows(config: Config, mesh: Mesh) -> None:
             f"rollout.problems: {config.rollout.problems} in {parts} part(s) (optim.minibatches * optim.microbatches): "
             f"expected each to be a multiple of the {row_shards(mesh)} devices along mesh.data and mesh.fsdp"
         )
+
+
+def knobs(config: Config, lines: Sequence[dict], step: int, teacher_weight: float = 1.0) -> dict[str, float]:
+    """The scalars that the method is handed in a step.
+
+    Args:
+        lines: the objects of metrics.jsonl, of the steps before it.
+        teacher_weight: the share of the teacher's part, as the guards have it.
+    """
+    noise = lines[-1].get(NOISE, 0.0) if lines else 0.0
+    given = {"step": float(step), "seed": float(config.run.seed), "noise": noise, "teacher_weight": teacher_weight}
+    return given | config.method.memory(lines, config.hp)
 
 
 def token_tables(method: Method, tokenizer: Tokenizer, model: ModelConfig) -> dict[str, np.ndarray]:

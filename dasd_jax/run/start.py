@@ -22,11 +22,10 @@ from dasd_jax.learner.step_config import StepConfig
 from dasd_jax.mesh import replicate, row_shards
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.param_table import num_params
-from dasd_jax.objective.contract import NOISE
 from dasd_jax.objective.surrogate import plain
 from dasd_jax.recorded import Change
 from dasd_jax.rollout.sampler import Sampling
-from dasd_jax.run import changes, compiled, guards, models, origin, setup, trackers, user_files, workdir
+from dasd_jax.run import changes, compiled, guards, models, origin, records, setup, trackers, user_files, workdir
 from dasd_jax.run.collect import Collector
 from dasd_jax.run.display import Compilations, Display
 from dasd_jax.run.origin import Origin
@@ -80,11 +79,7 @@ class Run:
 
     def knobs(self, step: int) -> dict[str, float]:
         """The scalars that the method is handed in a step."""
-        config = self.config
-        remembered = config.method.memory(self.log.lines, config.hp)
-        noise = self.log.lines[-1].get(NOISE, 0.0) if self.log.lines else 0.0
-        given = {"step": float(step), "seed": float(config.run.seed), "noise": noise}
-        return {**given, "teacher_weight": self.teacher_weight, **remembered}
+        return setup.knobs(self.config, self.log.lines, step, self.teacher_weight)
 
     def on_devices(self, knobs: dict[str, float]) -> dict[str, Array]:
         """The same as arrays: they may change from step to step without another compilation."""
@@ -190,7 +185,7 @@ def start(
         slots=sampling.slots_of(rows),
         saved=int(state.step),
         teacher_weight=guards.judge(log.lines, config).teacher_weight,
-        evaluated_since=changes.evaluated_alike_from(changed),
+        evaluated_since=records.evaluated_alike_from(changed),
     )
     _introduce(run, counts, rows)
     if resumed:

@@ -209,7 +209,7 @@ def test_answers_before_and_after_stand_side_by_side(shown, runs):
         line = list(records.answers(runs[0] / "heldout" / f"{step}.jsonl"))[2]
         texts = page.locator("#answer-sides > div").nth(side).locator(".answer").all_text_contents()
         assert all(text.endswith(answer) for text, answer in zip(texts, line["text"], strict=True))
-        assert [("✓" in text) for text in texts] == [reward > 0 for reward in line["reward"]]
+        assert [("✓" in text) for text in texts] == [reward >= 0.99 for reward in line["reward"]]
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

@@ -151,6 +151,12 @@ def test_a_partial_solution_always_shows_the_answer_and_at_alpha_0_it_alone():
         assert f"{LINES}\n\nFinal answer: 7" in all_of_it[row]
 
 
+def test_a_partial_solution_is_never_the_whole_one_by_default():
+    kept = prompt_set([problem(0, solution=LINES)])
+    with pytest.raises(ValueError, match="context partial_solution: expected an alpha, the fraction of the solution"):
+        kept.teacher_batch(np.array([0]), "partial_solution", group=G)
+
+
 def test_other_problem_never_shows_ones_own_context():
     answers = ["7", "7", "8", " 7", "9"]
     kept = prompt_set([problem(i, answer) for i, answer in enumerate(answers)])
@@ -217,7 +223,8 @@ def test_the_config_alone_decides_the_layout_that_the_data_have(privileged, cont
         kept.retrieve(Bank("b", tuple(Item(kind, "count on", "", None) for kind in KINDS), {}), 1)
     for ids in (np.array([0, 1]), np.array([3, 4])):
         rollouts = written(["a", "b", "c", "d"] * 2, [1, 0, 1, 0] * 2)
-        batch = kept.teacher_batch(ids, context, group=G, written=rollouts)
+        alpha = 0.5 if context == "partial_solution" else None
+        batch = kept.teacher_batch(ids, context, group=G, written=rollouts, alpha=alpha)
         blank = kept.blank_teacher_batch(ids, context, group=G)
         for made in (batch, blank):
             assert made.shown.shape == made.weight.shape == made.teacher_prompt.shape[:-1] == expected

@@ -123,6 +123,23 @@ def test_verdicts_tell_right_wrong_and_truncated(run):
     assert page_of(run).data["runs"][0]["index"][0] == [1, ["wR", "wR"]]
 
 
+def test_a_graded_reward_below_that_of_a_right_answer_is_wrong(run):
+    """As in Pass@k: a response is right from a reward of 0.99 on, and one of 0.2 or 0.98 is wrong."""
+    rewards = [0.2, 0.98, 0.99, 1.0]
+
+    def graded(problem):
+        [first, *_] = problem["rollouts"]
+        return problem | {"rollouts": [first | {"reward": reward} for reward in rewards]}
+
+    edit(run / "samples.jsonl", graded)
+    for step in (0, 5):
+        edit(run / "heldout" / f"{step}.jsonl", lambda line: line | {"reward": rewards})
+    page = page_of(run)
+    assert page.data["runs"][0]["index"][0] == [1, ["wwrr", "wwrr"]]
+    for problem in unpacked(page.block("answers-0"))[0]["problems"]:
+        assert [[each["right"] for each in side] for side in problem["sides"]] == [[False, False, True, True]] * 2
+
+
 def test_the_plane_has_an_even_sample_of_every_step(run):
     head, numbers = unpacked(page_of(run).block("plane-0"))
     assert head["steps"] == [1, 2, 3, 4, 5] and head["logged"] == [2 * 2 * 12] * 5
@@ -176,6 +193,48 @@ def test_the_rise_is_that_of_paired_problems(run):
     assert held["rise"] == 0.25 and held["rise_error"] == pytest.approx((1 / 12) ** 0.5 / 2)
 
 
+def evaluated(step, average, text):
+    """heldout/STEP.json and .jsonl of four problems, all with the same average and answer."""
+    figures = {"problems": 4, "avg@4": average, "pass@4": average, "standard_error": 0.1}
+    result = {**figures, "samples": 4, "macro": figures, "benchmarks": {"math": figures}, "per_problem": [average] * 4}
+    line = {
+        "source": "s", "question": "?", "answer": "1", "text": [text] * 4, "reward": [0.0] * 4,
+        "extracted": [None] * 4, "length": [1] * 4, "finished": [True] * 4, "error": [""] * 4,
+    }  # fmt: skip
+    return result, [{"example_id": i, **line} for i in range(4)]
+
+
+@pytest.mark.parametrize("field", ["run.eval_temperature", "run.eval_problems"])
+def test_evaluations_that_were_made_in_another_way_are_not_compared(run, field):
+    """Sampled at steps 0 and 3, greedy since: step 3 was evaluated anew, its line in the log is of the old way."""
+    for step, average, text in ((0, 0.2, "sampled"), (3, 0.5, "greedy"), (5, 0.75, "greedy")):
+        result, lines = evaluated(step, average, text)
+        (run / "heldout" / f"{step}.json").write_text(json.dumps(result))
+        (run / "heldout" / f"{step}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    old = {"eval/avg@4": 0.25, "eval/length_mean": 10.0}
+    edit(run / "metrics.jsonl", lambda line: line | (old if line["step"] in (0, 3, 5) else {}))
+    changed = [(3, "optim.learning_rate", 1e-6, 2e-6), (4, field, 1.0, 0.0), (5, "run.steps", 4, 5)]
+    names = ("step", "field", "before", "after")
+    (run / "changes.jsonl").write_text("".join(json.dumps(dict(zip(names, of))) + "\n" for of in changed))  # noqa: B905
+    page = page_of(run)
+    [data] = page.data["runs"]
+    held = data["heldout"]
+    assert (held["before"]["step"], held["after"]["step"]) == (3, 5)
+    assert (held["before"]["average"], held["after"]["average"], held["rise"]) == (0.5, 0.75, 0.25)
+    for name in ("eval/avg@4", "eval/math/avg@4"):
+        place, values = data["values"][name]
+        assert (data["step_lists"][place], values) == ([3, 5], [0.5, 0.75])
+    place, values = data["values"]["eval/length_mean"]
+    assert (data["step_lists"][place], values) == ([5], [10.0])
+    head, _ = unpacked(page.block("answers-0"))
+    assert head["steps"] == [3, 5]
+    assert {each["text"] for problem in head["problems"] for side in problem["sides"] for each in side} == {"greedy"}
+    assert data["evaluated_since"] == 3
+    (run / "changes.jsonl").unlink()
+    [data] = page_of(run).data["runs"]
+    assert (data["heldout"]["before"]["step"], data["evaluated_since"]) == (0, 0)
+
+
 def test_answers_of_the_first_and_the_last_evaluation_stand_side_by_side(run):
     head, _ = unpacked(page_of(run).block("answers-0"))
     assert head["steps"] == [0, 5] and len(head["problems"]) == 4
@@ -183,7 +242,7 @@ def test_answers_of_the_first_and_the_last_evaluation_stand_side_by_side(run):
         for ours, line in zip(head["problems"], records.answers(run / "heldout" / f"{step}.jsonl"), strict=True):
             assert ours["question"] == line["question"]
             assert [each["text"] for each in ours["sides"][i]] == line["text"]
-            assert [each["reward"] for each in ours["sides"][i]] == line["reward"]
+            assert [each["right"] for each in ours["sides"][i]] == [reward == 1 for reward in line["reward"]]
 
 
 # ------------------------------------------------------------------------------------------------ size

@@ -7,7 +7,7 @@ from tiny import config
 
 from dasd_jax.errors import UserError
 from dasd_jax.recorded import Change
-from dasd_jax.run import changes
+from dasd_jax.run import changes, records
 
 RATE = "optim.learning_rate"
 CONSTANT = ("optim.schedule=constant", "optim.minibatches=2", "run.steps=20")
@@ -72,8 +72,8 @@ def test_more_steps_stretch_the_cosine_and_the_jump_of_the_rate_is_noted():
 
 def test_evaluations_are_compared_since_they_were_last_made_another_way():
     lines = [line(5, "run.eval_samples", 4, 8), line(9, "run.eval_top_p", 0.9, 1.0), line(12, RATE, 1.0, 2.0)]
-    assert changes.evaluated_alike_from(lines) == 8
-    assert changes.evaluated_alike_from(lines[2:]) == changes.evaluated_alike_from([]) == 0
+    assert records.evaluated_alike_from(lines) == 8
+    assert records.evaluated_alike_from(lines[2:]) == records.evaluated_alike_from([]) == 0
 
 
 @pytest.mark.parametrize(

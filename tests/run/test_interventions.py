@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import json
 import re
+import sys
+import types
 from pathlib import Path
 from unittest import mock
 
@@ -21,7 +23,7 @@ from dasd_jax.run.pairs import Outcome, Result, summary
 from dasd_jax.run.places import ARMS, BY_ENTROPY, Pair
 from dasd_jax.text.prompts import left_pad
 from dasd_jax.text.tokenizer import ByteTokenizer
-from dasd_jax.verify.verifier import Verifier
+from dasd_jax.verify.verifier import Verdict, Verifier
 
 TINY = "--config=configs/methods.py:tiny,method=dasd"
 TOKENIZER = ByteTokenizer()
@@ -169,6 +171,70 @@ def test_a_teacher_may_be_shown_what_the_group_wrote():
         others = [other for other in (0, 1) if other != sample and found.rewards[i][other] and said[i, other]]
         assert (response.teacher is not None) == bool(others)
     assert 0 < sum(response.teacher is None for response in found.responses.values()) < len(found.responses)
+
+
+@pytest.mark.slow
+def test_which_problems_are_read_together_decides_nothing():
+    """One problem at a time, or all three: another problem's context is that of the same other one."""
+    few = "run.eval_problems=3", "run.eval_samples=8", "optim.minibatches=1"
+    alone, together = (made("other_problem", None, *few, f"optim.microbatches={parts}") for parts in (4, 1))
+    assert [found.work._problems_at_a_time() for found in (alone, together)] == [1, 4]
+    assert of_arms(together, *BY_ENTROPY)
+    # All but the entropies, which are rounded otherwise.
+    results = [
+        [dataclasses.replace(result, pair=dataclasses.replace(result.pair, entropy=0.0)) for result in found.results]
+        for found in (alone, together)
+    ]
+    assert repr(results[0]) == repr(results[1])
+
+
+def answered(prompts, rewards, finished=True):
+    """Responses by example id: as many to each problem as it has rewards, that say which one they are."""
+    return {
+        i: [
+            interventions.Answer(np.array([1]), finished, f"response {i}.{k}", Verdict(reward, reward, None, ""))
+            for k, reward in enumerate(rewards)
+        ]
+        for i in range(len(prompts))
+    }
+
+
+def informing(context, rollouts, *overrides):
+    """Interventions that know their problems and no model, and these problems."""
+    work, tiny = Interventions.__new__(Interventions), config(*overrides)
+    work._config, work._context, work._sampling = tiny, context, types.SimpleNamespace(rollouts=rollouts)
+    work._prompts, _ = interventions.open_prompts(tiny, TOKENIZER, context)
+    return work, work._prompts
+
+
+def test_another_problem_is_the_next_of_all_that_are_evaluated():
+    work, prompts = informing("other_problem", 2)
+    shown = work._shown(answered(prompts, [1.0, 0.0]))
+    for i in range(len(prompts)):
+        assert shown[i] == [[("solution", prompts.problems[(i + 1) % len(prompts)].solution)]]
+
+
+@pytest.mark.parametrize(
+    ("finished", "truncated", "context", "shown"),
+    [
+        (True, "zero", "sibling", [[3], [3], [3], []]),
+        (True, "zero", "wrong_siblings", [[1], [0], [0], [0]]),
+        (False, "zero", "sibling", [[]] * 4),
+        (False, "score", "sibling", [[3], [3], [3], []]),
+    ],
+)
+def test_a_graded_response_is_a_right_sibling_where_training_takes_it_for_one(finished, truncated, context, shown):
+    """From a reward of 0.99 on, as Pass@k has it, and cut off where objective.truncated says so."""
+    fields = f"objective.truncated={truncated}", "rollout.teacher_prompt_length=400"
+    work, prompts = informing(context, 4, *fields)
+    found = work._shown(answered(prompts, [0.2, 0.5, 0.98, 0.99], finished))
+    for i, texts in found.items():
+        assert texts == [[(context, f"response {i}.{k}") for k in of_row] for of_row in shown]
+
+
+def test_one_problem_alone_cannot_be_shown_another():
+    with pytest.raises(UserError, match="^--context: 'other_problem': one problem is evaluated: expected at least two"):
+        informing("other_problem", 2)[0].choose([0], lambda count: None)
 
 
 @pytest.mark.slow
@@ -356,6 +422,25 @@ def test_a_greedy_student_without_a_teacher_leaves_nothing_to_change(call, monke
         UserError, match="run.eval_problems: none of the responses to 6 problem.s. has a place to interv"
     ):
         call("--context=none", "--config.run.eval_temperature=0")
+
+
+@pytest.mark.parametrize(("privileged", "context", "kind"), [("answer", "hint", "hint"), ("solution", "none", "sol")])
+def test_a_wording_without_what_the_teacher_is_to_be_shown_is_one_line(privileged, context, kind):
+    asked = config("data.privileged_wording=It is {answer}.", f"data.privileged={privileged}")
+    with pytest.raises(
+        UserError, match=f"^data.privileged_wording: 'It is {{answer}}.': a teacher .* is shown context of kind {kind}"
+    ):
+        interventions.open_prompts(asked, TOKENIZER, context)
+
+
+def test_contexts_that_a_method_decides_in_every_step_are_refused(tmp_path, monkeypatch, capsys):
+    for context in ("partial_solution", "skills"):
+        monkeypatch.setattr(sys, "argv", ["intervene", str(tmp_path), TINY, f"--context={context}"])
+        with pytest.raises(SystemExit) as ended:
+            cli.run(intervene.main)
+        error = capsys.readouterr().err
+        assert ended.value.code == 2 and error.count("\n") == 1
+        assert error.startswith(f"error: argument --context: invalid choice: '{context}' (choose from 'answer', 'solu")
 
 
 @pytest.mark.slow
