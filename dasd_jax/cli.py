@@ -208,8 +208,8 @@ def _json_config(path: str) -> Raw:
         raise UserError(f"--config: {path} is no JSON that can be read: {error}") from error
     if not isinstance(raw, dict):
         raise UserError(f"--config: {path} holds no object: expected the config.json of a run")
-    raw.pop(config_module.FILES, None)  # they are hashed anew where they are used
-    return raw
+    # What stands beside the groups is made anew where it is used.
+    return {group: fields for group, fields in raw.items() if group not in config_module.BESIDE}
 
 
 def _check_text(words: Iterable[str]) -> None:

@@ -331,23 +331,27 @@ def unknown(name: str, method: str) -> str:
     return f"no such field; expected GROUP.FIELD with a group of {', '.join(GROUPS)}"
 
 
-FILES = "files"  # in config.json beside the groups: the sha256 of each file of the user's that decides results
+# In config.json beside the groups, of what decides results and is no field: the sha256 of each file of the user's, and
+# of the problems and prompts that were made of them.
+FILES, PROBLEMS = "files", "problems"
+BESIDE = frozenset((FILES, PROBLEMS))
 
 
 def older(raw: Raw) -> bool:
     """Whether a config.json was written by a version with other fields."""
-    if raw.keys() - {FILES} != GROUPS.keys() or not all(isinstance(fields, dict) for fields in raw.values()):
+    if raw.keys() - BESIDE != GROUPS.keys() or not all(isinstance(fields, dict) for fields in raw.values()):
         return True
     method = next((name for name in METHODS if name == raw["objective"].get("method")), None)
     return method is None or any(raw[group].keys() != fields.keys() for group, fields in declared(method).items())
 
 
 def from_dict(raw: Raw) -> Config:
-    """The frozen configuration of a plain dictionary of groups.
+    """The frozen configuration of a plain dictionary of groups, such as config.json, whose other entries are ignored.
 
     Raises:
         UserError: a group or field that is unknown or missing, a value of the wrong type or out of its range.
     """
+    raw = {group: fields for group, fields in raw.items() if group not in BESIDE}
     for group in [*raw, *GROUPS]:
         require_group(group, raw.get(group))
     method = raw["objective"].get("method", default_method())

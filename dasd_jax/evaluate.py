@@ -32,7 +32,7 @@ from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import make_mesh
-from dasd_jax.run import compiled, models, records, setup
+from dasd_jax.run import compiled, models, records, setup, user_files
 from dasd_jax.run.evaluation import Answers, as_line, evaluate, of_line, problems_at_a_time, summary
 from dasd_jax.verify.verifier import Verifier
 
@@ -65,6 +65,7 @@ def main(argv: list[str]) -> None:
     ):
         tokenizer = models.open_tokenizer(config.model)
         prompts, counts = setup.open_evaluation(config, tokenizer)
+        user_files.check_evaluated(config, prompts, workdir, which)
         verifier.probe(prompts.problems)
         name, manifest, model, params = models.open_checkpoint(config, mesh, workdir, which)
         models.check_vocabulary(tokenizer, model)

@@ -152,17 +152,23 @@ def _belongs(workdir: Path, name: str, value: Any, other: Any) -> str:
     return f"--workdir: {workdir} belongs to a run with {name} = {other!r}, not {value!r}"
 
 
+def run_of(workdir: Path, which: str) -> Path:
+    """The folder of the run that --checkpoint means: for a path the run that it lies in, for all else `workdir`."""
+    if which and which not in ("best", "start") and not which.isdecimal():
+        return Path(which).expanduser().absolute().parent.parent
+    return workdir
+
+
 def for_checkpoint(config: Config, workdir: Path, which: str) -> Config:
     """The config of a command that uses a checkpoint, with the run's own moment.
 
     Args:
-        which: the flag --checkpoint; a path belongs to the run that it lies in, anything else to that of `workdir`.
+        which: the flag --checkpoint.
 
     Raises:
         UserError: model, tokenizer or prompts would not be those of the run.
     """
-    if which and which not in ("best", "start") and not which.isdecimal():
-        workdir = Path(which).expanduser().absolute().parent.parent
+    workdir = run_of(workdir, which)
     theirs = read(workdir) or {}
     if found := _difference(config, theirs, workdir, lambda name: name in PROMPTS):
         name, value, other = found

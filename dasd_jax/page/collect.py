@@ -13,8 +13,9 @@ from dasd_jax.page.pack import clean, clipped, evenly, packed
 from dasd_jax.run import records
 
 _LONGEST_ANSWER = 20_000  # characters
-# Of a run and not of what it tries: its seed, and the moment of its first start.
-_OWN = {"run.seed", "data.now"}
+# Of a run and not of what it tries: the moment of its first start, which a template may tell the prompts, and its seed.
+_MOMENT = {"data.now", "problems.training prompts", "problems.prompts to evaluate"}
+_OWN = {"run.seed", *_MOMENT}
 
 
 def names(runs: Sequence[Path]) -> list[str]:
@@ -47,7 +48,7 @@ def differing(configs: Sequence[dict]) -> list[dict]:
     """The settings that are not the same in all runs: {"name", "values": one per run, None where it has no such}."""
     flat = [settings(config) for config in configs]
     every = dict.fromkeys(itertools.chain.from_iterable(flat))
-    rows = [{"name": name, "values": [each.get(name) for each in flat]} for name in every if name != "data.now"]
+    rows = [{"name": name, "values": [each.get(name) for each in flat]} for name in every if name not in _MOMENT]
     return [row for row in rows if any(value != row["values"][0] for value in row["values"])]
 
 

@@ -108,7 +108,9 @@ def start(
     tokenizer = models.open_tokenizer(config.model)
     prompts, heldout, counts = setup.open_prompts(config, tokenizer)
     mine = user_files.of(config)
-    hosts.check_same(lambda: {"data.sources": [prompts.digest(), heldout.digest()], "data.verifier": mine})
+    problems = user_files.of_problems(prompts, heldout)
+    hosts.check_same(lambda: {"data.sources": problems, "data.verifier": mine})
+    user_files.check_problems(problems, hosts.from_main(lambda: recorded.read(folder)) or {}, folder)
     verifier.probe([*prompts.problems, *heldout.problems])
     compilations = Compilations()
     planned = config.run.steps * config.optim.minibatches
@@ -147,7 +149,7 @@ def start(
         if started_from:
             origin.write(folder, started_from)
         changes.write(folder, changed)
-        files.write_json(folder / "config.json", user_files.as_written(config, mine))
+        files.write_json(folder / "config.json", user_files.as_written(config, mine, problems))
     hosts.barrier()
     workdir.check_shared(folder / "config.json")
     begins_again = not resumed and (folder / "metrics.jsonl").exists()

@@ -179,6 +179,21 @@ def test_runs_that_differ_in_their_seed_alone_are_one_series(tmp_path):
     assert groups == [{"name": "dasd, 3 seeds", "runs": [0, 2, 3]}, {"name": "long", "runs": [1]}]
 
 
+def test_prompts_that_tell_the_date_leave_seeds_together_and_other_problems_do_not(tmp_path):
+    runs = [fake_run.write(tmp_path / f"dasd-seed{seed}", seed=seed) for seed in range(3)]
+    for run, problems, prompts in zip(runs, ("a", "a", "b"), ("x", "y", "z"), strict=True):
+        config = json.loads((run / "config.json").read_text())
+        config["problems"] = {
+            "training problems": problems,
+            "training prompts": prompts,
+            "prompts to evaluate": prompts,
+        }
+        (run / "config.json").write_text(json.dumps(config))
+    data = page_of(*runs).data
+    assert [group["runs"] for group in data["groups"]] == [[0, 1], [2]]
+    assert [row["name"] for row in data["settings"]] == ["run.seed", "problems.training problems"]
+
+
 def test_runs_of_one_name_are_told_apart_by_the_folders_above(tmp_path):
     runs = [fake_run.write(tmp_path / name / "run") for name in ("a", "b")]
     assert [run["name"] for run in page_of(*runs).data["runs"]] == ["a/run", "b/run"]
