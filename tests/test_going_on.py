@@ -209,7 +209,7 @@ def test_a_run_with_all_of_another_one_goes_the_same_way(run, mesh, tmp_path):
 def test_where_other_batches_are_drawn_the_data_begin_anew(first, run, tmp_path):
     code, out, err = run(f"--from={first}", "run.steps=1", "data.heldout=9")
     assert (code, err) == (0, "")
-    assert f"starts from step 2 of {first}: weights; the data begin anew, since data.heldout differs\n" in out
+    assert f"starts from step 2 of {first}: weights; the data begin anew, since the training problems differ\n" in out
     assert [line["batch"] for line in lines_of(tmp_path / "w" / "verdicts.jsonl")] == [0]
 
 

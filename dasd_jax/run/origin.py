@@ -20,20 +20,17 @@ from jax.sharding import Mesh
 
 from dasd_jax import files, formats, hosts, recorded
 from dasd_jax.batch import TrainState
-from dasd_jax.config import Config
+from dasd_jax.config import PROBLEMS, Config
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.learner.optim import begun_anew
 from dasd_jax.model.config import ModelConfig
-from dasd_jax.run import models
+from dasd_jax.run import models, user_files
 
 NAME = "from.json"
 
-# What decides which problems a batch of a given number holds.
-_DRAWS = (
-    "run.seed", "rollout.problems", "rollout.prompt_length", "rollout.teacher_prompt_length", "data.sources",
-    "data.benchmarks", "data.heldout", "data.shots", "data.instruction", "data.privileged", "data.thinking",
-)  # fmt: skip
+# With the training problems that are left and their order, what decides which of them a batch of a given number holds.
+_DRAWS = ("run.seed", "rollout.problems")
 _MODEL = ("model.weights", "model.preset", "model.tokenizer")
 
 
@@ -121,9 +118,12 @@ def write(workdir: Path, origin: Origin) -> None:
 
 
 def load(
-    origin: Origin, config: Config, mesh: Mesh, optimizer: optax.GradientTransformation
+    origin: Origin, config: Config, mesh: Mesh, optimizer: optax.GradientTransformation, problems: dict[str, str]
 ) -> tuple[ModelConfig, TrainState, str]:
     """Architecture, the state before the first step, and in words what of it is the other run's.
+
+    Args:
+        problems: of `user_files.of_problems`.
 
     Raises:
         UserError: a checkpoint that is gone, damaged or not the one that the run started from, of another model, or
@@ -149,8 +149,10 @@ def load(
     drawn = formats.read_object(folder / "manifest.json").get("batches_drawn")
     if other := _first_other(config, Path(origin.run), _DRAWS):
         data = f"the data begin anew, since {other[0]} differs"
-    elif type(drawn) is not int:
+    elif type(drawn) is not int or not (theirs := hosts.from_main(lambda: _trained_on(Path(origin.run)))):
         data = "the data begin anew, since an older version does not say where it was"
+    elif theirs != problems[user_files.TRAINED_ON]:
+        data = f"the data begin anew, since the {user_files.TRAINED_ON} differ"
     else:
         state = state.replace(batches_drawn=state.batches_drawn + drawn)
         data = f"the data go on after {drawn} batches"
@@ -168,6 +170,13 @@ def _first_other(config: Config, run: Path, names: tuple[str, ...]) -> tuple[str
         if mine[group][name] != other:
             return full, mine[group][name], other
     return None
+
+
+def _trained_on(run: Path) -> str:
+    """The sha256 of the problems that the run in a folder was trained on; "" if an older version has kept none."""
+    theirs = recorded.read(run) or {}
+    with files.reading(run / recorded.NAME, "--from"):
+        return theirs.get(PROBLEMS, {}).get(user_files.TRAINED_ON, "")
 
 
 def _split(asked: str) -> tuple[Path, str]:

@@ -130,7 +130,7 @@ def start(
         model, state = checkpoint.restore(resumed, mesh, optimizer, views)
         model = models.configured(config, model)
     elif started_from:
-        model, state, said = origin.load(started_from, config, mesh, optimizer)
+        model, state, said = origin.load(started_from, config, mesh, optimizer, problems)
     else:
         model, params = models.open_model(config, mesh)
         state = jax.jit(lambda p: checkpoint.new_state(p, optimizer, views), donate_argnums=0)(params)

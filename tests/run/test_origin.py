@@ -2,6 +2,7 @@
 
 import json
 
+import optax
 import pytest
 from tiny import config
 
@@ -9,7 +10,7 @@ from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.model import param_table
 from dasd_jax.model.presets import preset
-from dasd_jax.run import origin
+from dasd_jax.run import origin, user_files
 
 MODEL = preset("qwen3_tiny")
 
@@ -94,3 +95,24 @@ def test_a_damaged_record_is_one_line(content, tmp_path):
     (tmp_path / "from.json").write_text(content)
     with pytest.raises(UserError, match="from.json is damaged"):
         origin.resolve("", False, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "overrides", "said", "batches"),
+    [
+        ({user_files.TRAINED_ON: "a"}, (), "the data go on after 3 batches", 3),
+        ({user_files.TRAINED_ON: "a", "training prompts": "other"}, (), "the data go on after 3 batches", 3),
+        ({user_files.TRAINED_ON: "b"}, (), "the data begin anew, since the training problems differ", 0),
+        ({user_files.TRAINED_ON: "a"}, ("run.seed=1",), "the data begin anew, since run.seed differs", 0),
+        ({user_files.TRAINED_ON: "a"}, ("rollout.problems=4",), "anew, since rollout.problems differs", 0),
+        (None, (), "the data begin anew, since an older version does not say where it was", 0),
+    ],
+)
+def test_the_data_go_on_where_the_same_problems_are_drawn(theirs, overrides, said, batches, first, mesh):
+    manifest = first / "checkpoints" / "000004" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"batches_drawn": 3}))
+    (first / "config.json").write_text(json.dumps(user_files.as_written(config(), {}, theirs)))
+    found = origin.resolve(str(first), False, first.parent / "new")
+    problems = {user_files.TRAINED_ON: "a", "training prompts": "x"}
+    _, state, line = origin.load(found, config(*overrides), mesh, optax.sgd(0.1), problems)
+    assert line.endswith(said) and int(state.batches_drawn) == batches

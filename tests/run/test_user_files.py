@@ -125,3 +125,25 @@ def test_a_checkpoint_is_not_asked_other_problems_than_its_run_was(problems, row
         evaluate.main([f"--workdir={folder}"])
     with pytest.raises(LookupError):
         evaluate.main([f"--workdir={folder}", f"--config.data.benchmarks=('jsonl:{problems}',)"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "same"),
+    [
+        (("data.system=" + "Be brief. " * 9,), False),
+        (("data.transition=" + "Now do it yourself. " * 9,), False),
+        (("objective.method=sft", "rollout.max_new_tokens=60"), False),
+        (("data.system=Be brief.", "data.instruction=answer_line", "data.now=2026-03-10"), True),
+        (("objective.method=grpo", "rollout.max_new_tokens=60"), True),
+    ],
+    ids=str,
+)
+def test_whatever_leaves_out_a_problem_changes_the_problems_and_all_else_does_not(overrides, same, rows, tmp_path):
+    """A longer one fits without the longer texts."""
+    rows += [{"question": f"{i} + {'0' * 30}?", "answer": str(i), "solution": "no change " * 5} for i in range(20)]
+    widths = "rollout.prompt_length=200", "rollout.teacher_prompt_length=395", "data.privileged=solution"
+    before, after = (
+        user_files.of_problems(*setup.open_prompts(config_of(written(tmp_path / "mine.jsonl", rows), *each), BYTES)[:2])
+        for each in (widths, (*widths, *overrides))
+    )
+    assert (before[user_files.TRAINED_ON] == after[user_files.TRAINED_ON]) == same
