@@ -331,10 +331,10 @@ def unknown(name: str, method: str) -> str:
     return f"no such field; expected GROUP.FIELD with a group of {', '.join(GROUPS)}"
 
 
-# In config.json beside the groups, of what decides results and is no field: the sha256 of each file of the user's, and
-# of the problems and prompts that were made of them.
-FILES, PROBLEMS = "files", "problems"
-BESIDE = frozenset((FILES, PROBLEMS))
+# What decides results and is no field, in config.json beside the groups: the sha256 of each file of the user's, and of
+# the problems and prompts that were made of them; and the checkpoint, where model.weights names another run.
+FILES, PROBLEMS, START = "files", "problems", "start"
+BESIDE = frozenset((FILES, PROBLEMS, START))
 
 
 def older(raw: Raw) -> bool:

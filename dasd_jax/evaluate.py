@@ -34,6 +34,7 @@ from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import make_mesh
 from dasd_jax.run import compiled, models, records, setup, user_files
 from dasd_jax.run.evaluation import Answers, as_line, evaluate, of_line, problems_at_a_time, summary
+from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify.verifier import Verifier
 
 
@@ -74,7 +75,7 @@ def main(argv: list[str]) -> None:
         asked = [prompts.problems[i] for i in example_ids]
         path, partial, settings = workdir / "eval" / f"{name}.json", None, {}
         if hosts.is_main():
-            settings = deciding(config, mesh, name, manifest, prompts, asked)
+            settings = deciding(config, mesh, tokenizer, name, manifest, prompts, asked)
             check_replaceable(path, settings)
             partial = Partial(path.with_suffix(".partial.jsonl"), settings)
         known = hosts.from_main(lambda: [dataclasses.asdict(answers) for answers in partial.known])
@@ -245,9 +246,20 @@ def check_same(
 
 
 def deciding(
-    config: Config, mesh: Mesh, name: str, manifest: str, prompts: PromptSet, asked: Sequence[Problem]
+    config: Config,
+    mesh: Mesh,
+    tokenizer: Tokenizer,
+    name: str,
+    manifest: str,
+    prompts: PromptSet,
+    asked: Sequence[Problem],
 ) -> dict[str, Any]:
-    """Everything that determines samples and scores: an evaluation with the same settings can resume the file."""
+    """Everything that determines samples and scores: an evaluation with the same settings can resume the file.
+
+    Args:
+        name, manifest: of `models.open_checkpoint`.
+        asked: those of the problems that are.
+    """
     groups = dataclasses.asdict(config)
     del groups["data"]["now"]  # decides nothing but the prompts of some templates
     named = ("seed", "eval_problems", "eval_samples", "eval_temperature", "eval_top_k", "eval_top_p")
@@ -266,6 +278,7 @@ def deciding(
         **{f"{group}.{field}": value for group, fields in of_groups.items() for field, value in fields.items()},
         "problems": hashlib.sha256(texts.encode()).hexdigest(),
         "prompts": prompts.digest(),
+        "stop ids": list(tokenizer.stop_ids),
         # The files of reward functions of the user's own.
         **{name: verifiers.located(name)[1] for name in sorted(scorers) if verifiers.is_own(name)},
     }

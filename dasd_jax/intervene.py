@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
         path, settings = workdir / "intervene" / f"{name}{context and '-' + context}.json", {}
         if hosts.is_main():
             asked = [prompts.problems[i] for i in example_ids]
-            settings = deciding(config, mesh, name, manifest, prompts, asked)
+            settings = deciding(config, mesh, tokenizer, name, manifest, prompts, asked)
             settings |= {"context": context, "objective.truncated": config.objective.truncated}
             check_replaceable(path, settings)
         console = terminal.console()

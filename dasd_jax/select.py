@@ -68,6 +68,7 @@ def main(argv: list[str]) -> None:
     files.check_writable(output, "--output")
     console = terminal.console()
     console.quiet = not hosts.is_main()
+    config = models.pinned(config, output)
     versioned, counts = versions.read(config.data.sources, names, config.data.verifier)
     setup.check_references(each.problem for each in versioned)
     tokenizer = models.open_tokenizer(config.model)
@@ -214,7 +215,7 @@ def _settings(
     return {
         "versions": list(names),
         "anchors": len(anchor_set),
-        **deciding(config, mesh, "start", "", prompts, asked),
+        **deciding(config, mesh, tokenizer, "start", models.fingerprint(config), prompts, asked),
         "input": hashlib.sha256(texts.encode()).hexdigest(),
     }
 

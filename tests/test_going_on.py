@@ -271,3 +271,20 @@ def test_without_its_optimiser_a_run_is_smaller_and_ends_there(first, run, mesh,
 def test_a_run_is_weights_with_their_tokenizer(first, run, tmp_path):
     code, _, err = run(f"model.weights={first}", "model.tokenizer=", "model.preset=", "run.steps=1")
     assert (code, err) == (0, "") and heldout(tmp_path / "w", 0) == heldout(first, 2)
+
+
+def test_a_run_remembers_the_checkpoint_that_it_began_with_when_the_other_run_goes_on(
+    copied, run, monkeypatch, tmp_path
+):
+    """Before its first checkpoint it begins again from there; afterwards it still says so."""
+    begin = (f"model.weights={copied}", "model.tokenizer=", "model.preset=", "run.steps=1")
+    new, whole = tmp_path / "new", train.learn
+    monkeypatch.setattr(train, "learn", lambda run, step: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert run(*begin, workdir=new)[0] == 130
+    monkeypatch.setattr(train, "learn", whole)
+    assert run("run.steps=3", "run.keep_checkpoints=3")[0] == 0
+    assert run(*begin, workdir=new)[0] == 0
+    assert heldout(new, 0) == heldout(copied, 2) != heldout(copied, 3)
+    assert run(*begin[:-1], "run.steps=2", workdir=new)[0] == 0
+    started = json.loads((new / "config.json").read_text())["start"]
+    assert started == {"weights": str(copied / "checkpoints" / "000002")}

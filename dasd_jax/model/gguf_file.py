@@ -1,5 +1,6 @@
 """GGUF files of the architectures llama and qwen2, read only, with the defaults of llama.cpp."""
 
+import glob
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,6 +114,12 @@ def gguf_name(name: str) -> str:
     for ours, theirs in _NAMES.items():
         name = re.sub(rf"(^|\.){re.escape(ours)}\.", rf"\g<1>{theirs}.", name)
     return name
+
+
+def files(path: Path) -> list[Path]:
+    """The file, or all parts of the split model, by their names."""
+    name = _PART.fullmatch(path.name)
+    return sorted(path.parent.glob(f"{glob.escape(name[1])}-*-of-{name[3]}.gguf")) if name else [path]
 
 
 def _open_parts(path: Path) -> list[formats.GgufReader]:

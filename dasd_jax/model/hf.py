@@ -66,6 +66,18 @@ def header(path: Path) -> ModelConfig:
     return config
 
 
+def files(path: Path) -> list[Path]:
+    """config.json and the safetensors files that `load` reads.
+
+    Raises:
+        UserError: one is missing, or the index is damaged.
+    """
+    try:
+        return [path / name for name in ("config.json", *_names(path)[0])]
+    except (ValueError, LookupError, TypeError, OSError) as error:
+        raise UserError(f"model.weights: {path} is damaged: {error}") from error
+
+
 @contextlib.contextmanager
 def _described(path: Path) -> Iterator[tuple[ModelConfig, dict[str, tuple[Path, tuple[int, ...]]], dict]]:
     """(architecture, file and shape of each tensor in the files, shape of each that is a parameter).

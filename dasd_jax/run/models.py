@@ -1,7 +1,6 @@
 """The tokenizer and the model that a config names."""
 
 import dataclasses
-import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -9,9 +8,9 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from dasd_jax import formats, hosts
+from dasd_jax import files, formats, hosts, recorded
 from dasd_jax.batch import Params
-from dasd_jax.config import Config, ModelGroup
+from dasd_jax.config import START, Config, ModelGroup
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.model import attention, param_table, weights
@@ -109,6 +108,44 @@ def open_model(config: Config, mesh: Mesh) -> tuple[ModelConfig, Params]:
     return model, param_table.init(model, mesh, config.run.seed) if params is None else params
 
 
+def pinned(config: Config, workdir: Path) -> Config:
+    """The config with a checkpoint as model.weights where that names a run, whose newest is not always the same one.
+
+    Args:
+        workdir: of the run that starts from there, or has: its config.json says from which checkpoint.
+
+    Raises:
+        UserError: the run has no checkpoint, or no longer the one that was started from.
+    """
+    group = config.model
+    if group.weights == "random" or not (Path(group.weights).expanduser() / "checkpoints").is_dir():
+        return config
+    theirs = hosts.from_main(lambda: recorded.read(workdir)) or {}
+    with files.reading(workdir / recorded.NAME, "--workdir"):
+        begun = str(theirs.get(START, {}).get("weights", ""))
+    path = begun or str(located(group.weights, "model.weights")[0].absolute())
+    weights.check(path, "")
+    return dataclasses.replace(config, model=dataclasses.replace(group, weights=path))
+
+
+def fingerprint(config: Config) -> str:
+    """What tells the weights that `open_model` opens from others behind the same path, equal in all processes.
+
+    Returns:
+        The sha256 of the manifest of a checkpoint of ours, or of all files that are read of others (see
+        `weights.fingerprint`); "" of random weights, which run.seed and model.preset decide.
+    """
+    if config.model.weights == "random":
+        return ""
+    where, _ = located(config.model.weights, "model.weights")
+
+    def found() -> str:
+        manifest = where / "manifest.json"
+        return weights.file_sha256(manifest) if manifest.is_file() else weights.fingerprint(where)
+
+    return hosts.from_main(found)
+
+
 def open_checkpoint(config: Config, mesh: Mesh, workdir: Path, which: str) -> tuple[str, str, ModelConfig, Params]:
     """The checkpoint that --checkpoint names, or the untrained model.
 
@@ -117,17 +154,18 @@ def open_checkpoint(config: Config, mesh: Mesh, workdir: Path, which: str) -> tu
         which: as for `checkpoint.find`, or start.
 
     Returns:
-        (its step, folder or "start", as files of results are called; the sha256 of its manifest, "" of the start;
-        architecture; float32 parameters).
+        (its step, folder or "start", as files of results are called; the sha256 of its manifest, or the fingerprint of
+        the start; architecture; float32 parameters).
 
     Raises:
         UserError: as `open_model` and `checkpoint.find`.
     """
     if which == "start":
-        return "start", "", *open_model(config, mesh)
+        config = pinned(config, workdir)
+        return "start", fingerprint(config), *open_model(config, mesh)
     folder = Path(hosts.from_main(lambda: str(checkpoint.find(workdir, which))))
     name = str(int(folder.name)) if folder.name.isdigit() else folder.name
-    manifest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    manifest = weights.file_sha256(folder / "manifest.json")
     model, params = checkpoint.restore_params(folder, mesh)
     return name, manifest, configured(config, model), params
 

@@ -12,7 +12,7 @@ import optax
 
 from dasd_jax import files, hosts, recorded
 from dasd_jax.batch import Array, TrainState
-from dasd_jax.config import Config
+from dasd_jax.config import START, Config
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.verifiers import is_own
 from dasd_jax.errors import UserError
@@ -110,7 +110,8 @@ def start(
     mine = user_files.of(config)
     problems = user_files.of_problems(prompts, heldout)
     hosts.check_same(lambda: {"data.sources": problems, "data.verifier": mine})
-    user_files.check_problems(problems, hosts.from_main(lambda: recorded.read(folder)) or {}, folder)
+    theirs = hosts.from_main(lambda: recorded.read(folder)) or {}
+    user_files.check_problems(problems, theirs, folder)
     verifier.probe([*prompts.problems, *heldout.problems])
     compilations = Compilations()
     planned = config.run.steps * config.optim.minibatches
@@ -119,6 +120,7 @@ def start(
 
     found = hosts.from_main(lambda: str(checkpoint.latest(folder, set_aside=True) or ""))
     resumed, said = Path(found) if found else None, ""
+    pinned = config if resumed else models.pinned(config, folder)
     if resumed:
         workdir.check_shared(resumed / "manifest.json")
         workdir.check_steps(folder, config.run.steps, int(resumed.name))
@@ -132,7 +134,7 @@ def start(
     elif started_from:
         model, state, said = origin.load(started_from, config, mesh, optimizer, problems)
     else:
-        model, params = models.open_model(config, mesh)
+        model, params = models.open_model(pinned, mesh)
         state = jax.jit(lambda p: checkpoint.new_state(p, optimizer, views), donate_argnums=0)(params)
     models.check_vocabulary(tokenizer, model)
     sampling = setup.training_sampling(config, tokenizer)
@@ -149,7 +151,8 @@ def start(
         if started_from:
             origin.write(folder, started_from)
         changes.write(folder, changed)
-        files.write_json(folder / "config.json", user_files.as_written(config, mine, problems))
+        begun = {"weights": pinned.model.weights} if pinned is not config else theirs.get(START)
+        files.write_json(folder / "config.json", user_files.as_written(config, mine, problems, begun))
     hosts.barrier()
     workdir.check_shared(folder / "config.json")
     begins_again = not resumed and (folder / "metrics.jsonl").exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dasd_jax import files, hosts, recorded
-from dasd_jax.config import FILES, PROBLEMS, Config
+from dasd_jax.config import FILES, PROBLEMS, START, Config
 from dasd_jax.data import contexts, skills, sources, verifiers
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.sources import Problem
@@ -58,9 +58,17 @@ def _sha256(problems: Iterable[Problem]) -> str:
     return found.hexdigest()
 
 
-def as_written(config: Config, mine: dict[str, str], problems: dict[str, str] | None = None) -> dict[str, Any]:
-    """The content of config.json: the groups, and beside them what there is of `of` and `of_problems`."""
-    beside = {FILES: mine, PROBLEMS: problems}
+def as_written(
+    config: Config, mine: dict[str, str], problems: dict[str, str] | None = None, start: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """The content of config.json: the groups, and beside them what there is of the rest.
+
+    Args:
+        mine: of `of`.
+        problems: of `of_problems`.
+        start: {"weights": the checkpoint of another run that model.weights stands for}.
+    """
+    beside = {FILES: mine, PROBLEMS: problems, START: start}
     return config.to_dict() | {name: content for name, content in beside.items() if content}
 
 
