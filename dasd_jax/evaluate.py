@@ -268,7 +268,7 @@ def deciding(
     rollout = {field: value for field, value in groups["rollout"].items() if field != "verifier_workers"}
     of_groups = {"model": groups["model"], "data": groups["data"], "rollout": rollout, "run": run}
     scorers = {problem.scorer for problem in asked}
-    texts = json.dumps([[problem.source, problem.question, problem.answer] for problem in asked])
+    texts = json.dumps([[problem.source, problem.question, problem.answer, *problem.told()] for problem in asked])
     return {
         "checkpoint": name,
         "manifest": manifest,

@@ -70,6 +70,10 @@ class Problem:
         own = ("question", "answer", "solution", "hint", "response", "source")
         return (json.loads(self.columns) if self.columns else {}) | {name: getattr(self, name) for name in own}
 
+    def told(self) -> list[dict[str, Any]]:
+        """`as_dict` where a verdict may depend on all of it; empty where the verifier is one of ours."""
+        return [self.as_dict()] if verifiers.is_own(self.scorer) else []
+
     def by_response(self) -> list["Problem"]:
         """A problem for each of its responses, in their order; itself alone if it has one or none."""
         rest = [dataclasses.replace(self, response=other, other_responses=()) for other in self.other_responses]

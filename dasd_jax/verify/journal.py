@@ -32,7 +32,8 @@ class Journal:
 
     Deadlines and memory limits take effect at slightly different points each time, so that a second verification may
     differ. The file is append-only, one JSON object per batch. A line is valid for its batch number and exactly the
-    responses and the files of reward functions that it was written for; of several such lines the last counts.
+    responses, what reward functions are told of their problems, and the files of these functions that it was written
+    for; of several such lines the last counts.
     """
 
     def __init__(self, path: Path, verifier: Verifier, files: Mapping[str, str] = MappingProxyType({})):
@@ -99,5 +100,5 @@ def _verdict(
 
 
 def _digest(problems: Sequence[Problem], texts: Sequence[str], files: dict[str, str]) -> str:
-    asked = [(problem.source, problem.index, problem.answer, problem.scorer) for problem in problems]
+    asked = [(problem.source, problem.index, problem.answer, problem.scorer, *problem.told()) for problem in problems]
     return hashlib.sha256(json.dumps([asked, list(texts), files]).encode()).hexdigest()

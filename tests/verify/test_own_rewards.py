@@ -13,13 +13,15 @@ import pytest
 import tiny
 
 from dasd_jax import config as config_module
-from dasd_jax import train
+from dasd_jax import evaluate, train
 from dasd_jax.batch import RolloutBatch
 from dasd_jax.data import verifiers
+from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.sources import Problem, load_source, own_files
 from dasd_jax.errors import UserError
-from dasd_jax.run import collect, models, records, user_files
+from dasd_jax.run import collect, models, records, setup, user_files
 from dasd_jax.run.evaluation import Answers, summary
+from dasd_jax.text.tokenizer_files import load_tokenizer
 from dasd_jax.verify import own
 from dasd_jax.verify.journal import Journal
 from dasd_jax.verify.verifier import REWARD_THRESHOLD, Verdict, Verifier
@@ -368,6 +370,35 @@ def test_kept_verdicts_do_not_outlive_the_file_that_gave_them(tmp_path):
     assert Journal(path, verifier, {"mine.py": "b"}).verify(0, asked, ["x"]) != had
     other = [dataclasses.replace(asked[0], scorer="mine.py:g")]
     assert Journal(path, verifier, {"mine.py": "a"}).verify(0, other, ["x"]) != had and len(calls) == 3
+
+
+TOLD = {"columns": '{"level": 2}', "solution": "by heart", "hint": "count", "response": "4", "question": "5 * 8?"}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_kept_verdicts_and_evaluations_do_not_outlive_what_the_function_was_told(name, tmp_path, mesh, monkeypatch):
+    """A verifier of ours reads none of it: there they stay."""
+    monkeypatch.setattr(verifiers, "located", lambda name: (name, "a"))
+    bytes_, config = load_tokenizer("byte"), tiny.config("data.sources=('jsonl:x',)")
+    calls = []
+
+    def verify(problems, texts, progress):
+        calls.append(texts)
+        return graded(0.1 * len(calls), brief=0.5)
+
+    verifier = types.SimpleNamespace(verify=verify)
+    for scorer, again in (("mine.py:f", True), ("math", False)):
+        one = dataclasses.replace(problem(scorer), columns='{"level": 1}' if again else "")
+        other = dataclasses.replace(one, **({name: TOLD[name]} if again or name != "columns" else {}))
+        path = tmp_path / scorer
+        had = Journal(path, verifier).verify(0, [one], ["x"])
+        assert (Journal(path, verifier).verify(0, [other], ["x"]) != had) == again
+        text = setup.prompt_text(config, [])
+        prompts = PromptSet([one], bytes_, text, student_width=999)
+        before, after = (
+            evaluate.deciding(config, mesh, bytes_, "4", "", prompts, [each])["problems"] for each in (one, other)
+        )
+        assert (before != after) == (again or name == "question")
 
 
 # ------------------------------------------------------------------------------------------------ the command
