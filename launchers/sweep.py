@@ -2,8 +2,8 @@
 
 The points come from get_sweep() in the sweep file (see configs/sweeps/common.py). Each is one training run with a
 workdir in DIR that is named after its overrides; its output goes to a .log. Points whose workdir holds done.json are
-skipped, and refused if its config.json is not the point's config. A failed point does not stop the others. Finally a
-table is printed; the exit code is 1 if a point failed.
+skipped, and refused if its config.json is not the point's config, or names another content of its files. A failed point
+does not stop the others. Finally a table is printed; the exit code is 1 if a point failed.
 
 --dry-run prints the command of every point, which can be run by hand. With --slices=FILE each point runs on its own TPU
 slice: FILE holds flags of launchers.tpu_vm, which runs it, and DIR must be in /bucket.
@@ -27,6 +27,7 @@ from typing import Any
 from dasd_jax import cli, files, recorded, terminal
 from dasd_jax.config import Config
 from dasd_jax.errors import UserError
+from dasd_jax.run import user_files
 from launchers import tpu_vm
 from launchers.plan import Job
 
@@ -125,10 +126,10 @@ def result(point: Point) -> dict | None:
 
 
 def check_config(point: Point) -> None:
-    """Refuses the result of a run with another config than the point's, which would stand in the table for it.
+    """Refuses the result of a run with another config or other files than the point's, which would stand for it.
 
     Raises:
-        UserError: naming the first field that differs, or there is no config.json beside done.json.
+        UserError: naming the first field or file that differs, or there is no config.json beside done.json.
     """
     theirs = tpu_vm.config(point.job) if point.job else recorded.read(point.workdir)
     if theirs is None:
@@ -136,6 +137,15 @@ def check_config(point: Point) -> None:
             f"--workdir: {point.workdir} holds done.json and no {recorded.NAME}: expected both, or another --workdir"
         )
     recorded.check_same(point.config, theirs, point.workdir)
+    try:
+        user_files.of(point.config)
+    except UserError as error:
+        if not point.job:
+            raise
+        # Files in /bucket are on the slice alone.
+        terminal.say(terminal.console(), f"note: {point.workdir.name}: not compared: {error}")
+    else:
+        user_files.check_same(point.config, theirs, point.workdir)
 
 
 def run(points: Sequence[Point], jobs: int, logs: Path) -> dict[Path, int]:

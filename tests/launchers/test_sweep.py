@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from configs.sweeps.common import each, grid, seeds, zipped
-from dasd_jax import cli
+from dasd_jax import cli, recorded
+from dasd_jax.config import FILES
 from dasd_jax.errors import UserError
+from dasd_jax.run import user_files
 from launchers import sweep, tpu_vm
 
 ROOT = Path(__file__).parents[2]
@@ -226,6 +228,40 @@ def test_the_result_of_another_config_is_refused_before_anything_runs(flags, cha
     with pytest.raises(UserError, match=f"--workdir: {tmp_path}/.*run.seed=1 belongs to a run with {said}"):
         main_with_stand_ins(monkeypatch, 'echo ran >> "$1.ran"', *argv, f"--config.{changed}")
     assert not list(tmp_path.glob("*.ran"))
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("f.py", {"data.verifier": "FILE:f"}),
+        ("skills.jsonl", {"data.skills": "FILE", "objective.method": "sgsd", "objective.contexts": 1}),
+    ],
+)
+def test_the_result_of_other_files_is_refused_and_of_files_on_a_slice_it_is_said(
+    name, overrides, tmp_path, monkeypatch, capsys
+):
+    path = tmp_path / name
+    path.write_text("1")
+    overrides = {field: str(value).replace("FILE", str(path)) for field, value in overrides.items()}
+    (point,) = points_of({}, shared=[f"--config.{field}={value}" for field, value in overrides.items()])
+    point = dataclasses.replace(point, workdir=tmp_path / "point")
+    finish(point, 0.5)
+    theirs = recorded.as_json(point.config) | {FILES: user_files.of(point.config)}
+    (point.workdir / "config.json").write_text(json.dumps(theirs))
+    monkeypatch.setattr(tpu_vm, "config", lambda job: theirs)
+    on_slice = dataclasses.replace(point, job=object())
+    sweep.check_config(point)
+    path.write_text("2")
+    for place in (point, on_slice):
+        with pytest.raises(
+            UserError, match=f"^--workdir: {point.workdir} belongs to a run with another content of {path},"
+        ):
+            sweep.check_config(place)
+    path.unlink()
+    with pytest.raises(UserError, match="^data"):
+        sweep.check_config(point)
+    sweep.check_config(on_slice)
+    assert capsys.readouterr().out.startswith("note: point: not compared: data.")
 
 
 def test_where_a_point_was_computed_and_its_date_do_not_matter(tmp_path, monkeypatch, capsys):
