@@ -6,9 +6,11 @@ Besides, the fields of an evaluation, for what reads runs without JAX.
 import difflib
 from collections.abc import Collection
 
-# How held-out problems are answered. Evaluations with other values are not compared.
+# How held-out problems are answered and judged. Evaluations with other values are not compared. An answer that needs
+# more memory than the verifier has is wrong, in training too.
 EVALUATION = {
     "run.eval_problems", "run.eval_samples", "run.eval_temperature", "run.eval_top_k", "run.eval_top_p",
+    "rollout.verifier_memory_mb",
 }  # fmt: skip
 
 # Levels of guards stood in `run` and `rollout` before they were a group of their own.

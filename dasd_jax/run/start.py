@@ -139,7 +139,8 @@ def start(
     models.check_vocabulary(tokenizer, model)
     sampling = setup.training_sampling(config, tokenizer)
     sampling = setup.with_free_slots(config, sampling, model, mesh, config.rollout.problems, state)
-    journal = Journal(folder / "verdicts.jsonl", verifier, mine)
+    memory = {"rollout.verifier_memory_mb": str(config.rollout.verifier_memory_mb)}
+    journal = Journal(folder / "verdicts.jsonl", verifier, mine | memory)
     rows = config.rollout.problems * config.rollout.rollouts // row_shards(mesh)
 
     if not resumed and hosts.from_main(lambda: (folder / "done.json").exists()):

@@ -32,24 +32,24 @@ class Journal:
 
     Deadlines and memory limits take effect at slightly different points each time, so that a second verification may
     differ. The file is append-only, one JSON object per batch. A line is valid for its batch number and exactly the
-    responses, what reward functions are told of their problems, and the files of these functions that it was written
-    for; of several such lines the last counts.
+    responses, what reward functions are told of their problems, the files of these functions and the limit on memory
+    that it was written for; of several such lines the last counts.
     """
 
-    def __init__(self, path: Path, verifier: Verifier, files: Mapping[str, str] = MappingProxyType({})):
+    def __init__(self, path: Path, verifier: Verifier, given: Mapping[str, str] = MappingProxyType({})):
         """Neither reads nor writes the file before the first call of `verify`.
 
         Args:
-            files: the sha256 of each file of the user's that verdicts depend on.
+            given: what else verdicts depend on and may change: the sha256 of files of the user's, a limit on memory.
         """
-        self._path, self._verifier, self._files = path, verifier, dict(files)
+        self._path, self._verifier, self._given = path, verifier, dict(given)
         self._known: dict[tuple[int, str], list] | None = None
 
     def verify(
         self, batch: int, problems: Sequence[Problem], texts: Sequence[str], progress: Progress = no_progress
     ) -> list[Verdict]:
         """Verdicts on `texts[i]` as a response to `problems[i]`, for the batch with this number."""
-        digest = _digest(problems, texts, self._files)
+        digest = _digest(problems, texts, self._given)
         known = hosts.from_main(lambda: self._recall(batch, digest))
         if known is not None and len(known) == len(texts):
             return [Verdict(*fields) for fields in known]
@@ -99,6 +99,6 @@ def _verdict(
     return Verdict(reward, score, answer, error, detail, parts)
 
 
-def _digest(problems: Sequence[Problem], texts: Sequence[str], files: dict[str, str]) -> str:
+def _digest(problems: Sequence[Problem], texts: Sequence[str], given: dict[str, str]) -> str:
     asked = [(problem.source, problem.index, problem.answer, problem.scorer, *problem.told()) for problem in problems]
-    return hashlib.sha256(json.dumps([asked, list(texts), files]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([asked, list(texts), given]).encode()).hexdigest()

@@ -74,6 +74,7 @@ def test_evaluations_are_compared_since_they_were_last_made_another_way():
     lines = [line(5, "run.eval_samples", 4, 8), line(9, "run.eval_top_p", 0.9, 1.0), line(12, RATE, 1.0, 2.0)]
     assert records.evaluated_alike_from(lines) == 8
     assert records.evaluated_alike_from(lines[2:]) == records.evaluated_alike_from([]) == 0
+    assert records.evaluated_alike_from([*lines, line(15, "rollout.verifier_memory_mb", 2048, 4096)]) == 14
 
 
 @pytest.mark.parametrize(

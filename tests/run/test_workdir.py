@@ -41,6 +41,7 @@ def test_where_and_how_a_run_is_computed_and_its_levels_may_change(changed, tmp_
         ("guards.on_collapse=anneal", "stop", "anneal"),
         ("run.steps=7", 6, 7),
         ("run.eval_samples=8", 4, 8),
+        ("rollout.verifier_memory_mb=4096", 2048, 4096),
     ],
 )
 def test_what_each_step_reads_anew_may_change_and_is_told(changed, before, after, tmp_path):
