@@ -16,20 +16,30 @@ from dasd_jax.field_names import EVALUATION
 NAME = "config.json"
 CHANGES = "changes.jsonl"  # of the same folder; run/changes.py
 
+# What guards.on_collapse=anneal reads when it lowers the teacher's weight: the window and every stop level but those of
+# what ends a run in any case.
+_ANNEAL = {"guards.on_collapse", "guards.window"} | {
+    f"guards.{field.name}"
+    for field in dataclasses.fields(GuardsGroup)
+    if field.name.endswith("_stop")
+    and field.name not in ("equal_rewards_stop", "skipped_steps_stop", "empty_steps_stop")
+}
+
 # What may change between two starts of the same run: where and how it is computed, exact to the bit on the same mesh.
 OPERATIONAL = {
     "mesh.data", "mesh.fsdp", "mesh.tensor", "rollout.verifier_workers",
     "run.checkpoint_every", "run.keep_checkpoints", "run.keep_every", "run.keep_optimizer", "run.grace_s",
     "run.profile_step", "run.logged_rollouts", "run.samples_mb", "run.eval_every",
     "run.tracker", "run.project",
-    *(f"guards.{field.name}" for field in dataclasses.fields(GuardsGroup) if field.name != "on_collapse"),
+    *({f"guards.{field.name}" for field in dataclasses.fields(GuardsGroup)} - _ANNEAL),
 }  # fmt: skip
 
 # What may change from one step of a run to the next, and is noted: each step reads it anew, and the training state
 # holds nothing that was made with it. A method's own numbers are added in `_may_change`.
 FROM_A_STEP = {
-    "run.steps", "run.noise_every", "run.rescore_every", "guards.on_collapse", "optim.learning_rate", "optim.schedule",
-    "optim.warmup_steps", "optim.weight_decay", "optim.eps", "optim.grad_clip", "optim.microbatches",
+    *_ANNEAL,
+    "run.steps", "run.noise_every", "run.rescore_every", "optim.learning_rate", "optim.schedule", "optim.warmup_steps",
+    "optim.weight_decay", "optim.eps", "optim.grad_clip", "optim.microbatches",
     "objective.clip_low", "objective.clip_high", "objective.clip_dual", "objective.token_chunk", "rollout.slots",
     "objective.tis", "objective.row_ratio_max", "rollout.weights", "rollout.cache",
     "model.remat", "model.attention",

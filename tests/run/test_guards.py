@@ -1,9 +1,14 @@
 """What a run's own numbers call for: hand-written histories, and a count of 4-grams by a plain loop."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from tiny import config
 
+from dasd_jax import recorded
+from dasd_jax.config import GuardsGroup
+from dasd_jax.methods import METHODS
 from dasd_jax.rollout.repetition import repeated_frac
 from dasd_jax.run.guards import TEACHER_WEIGHT, judge
 
@@ -203,3 +208,23 @@ def test_a_teacher_that_the_student_has_left_behind_is_warned_of():
     (warning,) = judge(lines, configured(method="rlsd")).warnings
     assert warning.startswith("warning: steps 2-3: gap/reverse_kl is 3, beyond guards.teacher_kl_warn = 2.0: ")
     assert not judge(lines, configured(method="grpo")).warnings
+
+
+def test_what_decides_the_teachers_weight_is_noted_where_it_changes_and_no_other_guard_is():
+    """Of every field of the group, in every method that anneals: whether another value leads to another weight."""
+    log = history(*({"gap/reverse_kl": 1.0, "gap/noise_mean_abs": 0.1},) * 4)
+    fields, found = dataclasses.fields(GuardsGroup), set()
+    off = {each.name: 0.0 for each in fields if each.name.endswith(("_warn", "_stop")) and type(each.default) is float}
+    off |= {"window": 3, "on_collapse": "anneal"}
+    for method in (name for name, each in METHODS.items() if each.anneals):
+        of_method = config(f"objective.method={method}", "rollout.rollouts=8")
+
+        def weight(levels, of_method=of_method):
+            return judge(log, dataclasses.replace(of_method, guards=GuardsGroup(**levels))).teacher_weight
+
+        for base in (off, off | {"entropy_stop": 9.0}):
+            for each in fields:
+                others = {str: ("stop",), int: (1, 9), float: (1e-6, 1e6)}[type(each.default)]
+                if any(weight(base | {each.name: other}) != weight(base) for other in others):
+                    found.add(f"guards.{each.name}")
+    assert found == {name for name in recorded.FROM_A_STEP if name.startswith("guards.")}

@@ -22,11 +22,12 @@ def begun(folder, *overrides):
 @pytest.mark.parametrize(
     "changed",
     [
-        "mesh.tensor=2", "run.checkpoint_every=3", "guards.entropy_stop=0.1", "rollout.verifier_workers=2",
-        "run.logged_rollouts=1", "run.samples_mb=1", "run.eval_every=2", "run.keep_optimizer=False",
+        "mesh.tensor=2", "run.checkpoint_every=3", "guards.entropy_warn=0.1", "guards.equal_rewards_stop=9",
+        "rollout.verifier_workers=2", "run.logged_rollouts=1", "run.samples_mb=1", "run.eval_every=2",
+        "run.keep_optimizer=False",
     ],
 )  # fmt: skip
-def test_where_and_how_a_run_is_computed_and_its_levels_may_change(changed, tmp_path):
+def test_where_and_how_a_run_is_computed_and_what_only_warns_or_stops_may_change(changed, tmp_path):
     assert workdir.check(config(changed), begun(tmp_path)) == []
 
 
@@ -39,6 +40,8 @@ def test_where_and_how_a_run_is_computed_and_its_levels_may_change(changed, tmp_
         ("optim.learning_rate=1e-6", 1e-3, 1e-6),
         ("optim.schedule=constant", "cosine", "constant"),
         ("guards.on_collapse=anneal", "stop", "anneal"),
+        ("guards.entropy_stop=0.1", 0.005, 0.1),
+        ("guards.window=9", 5, 9),
         ("run.steps=7", 6, 7),
         ("run.eval_samples=8", 4, 8),
         ("rollout.verifier_memory_mb=4096", 2048, 4096),
