@@ -26,7 +26,7 @@ from dasd_jax.errors import UserError
 from dasd_jax.evaluate import check_replaceable, deciding
 from dasd_jax.health import figures
 from dasd_jax.mesh import make_mesh
-from dasd_jax.run import compiled, interventions, models, setup
+from dasd_jax.run import compiled, interventions, models, setup, user_files
 from dasd_jax.run.pairs import Outcome, Result, summary
 from dasd_jax.text.prompts import CONTEXTS
 from dasd_jax.text.tokenizer import Tokenizer
@@ -66,6 +66,7 @@ def main(argv: list[str]) -> None:
         ) as verifier,
     ):
         tokenizer = models.open_tokenizer(config.model)
+        user_files.check_evaluated(config, setup.open_evaluation(config, tokenizer)[0], workdir, which)
         prompts, counts = interventions.open_prompts(config, tokenizer, context)
         verifier.probe(prompts.problems)
         name, manifest, model, params = models.open_checkpoint(config, mesh, workdir, which)

@@ -6,7 +6,7 @@ import jax
 import pytest
 import tiny
 
-from dasd_jax import evaluate, recorded
+from dasd_jax import evaluate, intervene, recorded
 from dasd_jax.errors import UserError
 from dasd_jax.mesh import make_mesh
 from dasd_jax.recorded import Change
@@ -108,23 +108,24 @@ def test_what_stands_beside_the_groups_of_a_config_is_no_group(problems, tmp_pat
     assert asked == [Change("run.steps", 6, 9)]
 
 
-def test_a_checkpoint_is_not_asked_other_problems_than_its_run_was(problems, rows, tmp_path, monkeypatch):
+@pytest.mark.parametrize("command", [evaluate, intervene])
+def test_a_checkpoint_is_not_asked_other_problems_than_its_run_was(command, problems, rows, tmp_path, monkeypatch):
     """Unless the command line names others: then they are meant."""
     config = config_of(problems)
     folder = begun(tmp_path / "run", config)
     [asked, *_] = setup.open_problems(config)[1]
     next(row for row in rows if row["question"] == asked.question)["answer"] = "7"
     written(problems, rows)
-    monkeypatch.setattr(evaluate, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+    monkeypatch.setattr(command, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
 
     def opened(*_):
         raise LookupError
 
     monkeypatch.setattr(models, "open_checkpoint", opened)
     with pytest.raises(UserError, match=f"^--workdir: {folder} belongs to a run with other problems to evaluate, of "):
-        evaluate.main([f"--workdir={folder}"])
+        command.main([f"--workdir={folder}"])
     with pytest.raises(LookupError):
-        evaluate.main([f"--workdir={folder}", f"--config.data.benchmarks=('jsonl:{problems}',)"])
+        command.main([f"--workdir={folder}", f"--config.data.benchmarks=('jsonl:{problems}',)"])
 
 
 @pytest.mark.parametrize(
