@@ -146,6 +146,10 @@ def run(job: Job) -> dict[str, Any]:
         line |= figures.of_file(folder / "eval" / f"{plan.STEPS}.jsonl")
         metrics = read_lines(folder / "metrics.jsonl")[1:]
         line["curves"] = {name: [float(f"{step[name]:.4g}") for step in metrics] for name in CURVES}
+    import jax  # after `_on_one_core`
+
+    # A process may map 65,530 regions of memory, which the programs of seventy runs exceed.
+    jax.clear_caches()
     seconds = time.monotonic() - started
     return line | {"seconds": round(seconds, 1), "finished": datetime.datetime.now().isoformat(timespec="seconds")}
 
