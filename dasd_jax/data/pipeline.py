@@ -20,7 +20,7 @@ from dasd_jax.data import contexts, skills
 from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
 from dasd_jax.text import prompts, wordings
-from dasd_jax.text.tokenizer import Tokenizer
+from dasd_jax.text.tokenizer import Tokenizer, Watched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +150,7 @@ class PromptSet(Prompts):
     Attributes:
         problems: the problems kept.
         dropped: reason → number of problems dropped.
+        counts: the same, and how many lose characters for which the tokenizer has no token.
     """
 
     def __init__(
@@ -178,18 +179,20 @@ class PromptSet(Prompts):
         kept, student, teacher, targets = [], [], [], []
         widths = {"student prompt": student_width, "teacher prompt": teacher_width, "reference response": target_width}
         self.dropped = {f"{what} longer than {width} tokens": 0 for what, width in widths.items() if width}
+        watched, lossy = Watched(tokenizer), 0
         for problem in problems:
             kind = text.kind(problem)
             if teacher_width and not contexts.has(problem, kind):
                 self.dropped[f"no {kind}"] = self.dropped.get(f"no {kind}", 0) + 1
                 continue
-            encoded = {"student prompt": text.student(tokenizer, problem)}
+            encoded = {"student prompt": text.student(watched, problem)}
             if teacher_width:
                 # Siblings are not sampled yet: the context is blank until then.
                 context = "" if kind in contexts.PER_ROLLOUT else getattr(problem, kind)
-                encoded["teacher prompt"] = text.teacher(tokenizer, problem, kind, context)
+                encoded["teacher prompt"] = text.teacher(watched, problem, kind, context)
             if target_width:
-                encoded["reference response"] = text.target(tokenizer, problem)
+                encoded["reference response"] = text.target(watched, problem)
+            lossy += watched.has_lost()
             too_long = next((what for what, ids in encoded.items() if len(ids) > widths[what]), None)
             if too_long:
                 self.dropped[f"{too_long} longer than {widths[too_long]} tokens"] += 1
@@ -208,6 +211,7 @@ class PromptSet(Prompts):
                 field = f"data.privileged: {text.privileged!r}"
             raise UserError(f"{field}: all {len(problems)} problems were dropped: {', '.join(reasons)}")
         super().__init__(kept, student, student_width, tokenizer.pad_id)
+        self.counts = self.dropped | ({f"with characters that have no token ({watched.some})": lossy} if lossy else {})
         self._tokenizer, self._text = tokenizer, text
         self._pairs: list[list[skills.Pair]] = []  # of each problem, from `retrieve`
         self._teacher_width, self._target_width = teacher_width, target_width

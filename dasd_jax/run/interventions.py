@@ -63,7 +63,7 @@ def open_prompts(config: Config, tokenizer: Tokenizer, context: str) -> tuple[Pr
                 f"--context: {context!r}: none of the {len(prompts)} problems to evaluate has a text of kind {kind!r}: "
                 "expected one that some have"
             )
-    return prompts, {"to evaluate": len(prompts), **prompts.dropped}
+    return prompts, {"to evaluate": len(prompts), **prompts.counts}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -121,7 +121,7 @@ def open_prompts(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, Promp
     heldout_set = _evaluation_set(config, heldout, tokenizer, text)
     counts = {**counts, "training": len(train_set), "to evaluate": len(heldout_set)}
     for prompt_set in (train_set, heldout_set):
-        for reason, count in prompt_set.dropped.items():
+        for reason, count in prompt_set.counts.items():
             counts[reason] = counts.get(reason, 0) + count
     return train_set, heldout_set, counts
 
@@ -146,7 +146,7 @@ def open_evaluation(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, di
     """
     train, asked = problems_to_evaluate(config)
     prompts = _evaluation_set(config, asked, tokenizer, prompt_text(config, train))
-    return prompts, {"to evaluate": len(prompts), **prompts.dropped}
+    return prompts, {"to evaluate": len(prompts), **prompts.counts}
 
 
 def problems_to_evaluate(config: Config) -> tuple[list[Problem], list[Problem]]:

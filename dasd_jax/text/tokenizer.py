@@ -15,6 +15,7 @@ import tokenizers
 
 from dasd_jax.text import controls, templates
 from dasd_jax.text.declared import Declared, SpecialIds
+from dasd_jax.text.shown import shown
 
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
@@ -76,6 +77,9 @@ class Tokenizer(Protocol):
           UserError: the vocabulary has a control token that plain text is encoded as.
         """
 
+    def lacks(self, character: str) -> bool:
+        """Whether the character is lost in `encode`: it becomes no token, or the one for what is unknown."""
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens and without ids outside the vocabulary."""
 
@@ -103,6 +107,9 @@ class ByteTokenizer:
         for part, is_control in controls.split(text, self.control, plain):
             ids += [self._specials[part]] if is_control else part.encode()
         return ids
+
+    def lacks(self, character: str) -> bool:
+        return False
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(id for id in ids if id < 256).decode(errors="replace")
@@ -167,6 +174,15 @@ class HubTokenizer:
     @functools.cached_property
     def _guarded(self) -> controls.Guarded:
         return controls.Guarded(self._backend, self.control)
+
+    def lacks(self, character: str) -> bool:
+        ids = self._backend.encode(character, add_special_tokens=False).ids
+        return not ids or self._unknown_id in ids
+
+    @functools.cached_property
+    def _unknown_id(self) -> int | None:
+        model = json.loads(self._backend.to_str())["model"]
+        return model.get("unk_id", self._backend.token_to_id(model.get("unk_token") or ""))
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=True)
@@ -258,6 +274,10 @@ class SentencePieceTokenizer:
                 processor = continuing
         return ids
 
+    def lacks(self, character: str) -> bool:
+        processor, _ = self._processors
+        return processor.unk_id() in processor.encode(character)
+
     def decode(self, ids: Sequence[int]) -> str:
         kept = [int(id) for id in ids if id < self.vocab_size and not self._opening.is_control(int(id))]
         return self._opening.decode(kept)
@@ -279,3 +299,35 @@ def _control_of(tokenizer: Tokenizer, special: Iterable[str], others: Iterable[s
         turns = ""
     used = (text for text in others if text in declared or (text in turns and not text.isspace()))
     return frozenset([*special, *used])
+
+
+class Watched:
+    """A tokenizer that notes which characters its `encode` loses, white space and control tokens aside."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        """Has lost nothing yet."""
+        self._tokenizer, self._lacking, self._lost = tokenizer, {}, False
+
+    def __getattr__(self, name: str):
+        """All else is the tokenizer's own."""
+        return getattr(self._tokenizer, name)
+
+    def encode(self, text: str, plain: Collection[int] = ()) -> list[int]:
+        """As `Tokenizer.encode`."""
+        parts = controls.split(text, self._tokenizer.control, plain)
+        characters = set("".join(part for part, is_control in parts if not is_control))
+        for character in characters - self._lacking.keys():
+            self._lacking[character] = not character.isspace() and self._tokenizer.lacks(character)
+        self._lost |= any(self._lacking[character] for character in characters)
+        return self._tokenizer.encode(text, plain)
+
+    def has_lost(self) -> bool:
+        """Whether a text since the last call has lost one."""
+        lost, self._lost = self._lost, False
+        return lost
+
+    @property
+    def some(self) -> str:
+        """Some of those that texts have lost so far."""
+        lost = sorted(shown(character) for character, lacks in self._lacking.items() if lacks)
+        return " ".join(lost[:12]) + (" …" if len(lost) > 12 else "")

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from dasd_jax.data.pipeline import PromptSet, PromptText
 from dasd_jax.data.sources import Problem
@@ -23,6 +24,26 @@ def problems(count=10, **fields):
 def prompt_set(items=None, text=TEXT, **widths):
     widths = {"student_width": 200, "teacher_width": 400} | widths
     return PromptSet(problems() if items is None else items, BYTES, text, **widths)
+
+
+def test_problems_that_lose_characters_are_counted(tmp_path):
+    """A tokenizer without bytes to fall back on drops what it has no token for, or makes it the unknown token."""
+    items = [dataclasses.replace(problem, question=text) for problem, text in zip(problems(3), "1é ", strict=True)]
+    plain = dataclasses.replace(
+        TEXT, instruction="{question}", privileged_wording="{question} {answer}", transition="none"
+    )
+
+    def counts(path):
+        return PromptSet(items, load_tokenizer(str(path)), plain, student_width=40, teacher_width=80).counts
+
+    assert counts("benchmarks/lab/tokenizer")["with characters that have no token (é)"] == 1
+    with (tmp_path / "digits.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=map(str, range(100)), model_writer=file, vocab_size=14, model_type="char", minloglevel=2
+        )
+    # The template says User and Assistant around every problem.
+    assert counts(tmp_path / "digits.model")["with characters that have no token (: A U a e i n r s t é)"] == 3
+    assert "with" not in "".join(prompt_set(items).counts)
 
 
 def test_a_batch_depends_on_its_position_alone():
