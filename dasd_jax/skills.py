@@ -36,20 +36,22 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--output: {output}: expected a file that ends in .jsonl and does not exist yet")
     if not output.parent.is_dir():
         raise UserError(f"--output: {output}: there is no folder {output.parent}: expected a file in one that exists")
-    responses = list(_answered(run, given.answers) if given.answers else _sampled(run))
-    bank = made(responses, int(given.max_chars))
+    found = list(_answered(run, given.answers) if given.answers else _sampled(run))
+    finished = [response for response, is_whole in found if is_whole]
+    bank = made(finished, int(given.max_chars))
     if not bank:
         raise UserError(
-            f"RUN: {run}: none of {len(responses)} responses is finished and within --max_chars = {given.max_chars}: "
-            "expected a run with others"
+            f"RUN: {run}: {len(finished)} of {len(found)} responses are finished, and none of those has at most "
+            f"--max_chars = {given.max_chars} characters: raise the run's rollout.max_new_tokens, or --max_chars"
         )
     with files.replacing(output, "--output") as draft:
         draft.write_text("".join(map(files.json_line, bank)), encoding="utf-8")
     skills = sum("skill" in line for line in bank)
-    print(f"{output}: {skills} skills and {len(bank) - skills} mistakes of {len(responses)} responses")
+    made_of = f"{len(finished)} finished responses of {len(found)}"
+    print(f"{output}: skills: {skills}, mistakes: {len(bank) - skills}, made of {made_of}")
 
 
-Response = tuple[str, str, bool, str]  # question, text, whether it is right, the answer that was read from it
+Response = tuple[str, str, bool, str]  # question, text, whether it is right, what its reader is told if it is not
 
 
 def made(responses: Iterable[Response], max_chars: int) -> list[dict[str, str]]:
@@ -59,58 +61,59 @@ def made(responses: Iterable[Response], max_chars: int) -> list[dict[str, str]]:
     the problem's wrong answers. Of equals the first is taken. Thinking is left out, as siblings are shown without it.
     """
     problems: dict[str, tuple[str, dict[str, None], dict[str, str], Counter]] = {}
-    for question, text, right, answer in responses:
+    for question, text, right, told in responses:
         said = text.rpartition("</think>")[2].strip().encode(errors="replace").decode()
-        _, rights, wrongs, answers = problems.setdefault(normalise(question), (question, {}, {}, Counter()))
+        _, rights, wrongs, tellings = problems.setdefault(normalise(question), (question, {}, {}, Counter()))
         if not said or len(said) > max_chars:
             continue
         if right:
             rights[said] = None
         else:
-            wrongs.setdefault(said, answer)
-            answers[answer] += 1
+            wrongs.setdefault(said, told)
+            tellings[told] += 1
     bank = []
-    for question, rights, wrongs, answers in problems.values():
+    for question, rights, wrongs, tellings in problems.values():
         asked = "\n\n".join(turn["content"] for turn in turns.read(question))
         if rights:
             skill = f"A problem and a right response to it.\n\n{asked}\n\n{min(rights, key=len)}"
             bank.append({"skill": skill, "question": question})
         if wrongs:
-            [(common, _)] = answers.most_common(1)
-            response = min((said for said, answer in wrongs.items() if answer == common), key=len)
-            named = f"whose answer {common} is wrong" if common else "in which no answer was found"
-            mistake = f"A problem and a response to it {named}.\n\n{asked}\n\n{response}"
+            [(common, _)] = tellings.most_common(1)
+            response = min((said for said, told in wrongs.items() if told == common), key=len)
+            mistake = f"A problem and a response to it {common}.\n\n{asked}\n\n{response}"
             bank.append({"mistake": mistake, "question": question})
     return bank
 
 
-def _sampled(run: Path) -> Iterator[Response]:
-    """The finished responses of samples.jsonl."""
+def _sampled(run: Path) -> Iterator[tuple[Response, bool]]:
+    """The responses of samples.jsonl, and whether each is finished."""
     records.check(run)
     with files.reading(run / "samples.jsonl", "RUN"):
         for problem in records.samples(run):
             for each in problem["rollouts"]:
-                if each["finished"]:
-                    yield _response(problem["question"], each["text"], each["reward"], each["extracted"])
+                yield _response(problem["question"], each), bool(each["finished"])
 
 
-def _answered(run: Path, name: str) -> Iterator[Response]:
-    """The finished answers of an evaluation."""
+def _answered(run: Path, name: str) -> Iterator[tuple[Response, bool]]:
+    """The answers of an evaluation, and whether each is finished."""
     path = run / name
     if not path.is_file():
         raise UserError(f"--answers: {path}: no such file: expected heldout/STEP.jsonl or eval/NAME.jsonl of the run")
     with files.reading(path, "--answers"):
         for problem in records.answers(path):
-            each = zip(*(problem[key] for key in ("text", "reward", "extracted", "finished")), strict=True)
-            for text, reward, extracted, finished in each:
-                if finished:
-                    yield _response(problem["question"], text, reward, extracted)
+            names = ("text", "reward", "extracted", "error", "finished")
+            for values in zip(*(problem[name] for name in names), strict=True):
+                each = dict(zip(names, values, strict=True))
+                yield _response(problem["question"], each), bool(each["finished"])
 
 
-def _response(question: str, text: str, reward: float, extracted: str | None) -> Response:
-    if not all(isinstance(each, str) for each in (question, text, extracted or "")):
+def _response(question: str, each: dict) -> Response:
+    text, extracted = each["text"], each["extracted"]
+    if not all(isinstance(part, str) for part in (question, text, extracted or "")):
         raise TypeError(f"{text!r:.50} or what belongs to it is no text")
-    return question, text, records.is_right({"reward": reward}), extracted or ""
+    said = f"whose answer {extracted} is wrong" if extracted else "that is wrong"
+    said = "in which no answer was found" if each["error"] == "parse" else said
+    return question, text, records.is_right(each), said
 
 
 if __name__ == "__main__":

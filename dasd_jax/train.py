@@ -287,6 +287,8 @@ def save_between_steps(run: Run) -> str:
     if run.step > run.saved:
         save(run, best=False)
     run.checkpoints.wait()
+    if not run.step:
+        return "before the end of step 1; the same command starts again"
     return f"after step {run.step}; the same command goes on from here"
 
 

@@ -13,7 +13,7 @@ from dasd_jax.errors import UserError
 def test_a_bank_of_a_run_is_one_that_a_run_reads(tmp_path, capsys):
     run, path = fake_run.write(tmp_path / "run", steps=3, rollouts=4), tmp_path / "bank.jsonl"
     skills.main([str(run), f"--output={path}"])
-    assert capsys.readouterr().out == f"{path}: 6 skills and 6 mistakes of 24 responses\n"
+    assert capsys.readouterr().out == f"{path}: skills: 6, mistakes: 6, made of 24 finished responses of 24\n"
     bank, responses = read(str(path)), {}
     for line in (run / "samples.jsonl").read_text().splitlines():
         problem = json.loads(line)
@@ -38,18 +38,20 @@ def test_answers_of_an_evaluation_are_taken_where_they_are_named(tmp_path, capsy
     skills.main([str(run), f"--output={path}", "--answers=heldout/4.jsonl"])
     answers = [json.loads(line) for line in (run / "heldout" / "4.jsonl").read_text().splitlines()]
     expected = [sum(kind in each["reward"] for each in answers) for kind in (1.0, 0.0)]
-    assert capsys.readouterr().out.endswith(f"{expected[0]} skills and {expected[1]} mistakes of 16 responses\n")
+    assert capsys.readouterr().out.endswith(
+        f"skills: {expected[0]}, mistakes: {expected[1]}, made of 16 finished responses of 16\n"
+    )
 
 
 def test_the_commonest_wrong_answer_is_the_mistake_and_the_shortest_response_stands_for_it():
     responses = [
-        ("1 + 1?", "<think>hm</think> It is certainly 3.", False, "3"),
-        ("1 + 1?", "4", False, "4"),
-        ("1 + 1?", "It is 3.", False, "3"),
-        ("1 + 1?", "One and one make 2.", True, "2"),
-        ("1 +  1?", "So 2.", True, "2"),
-        ("2 + 2?", "it is " + "very " * 50 + "4", True, "4"),
-        ("2 + 2?", "<think>5</think>", False, ""),
+        ("1 + 1?", "<think>hm</think> It is certainly 3.", False, "whose answer 3 is wrong"),
+        ("1 + 1?", "4", False, "whose answer 4 is wrong"),
+        ("1 + 1?", "It is 3.", False, "whose answer 3 is wrong"),
+        ("1 + 1?", "One and one make 2.", True, ""),
+        ("1 +  1?", "So 2.", True, ""),
+        ("2 + 2?", "it is " + "very " * 50 + "4", True, ""),
+        ("2 + 2?", "<think>5</think>", False, "in which no answer was found"),
     ]
     skill, mistake = skills.made(responses, max_chars=100)
     assert skill == {"skill": "A problem and a right response to it.\n\n1 + 1?\n\nSo 2.", "question": "1 + 1?"}
@@ -60,13 +62,34 @@ def test_the_commonest_wrong_answer_is_the_mistake_and_the_shortest_response_sta
     assert len(skills.made(responses, max_chars=1000)) == 3
 
 
-def test_unfinished_responses_and_conversations(tmp_path):
+@pytest.mark.parametrize(
+    ("error", "extracted", "told"),
+    [
+        ("parse", None, "in which no answer was found"),
+        ("", "7", "whose answer 7 is wrong"),
+        ("", None, "that is wrong"),
+    ],
+)
+def test_what_is_said_of_a_mistake_is_what_the_verifier_found(error, extracted, told, tmp_path):
+    """A reward function of the user's own reads no answer; that is none that was not found."""
+    run, path = fake_run.write(tmp_path / "run", steps=1, problems=1, rollouts=2), tmp_path / "bank.jsonl"
+    problem = json.loads((run / "samples.jsonl").read_text())
+    for rollout in problem["rollouts"]:
+        rollout |= {"reward": 0.95, "error": error, "extracted": extracted}
+    (run / "samples.jsonl").write_text(json.dumps(problem) + "\n")
+    skills.main([str(run), f"--output={path}"])
+    [line] = [json.loads(line) for line in path.read_text().splitlines()]
+    assert line["mistake"].startswith(f"A problem and a response to it {told}.\n\n")
+
+
+def test_unfinished_responses_and_conversations(tmp_path, capsys):
     run, path = fake_run.write(tmp_path / "run", steps=1, problems=1, rollouts=2), tmp_path / "bank.jsonl"
     problem = json.loads((run / "samples.jsonl").read_text())
     problem["rollouts"][0]["finished"] = False
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 0?"}]
     (run / "samples.jsonl").write_text(json.dumps(problem | {"question": json.dumps(turns)}) + "\n")
     skills.main([str(run), f"--output={path}"])
+    assert capsys.readouterr().out.endswith(": skills: 1, mistakes: 0, made of 1 finished responses of 2\n")
     [line] = [json.loads(line) for line in path.read_text().splitlines()]
     assert "\n\nBe brief.\n\n1 + 0?\n\n" in line["skill"] and line["question"] == json.dumps(turns)
 
@@ -78,7 +101,10 @@ def test_unfinished_responses_and_conversations(tmp_path):
         (["--output={}/run/metrics.jsonl"], "--output: .*: expected a file that ends in .jsonl and does not exist"),
         (["--output={}/none/bank.jsonl"], "--output: .*: there is no folder"),
         (["--output={}/bank.jsonl", "--max_chars=0"], "--max_chars: 0: expected a whole number"),
-        (["--output={}/bank.jsonl", "--max_chars=1"], "RUN: .*: none of 16 responses is finished and within .* = 1: "),
+        (
+            ["--output={}/bank.jsonl", "--max_chars=1"],
+            "RUN: .*: 16 of 16 responses are finished, and none of those has at most --max_chars = 1 ",
+        ),
         (
             ["--output={}/bank.jsonl", "--answers=eval/7.jsonl"],
             "--answers: .*eval/7.jsonl: no such file: expected held",

@@ -90,7 +90,7 @@ MISTAKES = {
     "unknown id": (["--problem=99"], "--problem: '99': no logged problem has that example id"),
     "unknown text": (["--problem=zebra"], "--problem: 'zebra': no logged problem has that text in its question"),
     "problem of another step": (["--step=2", "--problem=31"], "--problem: '31': no logged problem has that example id"),
-    "no such rollout": (["--only=truncated"], "--only: truncated: none of the selected rollouts is"),
+    "no such rollout": (["--only=truncated"], "--only: truncated: no rollout is truncated of those that"),
     "unknown verdict": (["--only=good"], "argument --only: invalid choice: 'good' (choose from 'right', 'wrong', 'tr"),
     "unknown order": (["--by=size"], "argument --by: invalid choice: 'size' (choose from 'step', 'gap')"),
     "unknown flag": (["--steps=2"], "unrecognized arguments: --steps=2"),

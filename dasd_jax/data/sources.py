@@ -122,6 +122,12 @@ def privileged_of(spec: str, field: str = "data.sources") -> str:
         return _parsed(spec).privileged
 
 
+def verifier_of(spec: str, field: str = "data.sources") -> str:
+    """The verifier that a source names itself, "" where it names none; as `privileged_of`."""
+    with _prefix_errors(field, spec):
+        return _parsed(spec).verifier
+
+
 def own_files(specs: Mapping[str, Sequence[str]], verifier: str) -> dict[str, Path]:
     """The files of the user's own reward functions, under their names as the config has them; loads no source.
 

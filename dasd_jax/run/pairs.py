@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from dasd_jax.run import records
 from dasd_jax.run.evaluation import standard_error
 from dasd_jax.run.places import ARMS, Pair
 
@@ -48,7 +49,7 @@ def summary(
         figures: (texts, lengths in tokens) → figure → number; see `health.figures.of_responses`.
     """
     responses = sum(map(len, rewards.values()))
-    averages = np.array([np.mean(each) for each in rewards.values()])
+    averages = np.array([np.mean([right(reward) for reward in each]) for each in rewards.values()])
     arms = {}
     for arm in ARMS:
         of_arm = [result for result in results if result.pair.arm == arm]
@@ -69,13 +70,18 @@ def summary(
     }
 
 
+def right(reward: float) -> float:
+    """1 for a response that counts as right, 0 for another."""
+    return float(records.is_right({"reward": reward}))
+
+
 def _compared(results: Sequence[Result], figures: Figures) -> dict[str, dict]:
     """Figure → control, treated, their paired difference, its standard error, and the numbers of pairs and problems."""
 
     def of(outcome: Outcome) -> dict[str, float]:
         found = figures([outcome.text], [outcome.length])
         kept = {name: value for name, value in found.items() if name not in _TAIL}
-        return {"accuracy": outcome.reward, "length": outcome.length, **kept}
+        return {"accuracy": right(outcome.reward), "reward": outcome.reward, "length": outcome.length, **kept}
 
     by_figure: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for result in results:

@@ -14,7 +14,7 @@ from dasd_jax.data import contexts, skills
 from dasd_jax.data.duplicates import normalise
 from dasd_jax.data.heldout import split_heldout
 from dasd_jax.data.pipeline import PromptSet, PromptText
-from dasd_jax.data.sources import Problem, load_benchmarks, load_problems
+from dasd_jax.data.sources import Problem, load_benchmarks, load_problems, verifier_of
 from dasd_jax.errors import UserError
 from dasd_jax.learner.step_config import StepConfig
 from dasd_jax.mesh import row_shards
@@ -43,6 +43,12 @@ def open_problems(config: Config) -> tuple[list[Problem], list[Problem], dict[st
     problems, counts = load_problems(config.data.sources, config.data.verifier)
     benchmarks = load_benchmarks(config.data.benchmarks, config.data.verifier)
     check_references([*problems, *benchmarks])
+    named = [verifier_of(spec) for spec in (*config.data.sources, *config.data.benchmarks)]
+    if config.data.verifier and all(named):
+        raise UserError(
+            f"data.verifier: {config.data.verifier!r}: would judge no problem, since every source names its own, "
+            f"verifier={', '.join(sorted(set(named)))}: expected a source without one, or no data.verifier"
+        )
     if benchmarks:
         asked = {normalise(problem.question) for problem in benchmarks}
         unasked = [problem for problem in problems if normalise(problem.question) not in asked]

@@ -27,10 +27,14 @@ def of(config: Config) -> dict[str, str]:
     Raises:
         UserError: one is not there or cannot be read; starts with the field that names it.
     """
+    return _rewards(config) | {path: skills.sha256(path) for path in banks(config)}
+
+
+def _rewards(config: Config) -> dict[str, str]:
+    """Those of reward functions."""
     data = config.data
     found = sources.own_files({"data.sources": data.sources, "data.benchmarks": data.benchmarks}, data.verifier)
-    of_banks = {path: skills.sha256(path) for path in banks(config)}
-    return {name: verifiers.sha256(path) for name, path in found.items()} | of_banks
+    return {name: verifiers.sha256(path) for name, path in found.items()}
 
 
 def banks(config: Config) -> list[str]:
@@ -114,6 +118,8 @@ def check_problems(mine: dict[str, str], theirs: dict[str, Any], workdir: Path) 
 def check_evaluated(config: Config, prompts: PromptSet, workdir: Path, which: str) -> None:
     """Refuses to ask a checkpoint other problems than those of its run's own evaluations, if the config says the same.
 
+    Nor may a reward function have changed that has judged the run's answers.
+
     Args:
         config: of `recorded.for_checkpoint`.
         which: the flag --checkpoint.
@@ -124,7 +130,14 @@ def check_evaluated(config: Config, prompts: PromptSet, workdir: Path, which: st
     run = recorded.run_of(workdir, which)
     theirs, mine = hosts.from_main(lambda: recorded.read(run)) or {}, recorded.as_json(config)
     with files.reading(run / NAME, "--workdir"):
+        judged = dict(theirs.get(FILES, {}))
         length = theirs.get("rollout", {}).get("prompt_length")  # longer prompts have no place among the problems
         alike = theirs.get("data") == mine["data"] and length == mine["rollout"]["prompt_length"]
+    for name, sha256 in _rewards(config).items():
+        if judged.get(name, sha256) != sha256:
+            raise UserError(
+                f"data.verifier: {name}: its file has changed since it judged the answers of {run}: expected the "
+                f"content of sha256 {judged[name]:.12}… and not {sha256:.12}…, or a copy under another name"
+            )
     if alike:
         check_problems(_evaluated(prompts), theirs, run)

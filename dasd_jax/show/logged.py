@@ -182,4 +182,6 @@ class Selection:
         if self._problem is not None and not any(self.with_verdict(None).of(line) for line in self.lines):
             asked = "that example id" if self._problem.isdecimal() else "that text in its question"
             return UserError(f"--problem: {self._problem!r:.80}: no logged problem has {asked}")
-        return UserError(f"--only: {self.only}: none of the selected rollouts is")
+        return UserError(
+            f"--only: {self.only}: no rollout is {self.only} of those that the other flags leave: leave --only out"
+        )

@@ -316,6 +316,15 @@ def result(arm, example_id, rewards, texts=("x", "x")):
     return Result(pair, *map(outcome, rewards, texts))
 
 
+def test_accuracy_is_the_share_of_right_responses_whatever_the_others_are_worth():
+    results = [result("random", 0, (0.9, 1.0)), result("random", 0, (0.5, 0.98))]
+    found = summary(results, {0: [1.0, 0.9, 0.98, 0.99]}, lambda texts, lengths: {})
+    assert found["accuracy"] == 0.5
+    figures = found["arms"]["random"]["figures"]
+    assert (figures["accuracy"]["control"], figures["accuracy"]["treated"]) == (0, 0.5)
+    assert (figures["reward"]["control"], figures["reward"]["treated"]) == pytest.approx((0.7, 0.99))
+
+
 def test_the_difference_is_paired_and_its_standard_error_by_problem():
     """Problem 0: two pairs that change by -1 and 0, mean -.5. Problem 1: one that changes by +1. Mean .25.
 

@@ -150,6 +150,17 @@ KINDS = {
 }
 
 
+def test_a_verifier_that_would_judge_no_problem_is_one_line(files):
+    source, *benchmarks = files
+    named = f"{source}?verifier=math"
+    with pytest.raises(
+        UserError, match="^data.verifier: 'numeric': would judge no problem, .* verifier=math: expected a"
+    ):
+        setup.open_problems(tiny([named], [], "data.verifier=numeric", "data.heldout=2"))
+    setup.open_problems(tiny([named], benchmarks, "data.verifier=numeric"))
+    setup.open_problems(tiny([source], [], "data.verifier=numeric", "data.heldout=2"))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_checkpoint_has_the_tokenizer_and_needs_no_other_file(kind, mesh, tmp_path):
     """Also where the source is gone and the checkpoint stands elsewhere."""

@@ -128,6 +128,23 @@ def test_a_checkpoint_is_not_asked_other_problems_than_its_run_was(command, prob
         command.main([f"--workdir={folder}", f"--config.data.benchmarks=('jsonl:{problems}',)"])
 
 
+@pytest.mark.parametrize("command", [evaluate, intervene])
+def test_a_reward_function_that_has_changed_judges_no_checkpoint_of_its_run(command, problems, tmp_path, monkeypatch):
+    folder, rewards = begun(tmp_path / "run", config_of(problems)), problems.with_name("reward.py")
+    rewards.write_text(REWARD.replace("12", "6"))
+    (tmp_path / "copy.py").write_text(rewards.read_text())
+    monkeypatch.setattr(command, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+
+    def opened(*_):
+        raise LookupError
+
+    monkeypatch.setattr(models, "open_checkpoint", opened)
+    with pytest.raises(UserError, match=f"^data.verifier: {rewards}: its file has changed since it judged the answers"):
+        command.main([f"--workdir={folder}"])
+    with pytest.raises(LookupError):
+        command.main([f"--workdir={folder}", f"--config.data.verifier={tmp_path / 'copy.py'}:f"])
+
+
 @pytest.mark.parametrize(
     ("overrides", "same"),
     [
