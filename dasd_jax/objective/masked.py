@@ -1,6 +1,7 @@
 """Means, quantiles and largest values over the True part of a mask."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,7 @@ def pooled_quantiles(x: Array, mask: Array, qs: Sequence[float]) -> list[Array]:
     return [jnp.maximum(_of_rank(x, mask, rank.reshape(1, 1), axis=None)[0, 0], 0.0) for rank in ranks]
 
 
+@partial(jax.jit, static_argnames=("axis",))  # else a loop is compiled anew in each call outside of a program
 def _of_rank(x: Array, mask: Array, rank: Array, axis: int | None) -> Array:
     """The masked value with `rank` smaller ones along an axis, or among all: f32, keeping dimensions; 0 without any.
 
