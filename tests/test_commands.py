@@ -349,6 +349,7 @@ def test_files_that_are_not_what_they_should_be_are_one_line_each(refused, tmp_p
         assert not workdir.exists()
 
 
+@pytest.mark.slow
 def test_views_that_differ_in_more_than_the_context_stop_the_run(monkeypatch, capsys, tmp_path):
     """The blank prompt is exchanged for the privileged one, as a template that differs between the views would do."""
     monkeypatch.setattr(PromptSet, "blank_teacher_batch", PromptSet.teacher_batch)

@@ -60,6 +60,7 @@ def poisoned(monkeypatch):
     return poison
 
 
+@pytest.mark.slow
 def test_an_update_that_is_not_finite_is_skipped_and_its_batch_kept(run, poisoned, tmp_path):
     poisoned({2})
     code, out, err = run("run.steps=3", "run.checkpoint_every=1")

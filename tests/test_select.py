@@ -286,6 +286,7 @@ def test_a_damaged_file_is_refused_and_left_alone(written, call, asked, tmp_path
     assert scores.read_text() == "{}\nno score\n"
 
 
+@pytest.mark.slow
 def test_what_is_selected_is_trained_on(written, call, monkeypatch, capsys, tmp_path):
     """With the model itself: stopped scores are those of a whole run, and both versions of a problem are imitated."""
     out, again = tmp_path / "out", tmp_path / "again"

@@ -12,7 +12,7 @@ from dasd_jax.learner import checkpoint
 from dasd_jax.methods import METHODS
 
 # The others in continuous integration: each compiles programs of its own.
-IN_MAKE_TEST = ("opsd", "sdpo", "antisd")
+IN_MAKE_TEST = ("opsd",)
 NAMES = [name if name in IN_MAKE_TEST else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 SMALLER = (
     "run.checkpoint_every=1",

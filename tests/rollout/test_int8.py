@@ -161,6 +161,7 @@ def test_each_of_both_is_rounded_where_it_is_asked_for_and_changes_what_is_recor
     assert ("tensor<2x4x4x6x16xi8>" in text) == ("tensor<2x12x4x10x16xi8>" in text) == (sampling.cache == "int8")
 
 
+@pytest.mark.slow
 def test_a_run_samples_in_int8_and_goes_on_without_the_weights(tmp_path, monkeypatch, capsys):
     """Two steps with truncated importance weights; a third without them warns. Evaluations are not in int8."""
     train, workdir = command(monkeypatch), tmp_path / "run"
