@@ -38,6 +38,7 @@ class _Reading:
 
     name: str
     value: float
+    reads: tuple[str, ...]  # numbers that not every step has
     steps: int  # of the window that have it
     level: str  # of its fields in the group `guards`, without _warn and _stop
     warn: float
@@ -71,16 +72,12 @@ def judge(lines: Sequence[dict], config: Config) -> Judgement:
     steps = [line for line in lines if line["step"] > 0]
     if not steps:
         return Judgement([], "", 1.0)
-    before = {}
-    for back in range(config.run.rescore_every, 0, -1):  # not every step has every number
-        before |= {reading.name: reading for reading in _readings(steps[:-back], config)}
     step = steps[-1]["step"]
     first = max(1, step - levels.window + 1)
     last_weight = weight = steps[-1].get(TEACHER_WEIGHT, 1.0)
     warnings, stop = _skipped(steps, levels)
     stop = stop or _empty(steps, levels)
     for reading in _readings(steps, config):
-        was = before.get(reading.name)
         of = "" if reading.steps == levels.window else f"{reading.steps} of the "
         where = f"{of}steps {first}-{step}: {reading.name} is {reading.value:.4g}"
         if reading.beyond(reading.stop):
@@ -94,9 +91,17 @@ def judge(lines: Sequence[dict], config: Config) -> Judgement:
                     f"{where}, beyond {reading.at('stop')}. The last checkpoint stays. "
                     "Lower optim.learning_rate or the teacher's weight in a new --workdir, or set the level anew"
                 )
-        elif reading.beyond(reading.warn) and not (was and was.beyond(reading.warn)):
+        elif reading.beyond(reading.warn) and not _was_beyond(reading, steps, config):
             warnings.append(f"warning: {where}, beyond {reading.at('warn')}")
     return Judgement(warnings, stop, weight)
+
+
+def _was_beyond(reading: _Reading, steps: list[dict], config: Config) -> bool:
+    """Whether it was beyond its level when its numbers were last known before: not every step has every number."""
+    earlier = steps[:-1]
+    while earlier and not all(name in earlier[-1] for name in reading.reads):
+        earlier.pop()
+    return any(each.name == reading.name and each.beyond(each.warn) for each in _readings(earlier, config))
 
 
 def _skipped(steps: list[dict], levels: GuardsGroup) -> tuple[list[str], str]:
@@ -143,10 +148,12 @@ def _readings(steps: list[dict], config: Config) -> list[_Reading]:
         return []
     found = []
 
-    def add(reading: tuple[str, float] | None, count: int, level: str, high_is_bad: bool, means: str) -> None:
+    def add(
+        reading: tuple[str, float] | None, level: str, high_is_bad: bool, means: str, reads=(), count=len(window)
+    ) -> None:
         if reading is not None:
             warn, stop = (getattr(config.guards, f"{level}_{kind}", 0.0) for kind in ("warn", "stop"))
-            found.append(_Reading(*reading, count, level, warn, stop, 1 if high_is_bad else -1, means))
+            found.append(_Reading(*reading, tuple(reads), count, level, warn, stop, 1 if high_is_bad else -1, means))
 
     gap = mean_guard(
         f"{config.rollout.gap_levels}_mean",
@@ -159,16 +166,16 @@ def _readings(steps: list[dict], config: Config) -> list[_Reading]:
         known = [line for line in window if all(name in line for name in guard.reads)]
         if known and known[-1] is window[-1]:
             means = {name: float(np.mean([line[name] for line in known])) for name in guard.reads}
-            add(guard.reading(means, config.hp), len(known), guard.level, guard.high_is_bad, guard.means)
+            reading = guard.reading(means, config.hp)
+            add(reading, guard.level, guard.high_is_bad, guard.means, guard.reads, len(known))
     for name, level, high_is_bad, means in (
         ("rollout/length_mean", "length", False, "responses have shrunk"),
         ("rollout/length_p95", "tail", True, "long responses grow, often the first sign of a collapse"),
     ):
         lengths = [line[name] for line in (steps[0], *window) if name in line]
         if len(lengths) == len(window) + 1 and lengths[0]:
-            reading = f"{name} over that of step 1", float(np.mean(lengths[1:])) / lengths[0]
-            add(reading, len(window), level, high_is_bad, means)
+            add((f"{name} over that of step 1", float(np.mean(lengths[1:])) / lengths[0]), level, high_is_bad, means)
     equal = _streak(steps, lambda line: line.get("reward/mixed_groups_frac", 1.0) == 0)
     counted = "steps in a row without a mixed group", float(equal)
-    add(counted, len(window), "equal_rewards", high_is_bad=True, means="the verifier teaches nothing")
+    add(counted, "equal_rewards", high_is_bad=True, means="the verifier teaches nothing")
     return found

@@ -181,8 +181,10 @@ class HubTokenizer:
 
     @functools.cached_property
     def _unknown_id(self) -> int | None:
-        model = json.loads(self._backend.to_str())["model"]
-        return model.get("unk_id", self._backend.token_to_id(model.get("unk_token") or ""))
+        model = self._backend.model
+        if isinstance(model, tokenizers.models.Unigram):  # the one kind whose object does not tell it
+            return json.loads(self._backend.to_str())["model"]["unk_id"]
+        return self._backend.token_to_id(model.unk_token) if model.unk_token else None
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=True)

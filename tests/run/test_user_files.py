@@ -108,37 +108,35 @@ def test_what_stands_beside_the_groups_of_a_config_is_no_group(problems, tmp_pat
     assert asked == [Change("run.steps", 6, 9)]
 
 
-@pytest.mark.parametrize("command", [evaluate, intervene])
-def test_a_checkpoint_is_not_asked_other_problems_than_its_run_was(command, problems, rows, tmp_path, monkeypatch):
+@pytest.fixture(params=[evaluate, intervene])
+def command(request, monkeypatch):
+    """A command that uses a checkpoint, on one device; where it would open that, LookupError."""
+    monkeypatch.setattr(request.param, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+
+    def opened(*_):
+        raise LookupError
+
+    monkeypatch.setattr(models, "open_checkpoint", opened)
+    return request.param
+
+
+def test_a_checkpoint_is_not_asked_other_problems_than_its_run_was(command, problems, rows, tmp_path):
     """Unless the command line names others: then they are meant."""
     config = config_of(problems)
     folder = begun(tmp_path / "run", config)
     [asked, *_] = setup.open_problems(config)[1]
     next(row for row in rows if row["question"] == asked.question)["answer"] = "7"
     written(problems, rows)
-    monkeypatch.setattr(command, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
-
-    def opened(*_):
-        raise LookupError
-
-    monkeypatch.setattr(models, "open_checkpoint", opened)
     with pytest.raises(UserError, match=f"^--workdir: {folder} belongs to a run with other problems to evaluate, of "):
         command.main([f"--workdir={folder}"])
     with pytest.raises(LookupError):
         command.main([f"--workdir={folder}", f"--config.data.benchmarks=('jsonl:{problems}',)"])
 
 
-@pytest.mark.parametrize("command", [evaluate, intervene])
-def test_a_reward_function_that_has_changed_judges_no_checkpoint_of_its_run(command, problems, tmp_path, monkeypatch):
+def test_a_reward_function_that_has_changed_judges_no_checkpoint_of_its_run(command, problems, tmp_path):
     folder, rewards = begun(tmp_path / "run", config_of(problems)), problems.with_name("reward.py")
     rewards.write_text(REWARD.replace("12", "6"))
     (tmp_path / "copy.py").write_text(rewards.read_text())
-    monkeypatch.setattr(command, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
-
-    def opened(*_):
-        raise LookupError
-
-    monkeypatch.setattr(models, "open_checkpoint", opened)
     with pytest.raises(UserError, match=f"^data.verifier: {rewards}: its file has changed since it judged the answers"):
         command.main([f"--workdir={folder}"])
     with pytest.raises(LookupError):
