@@ -25,7 +25,7 @@ def row_quantile(x: Array, mask: Array, q: float) -> Array:
     last = jnp.maximum(jnp.sum(mask, axis=1) - 1, 0)
     at = q * last.astype(jnp.float32)
     low = jnp.floor(at).astype(jnp.int32)
-    below, above = (_of_rank(x, mask, rank[:, None], axis=1)[:, 0] for rank in (low, jnp.minimum(low + 1, last)))
+    below, above = _of_ranks(x, mask, jnp.stack([low, jnp.minimum(low + 1, last)])[..., None], axis=1)[..., 0]
     return below + (at - low) * (above - below)
 
 
@@ -43,7 +43,7 @@ def largest(x: Array, mask: Array, share: float) -> Array:
     count = jnp.sum(mask, axis=-1, keepdims=True)
     # Less what float32 adds to a product that is a whole number.
     top = jnp.ceil(share * count.astype(jnp.float32) * (1 - 1e-6)).astype(jnp.int32)
-    least = _of_rank(x, mask, count - top, axis=-1)
+    [least] = _of_ranks(x, mask, (count - top)[None], axis=-1)
     above, equal = mask & (x > least), mask & (x == least)
     left = top - jnp.sum(above, axis=-1, keepdims=True)
     return above | (equal & (jnp.cumsum(equal, axis=-1) <= left))
@@ -65,31 +65,33 @@ def pooled_quantile(x: Array, mask: Array, q: float) -> Array:
 def pooled_quantiles(x: Array, mask: Array, qs: Sequence[float]) -> list[Array]:
     """Several of them."""
     count = jnp.sum(mask)
-    ranks = [jnp.maximum(jnp.ceil(q * count).astype(jnp.int32) - 1, 0) for q in qs]
-    return [jnp.maximum(_of_rank(x, mask, rank.reshape(1, 1), axis=None)[0, 0], 0.0) for rank in ranks]
+    ranks = jnp.maximum(jnp.ceil(jnp.array(qs) * count).astype(jnp.int32) - 1, 0)
+    return list(jnp.maximum(_of_ranks(x, mask, ranks[:, None, None], axis=None)[:, 0, 0], 0.0))
 
 
 @partial(jax.jit, static_argnames=("axis",))  # else a loop is compiled anew in each call outside of a program
-def _of_rank(x: Array, mask: Array, rank: Array, axis: int | None) -> Array:
-    """The masked value with `rank` smaller ones along an axis, or among all: f32, keeping dimensions; 0 without any.
+def _of_ranks(x: Array, mask: Array, ranks: Array, axis: int | None) -> Array:
+    """The masked values with so many smaller ones along an axis, or among all: f32 like `ranks`; 0 without any.
 
-    Bit by bit, from the highest: a bit is set where at most `rank` values are below what is found so far with this bit.
-    32 passes over the values, and exact. A sort of a step's eight million entropies takes XLA's TPU compiler half a
-    minute, and has to gather them.
+    Bit by bit, from the highest: a bit is set where no more values than that are below what is found so far with this
+    bit. 32 passes over the values for all ranks, and exact. A sort of a step's eight million entropies takes XLA's TPU
+    compiler half a minute, and has to gather them.
 
     Args:
-        rank: i32, of the shape of the result.
+        ranks: i32[n, ...]: n of them, each of the shape of x with the axis kept as 1.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     # In the order of the numbers: negative ones have their highest bit set, and grow as the others fall.
     keys = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
+    def below(tried: Array) -> Array:
+        return jnp.sum(mask & (keys < tried), axis=axis, keepdims=True, dtype=jnp.int32)
+
     def with_bit(place: Array, found: Array) -> Array:
         tried = found | (jnp.uint32(1 << 31) >> place.astype(jnp.uint32))
-        below = jnp.sum(mask & (keys < tried), axis=axis, keepdims=True, dtype=jnp.int32)
-        return jnp.where(below <= rank, tried, found)
+        return jnp.where(jax.vmap(below)(tried) <= ranks, tried, found)
 
-    found = jax.lax.fori_loop(0, 32, with_bit, jnp.zeros_like(rank, jnp.uint32))
+    found = jax.lax.fori_loop(0, 32, with_bit, jnp.zeros_like(ranks, jnp.uint32))
     value = jnp.where(found >> 31 == 1, found & jnp.uint32((1 << 31) - 1), ~found)
     some = jnp.any(mask, axis=axis, keepdims=True)
     return jnp.where(some, jax.lax.bitcast_convert_type(value, jnp.float32), 0.0)
