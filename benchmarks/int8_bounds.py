@@ -13,6 +13,7 @@ import jax
 from benchmarks.marks import put
 from benchmarks.tpu_tables import PAGE, SLICES
 from dasd_jax import cli
+from dasd_jax.compile import three_digits
 from dasd_jax.cost.chips import slice_of
 from dasd_jax.mesh import abstract_mesh
 from dasd_jax.model.presets import preset
@@ -39,7 +40,7 @@ def main() -> None:
     lines = [f"| slice | {' | '.join(KINDS)} | both / compute |", "|---" * (len(KINDS) + 2) + "|"]
     for argument, topology in SLICES.items():
         found = [rollout_of(argument, topology, in_int8) for in_int8 in KINDS.values()]
-        cells = [f"{seconds:.3g} s, {slots} slots" for slots, seconds in found]
+        cells = [f"{three_digits(seconds)} s, {slots} slots" for slots, seconds in found]
         lines.append(f"| {argument} | {' | '.join(cells)} | {found[-1][1] / found[0][1]:.2f} |")
     put(PAGE, "int8", "\n".join([*lines, "", f"`python -m benchmarks.int8_bounds`, {datetime.date.today()}."]))
 

@@ -1,4 +1,6 @@
-"""What the paper's run takes on six TPU slices: writes the tables of docs/tpu.md, each as soon as it is compiled.
+"""What the paper's run takes on six TPU slices, and one with longer responses on four.
+
+Writes each table of docs/tpu.md as soon as its slice is compiled.
 
 python -m benchmarks.tpu_tables                         all of them
 python -m benchmarks.tpu_tables 8b,v5p-64 …             those alone; the others stay as they are
@@ -23,6 +25,10 @@ SLICES = {
     "4b,v6e-16": "v6e:4x4",
     "8b,v5p-64": "v5p:2x4x4",
     "8b,v6e-64": "v6e:8x8",
+    "1p7b,v5e-16,32k": "v5e:4x4",
+    "1p7b,v6e-8,32k": "v6e:2x4",
+    "8b,v5p-64,32k": "v5p:2x4x4",
+    "8b,v6e-64,32k": "v6e:8x8",
 }
 
 

@@ -14,7 +14,8 @@ does: everything else is equal, what a teacher is shown among it. configs/method
 The paper trains for 200 rollout batches of four optimiser steps at a learning rate of 3e-6 with cosine decay, and
 evaluates with 16 samples at temperature 1.0 and top-p 0.9: those are the defaults. It does not
 name its hardware; the slices (SLICES) are our choice. None has been run; docs/tpu.md lists those compiled for. All but
-v6e-8 have several hosts: run the command on each of them (launchers/README.md).
+v6e-8 have several hosts: run the command on each of them (launchers/README.md). `8b,v5p-64,32k` has responses of up to
+32,768 tokens, as the other slices for 1.7B and 8B with `,32k` do.
 
 `:tiny` is the same program on a random-weight model of Qwen3's architecture with a byte tokenizer: it takes under a
 minute and learns nothing.
@@ -32,6 +33,7 @@ SIZES = {
     "4b": ("qwen3_4b", 2),
     "8b": ("qwen3_8b", 1),
 }
+_LONG = {"rollout.max_new_tokens": 32_768}
 # Overrides per slice that make every program fit; docs/tpu.md has the output of `python -m dasd_jax.compile` for each.
 SLICES = {
     ("1p7b", "v5e-16"): {"mesh.tensor": 2, "optim.microbatches": 4},
@@ -40,6 +42,10 @@ SLICES = {
     ("4b", "v6e-16"): {},
     ("8b", "v5p-64"): {},
     ("8b", "v6e-64"): {"mesh.tensor": 2},
+    ("1p7b", "v5e-16,32k"): {"mesh.tensor": 2, "optim.microbatches": 16} | _LONG,
+    ("1p7b", "v6e-8,32k"): {"optim.microbatches": 16} | _LONG,
+    ("8b", "v5p-64,32k"): {"optim.microbatches": 4} | _LONG,
+    ("8b", "v6e-64,32k"): {"mesh.tensor": 2, "optim.microbatches": 4} | _LONG,
 }
 
 

@@ -41,6 +41,11 @@ class TeacherBatch:
     shown: Array  # bool[B] or [B, G, K], False if there is no context
     weight: Array  # f32, shaped like shown: similarity by which each was retrieved, else 1
 
+    @property
+    def of_rollouts(self) -> bool:
+        """Whether each rollout has prompts of its own."""
+        return self.shown.ndim > 1 and self.shown.shape[1] > 1
+
 
 @struct.dataclass
 class RolloutBatch:

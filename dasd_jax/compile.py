@@ -251,7 +251,7 @@ def progress(row: dict[str, Any]) -> str:
 
 def cells(row: dict[str, Any]) -> list[str]:
     """One program's cell of each column."""
-    flops = f"{row['model_flops'] / 1e15:.3g}" if row["model_flops"] else "–"
+    flops = three_digits(row["model_flops"] / 1e15) if row["model_flops"] else "–"
     slots, seconds = str(row["slots"] or "–"), f"{row['compile_s']:.0f}"
     if "needed" not in row:
         return [row["program"], seconds, "", "", "", "", "", "no", slots, flops] + [""] * 7
@@ -270,8 +270,13 @@ def cells(row: dict[str, Any]) -> list[str]:
         *(f"{size / _GIB:.2f}" for size in traffic),
         f"{row['fsdp_ratio']:.2f}" if counted else "–",
         f"{row['embedding_gathers']:.3g}" if counted else "–",
-        f"{row['bound']}, {row['seconds'][row['bound']]:.3g} s",
+        f"{row['bound']}, {three_digits(row['seconds'][row['bound']])} s",
     ]
+
+
+def three_digits(x: float) -> str:
+    """A number with three significant digits, a large one in whole numbers."""
+    return f"{x:,.0f}" if x >= 1000 else f"{x:.3g}"
 
 
 if __name__ == "__main__":

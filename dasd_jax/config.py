@@ -170,7 +170,7 @@ class OptimGroup(Fields):
     grad_clip: float = field(1.0, above(0), "global norm to which a larger gradient is scaled")
     moment_dtype: str = field("float32", one_of(*_DTYPES), "of Adam's first moment")
     minibatches: int = field(4, at_least(1), "optimiser steps a rollout batch; divides rollout.problems")
-    microbatches: int = field(1, at_least(1), "parts of a minibatch whose gradients are summed, to save memory")
+    microbatches: int = field(1, at_least(1), "parts of a minibatch, or of its groups, whose gradients are summed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +227,11 @@ class Config:
         """The chosen method."""
         return METHODS[self.objective.method]
 
+    @property
+    def rollouts(self) -> int:
+        """Responses to a problem in a batch, G: 1 where they are references."""
+        return self.rollout.rollouts if self.method.rollouts else 1
+
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain groups, as in config.json."""
         groups = dataclasses.asdict(self)
@@ -234,8 +239,7 @@ class Config:
         return groups
 
     def __post_init__(self):
-        data, rollout, run = self.data, self.rollout, self.run
-        parts = self.optim.minibatches * self.optim.microbatches
+        data, rollout, optim, run = self.data, self.rollout, self.optim, self.run
         overlong, limit = self.objective.overlong_tokens, rollout.max_new_tokens
         views = self.method.views(self.hp).values()
         siblings = max((view.count for view in views if "sibling" in view.context), default=1)
@@ -245,8 +249,14 @@ class Config:
             (
                 "rollout.problems",
                 rollout.problems,
-                rollout.problems % parts == 0,
-                f"a multiple of optim.minibatches * optim.microbatches = {parts}",
+                rollout.problems % optim.minibatches == 0,
+                f"a multiple of optim.minibatches = {optim.minibatches}",
+            ),
+            (
+                "optim.microbatches",
+                optim.microbatches,
+                rollout.problems * self.rollouts % (optim.minibatches * optim.microbatches) == 0,
+                f"a divisor of a minibatch's {rollout.problems * self.rollouts // optim.minibatches} responses",
             ),
             ("objective.overlong_tokens", overlong, overlong <= limit, f"at most rollout.max_new_tokens = {limit}"),
             (

@@ -231,7 +231,7 @@ def test_of_weights_the_headers_are_read_and_not_the_tensors(look, tmp_path, mon
         (["--config.rollout.prompt_length=10"], "data.sources: all 124 problems were dropped"),
         (["--config.mesh.tensor=3"], "mesh: data=1 fsdp=-1 tensor=3 does not fit 1 device(s)"),
         (["--topology=v5e:3x4"], "--topology: 'v5e:3x4': expected a known slice, nearest are v5e:4x4"),
-        (["--topology=v5e:4x4"], "rollout.problems: 8 in 4 part(s)"),
+        (["--topology=v5e:4x4"], "rollout.problems: 8: expected a multiple of the 16 devices along mesh.data"),
     ],
 )
 def test_the_first_thing_to_mend_is_one_line(look, tmp_path, monkeypatch, argv, expected):

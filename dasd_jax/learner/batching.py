@@ -2,6 +2,9 @@
 
 A part's width is one of a few, so that few programs are compiled, and the same on all devices. Each shard of the rows
 sorts its own problems, by their longest response: no row moves between devices.
+
+Where parts have no whole problems for every device, groups of rollouts are split: what follows takes each smaller group
+for a problem, with a copy of its prompts. Every divisor of the loss is in the signal, so the sums stay the same.
 """
 
 from collections.abc import Callable
@@ -10,26 +13,28 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from dasd_jax.batch import Array
-from dasd_jax.mesh import merge_rows, per_shard, split_rows
+from dasd_jax.batch import Array, PromptBatch, TeacherBatch
+from dasd_jax.mesh import merge_rows, per_shard, reshard, spec, split_rows
 
 
 def map_by_length(
-    function: Callable, parts: int, widths: tuple[int, ...], mask: Array, batch
+    function: Callable, parts: int, splits: int, widths: tuple[int, ...], mask: Array, batch
 ) -> tuple[object, object, Array]:
     """function over the parts of a batch, with the results in the batch's own order.
 
     Args:
         function: (width, part of the batch) → (tree of [rows of the part, width], tree of [any, width, ...] to add up).
-        parts: divides the problems of each shard.
+        parts: divides the groups of each shard.
+        splits: groups that each problem's rollouts are split into.
         widths: ascending, the last one R.
         mask: bool[B, G, R], the tokens that are needed.
-        batch: tree of arrays [B, ...].
+        batch: tree for `split_groups`.
 
     Returns:
         (tree of [B·G, R], tree of [any, R, ...] summed over the parts, the share of the positions computed that are not
         in the mask).
     """
+    mask, batch = split_groups(splits, (mask, batch))
     group = mask.shape[1]
 
     def padded(width: int, part):
@@ -44,7 +49,8 @@ def map_by_length(
     results, added = jax.lax.map(lambda xs: _at_width(widths, xs[0], padded, xs[1]), (narrowest, cut))
     results = jax.tree.map(lambda x: _uncut(split_rows(x, group, axis=1)), results)
     added = jax.tree.map(lambda x: jnp.sum(x, axis=0), added)
-    return jax.tree.map(merge_rows, _put_back(results, order)), added, _padding_frac(widths, narrowest, mask)
+    results = jax.tree.map(lambda x: merge_rows(_join_groups(splits, x)), _put_back(results, order))
+    return results, added, _padding_frac(widths, narrowest, mask)
 
 
 def sum_by_length(
@@ -73,6 +79,49 @@ def sum_by_length(
 
     total, scalars = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, like), (narrowest, cut))
     return total, jax.tree.map(jnp.sum, scalars), padding
+
+
+def split_groups(splits: int, tree):
+    """Each problem's rollouts in so many groups: group g of problem p is at g·B + p, on any device.
+
+    Args:
+        splits: divides G.
+        tree: prompts, teachers' prompts and arrays [B, G, ...].
+
+    Returns:
+        The same with prompts [splits·B, ...], and arrays, teachers' prompts of single rollouts among them,
+        [splits·B, G/splits, ...]. `minibatches` still finds whole problems in it.
+    """
+    if splits == 1:
+        return tree
+
+    def split(x: Array) -> Array:
+        by_group = _reshaped(x, (x.shape[0], splits, x.shape[1] // splits, *x.shape[2:]), 0)
+        return _reshaped(jnp.moveaxis(by_group, 1, 0), (splits * x.shape[0], *by_group.shape[2:]), 0)
+
+    def copied(x: Array) -> Array:
+        return reshard(jnp.concatenate([x] * splits), "rows", *(None,) * (x.ndim - 1))
+
+    def pieces(node):
+        of_problems = isinstance(node, PromptBatch) or (isinstance(node, TeacherBatch) and not node.of_rollouts)
+        return jax.tree.map(copied if of_problems else split, node)
+
+    return jax.tree.map(pieces, tree, is_leaf=lambda node: isinstance(node, PromptBatch | TeacherBatch))
+
+
+def _reshaped(x: Array, shape: tuple[int, ...], axis: int) -> Array:
+    """With the rows of the devices along `axis`, wherever they were."""
+    axes = ("rows" if place == axis else None for place in range(len(shape)))
+    return jax.lax.reshape(x, shape, out_sharding=spec(*axes))
+
+
+def _join_groups(splits: int, x: Array) -> Array:
+    """The inverse of `split_groups`, for arrays: [splits·B, G/splits, ...] → [B, G, ...]."""
+    if splits == 1:
+        return x
+    problems = x.shape[0] // splits
+    by_group = _reshaped(x, (splits, problems, *x.shape[1:]), 1)
+    return _reshaped(jnp.moveaxis(by_group, 0, 1), (problems, splits * x.shape[1], *x.shape[2:]), 0)
 
 
 def minibatches(num: int, batch):

@@ -1,5 +1,6 @@
 """What a teacher thinks of the reference answers, asked for at once: a number of how much its prompt gives away."""
 
+import math
 from functools import partial
 
 import jax
@@ -42,7 +43,8 @@ def answer_logp(
     by_problem = partial(split_rows, group=1)
     scored, _, _ = map_by_length(
         logp,
-        config.shape.minibatches * config.microbatches,
+        math.gcd(config.parts, len(mask) // config.row_shards),
+        1,
         (mask.shape[1],),
         by_problem(mask),
         (shown, by_problem(answer), by_problem(mask)),

@@ -17,7 +17,7 @@ from flax import struct
 
 from dasd_jax.batch import Array, Outcomes, Params, PromptBatch, RolloutBatch, TeacherBatch, TrainState
 from dasd_jax.learner import passes, teachers
-from dasd_jax.learner.batching import map_by_length, minibatches, sum_by_length
+from dasd_jax.learner.batching import map_by_length, minibatches, split_groups, sum_by_length
 from dasd_jax.learner.inspection import gap_name
 from dasd_jax.learner.step_config import StepConfig
 from dasd_jax.mesh import merge_rows, reshard, split_rows
@@ -99,7 +99,8 @@ def score_step(
             stats, states, padding = map_by_length(
                 partial(passes.statistics, config, params, copies, rescore),
                 # Nothing is learned between the parts: they are cut from the whole batch, across the minibatches.
-                config.shape.minibatches * config.microbatches,
+                config.parts,
+                config.splits(len(response) // group),
                 config.widths(response.shape[1]),
                 split_rows(mask, group),
                 (*passes.of_one_width(prompts, shown), *(split_rows(x, group) for x in (response, mask, wanted))),
@@ -196,7 +197,8 @@ def rounding_noise(
     mask = rollouts.response_mask
     again, _, _ = map_by_length(
         logp,
-        config.shape.minibatches * config.microbatches,
+        config.parts,
+        config.splits(len(mask) // config.shape.rollouts),
         (mask.shape[1],),  # the longest alone: one compilation of the model
         split(mask),
         (prompts, split(rollouts.response), split(mask)),
@@ -232,6 +234,7 @@ def train_step(
         was not finite, optim/skipped_frac, and that was empty, optim/empty_frac.
     """
     widths = config.widths(experience.response.shape[-1])
+    experience = split_groups(config.splits(len(experience.response)), experience)
     value_and_grad = jax.value_and_grad(minibatch_loss, argnums=1, has_aux=True)
 
     def update(carry, minibatch: Experience):

@@ -36,6 +36,24 @@ class StepConfig:
         quarter = -(-longest // (4 * self.width_tile)) * self.width_tile
         return (*range(quarter, longest, quarter), longest)
 
+    @property
+    def parts(self) -> int:
+        """Parts that a rollout batch is cut into."""
+        return self.shape.minibatches * self.microbatches
+
+    def splits(self, problems: int) -> int:
+        """The groups that each problem's rollouts are split into, so that every part has equally many on every device.
+
+        1 where the parts have whole problems for every device.
+
+        Raises:
+            ValueError: not even single rollouts come out even; `run.setup.check_rows` refuses such a config.
+        """
+        for splits in range(1, self.shape.rollouts + 1):
+            if self.shape.rollouts % splits == 0 and problems * splits % (self.parts * self.row_shards) == 0:
+                return splits
+        raise ValueError(f"{problems} × {self.shape.rollouts} rollouts, {self.parts} parts, {self.row_shards} devices")
+
     def chunk(self, rows: int) -> int:
         """Response positions at a time for which `token_chunk` tokens a device hold logits."""
         return max(1, self.token_chunk * self.row_shards // rows)

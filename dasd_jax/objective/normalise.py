@@ -7,7 +7,7 @@ for the whole minibatch and all devices; microbatches and shards then only add u
 import jax.numpy as jnp
 
 from dasd_jax.batch import Array
-from dasd_jax.mesh import merge_rows, reshard, split_rows
+from dasd_jax.mesh import reshard
 from dasd_jax.objective.contract import Shape
 from dasd_jax.objective.masked import largest
 
@@ -56,18 +56,21 @@ def minibatch_top(x: Array, keep: Array, share: float, shape: Shape) -> Array:
         bool[rows, R].
     """
 
-    def pooled(x: Array) -> Array:
-        by_minibatch = split_rows(split_rows(x, shape.rollouts), shape.minibatches)
-        return jnp.moveaxis(reshard(by_minibatch, None, None, None, None), 1, 0)
-
-    values = pooled(x)
+    values = jnp.moveaxis(_by_minibatch(x, shape), 1, 0)
     flat = (shape.minibatches, -1)
-    chosen = largest(values.reshape(flat), pooled(keep).reshape(flat), share).reshape(values.shape)
-    return merge_rows(merge_rows(reshard(jnp.moveaxis(chosen, 0, 1), "rows", None, None, None)))
+    kept = jnp.moveaxis(_by_minibatch(keep, shape), 1, 0).reshape(flat)
+    chosen = largest(values.reshape(flat), kept, share).reshape(values.shape)
+    return reshard(jnp.moveaxis(chosen, 0, 1).reshape(x.shape), "rows", None)
 
 
 def minibatch_sum(x: Array, shape: Shape) -> Array:
     """Sum over the rows of a minibatch, given to each of its rows: f32[rows] → f32[rows]."""
-    by_minibatch = split_rows(split_rows(x, shape.rollouts), shape.minibatches)
+    by_minibatch = _by_minibatch(x, shape)
     sums = jnp.broadcast_to(jnp.sum(by_minibatch, axis=(0, 2))[None, :, None], by_minibatch.shape)
-    return merge_rows(merge_rows(reshard(sums, "rows", None, None)))
+    return reshard(sums.reshape(x.shape), "rows")
+
+
+def _by_minibatch(x: Array, shape: Shape) -> Array:
+    """[rows, ...] → [B/M, M, G, ...], on every device: a minibatch may have fewer problems than there are devices."""
+    whole = reshard(x, *(None,) * x.ndim)
+    return whole.reshape(-1, shape.minibatches, shape.rollouts, *x.shape[1:])

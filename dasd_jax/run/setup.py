@@ -199,11 +199,16 @@ def check_rows(config: Config, mesh: Mesh) -> None:
     Raises:
         UserError: naming the field.
     """
-    parts = config.optim.minibatches * config.optim.microbatches
-    if config.rollout.problems // parts % row_shards(mesh):
+    problems, devices = config.rollout.problems, row_shards(mesh)
+    if problems % devices:
         raise UserError(
-            f"rollout.problems: {config.rollout.problems} in {parts} part(s) (optim.minibatches * optim.microbatches): "
-            f"expected each to be a multiple of the {row_shards(mesh)} devices along mesh.data and mesh.fsdp"
+            f"rollout.problems: {problems}: expected a multiple of the {devices} devices along mesh.data and mesh.fsdp"
+        )
+    rollouts, each, parts = config.rollouts, config.optim.minibatches, config.optim.microbatches
+    if problems * rollouts % (each * parts * devices):
+        raise UserError(
+            f"optim.microbatches: {parts} part(s) of {problems} × {rollouts} / {each} responses: expected each to be a "
+            f"multiple of the {devices} devices along mesh.data and mesh.fsdp"
         )
 
 
@@ -315,7 +320,7 @@ def step_config(config: Config, model: ModelConfig, mesh: Mesh) -> StepConfig:
         model=model,
         method=config.method,
         hp=config.hp,
-        shape=Shape(group.rollouts if config.method.rollouts else 1, config.optim.minibatches, group.max_new_tokens),
+        shape=Shape(config.rollouts, config.optim.minibatches, group.max_new_tokens),
         clip=ClipRange(config.objective.clip_low, config.objective.clip_high, config.objective.clip_dual),
         correction=Correction(config.objective.tis, config.objective.row_ratio_max),
         temperature=group.temperature,

@@ -488,6 +488,41 @@ def test_widths_are_quarters_of_the_longest_in_whole_tiles():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("minibatches", "microbatches"), [(2, 4), (8, 1)])
+def test_split_groups_change_no_result(minibatches, microbatches, mesh, mesh8):
+    """16 problems in 8 parts on 4 devices beside whole problems on one, prompts of problems and of rollouts.
+
+    With 8 minibatches each has fewer problems than there are devices.
+    """
+    # So small that eight steps in a row do not multiply what they differ by.
+    parts, optimizer = skewed_batch(), optax.sgd(1e-4)
+    mask = parts[2].response_mask
+    results = []
+    for where, shards, parts_each in ((mesh, 1, 1), (mesh8, 4, microbatches)):
+        with jax.set_mesh(where):
+            split = {"minibatches": minibatches, "microbatches": parts_each, "row_shards": shards, "width_tile": 2}
+            steps = config(form="full", **split)
+            assert steps.splits(16) == (1 if shards == 1 else 2)
+            params = wide_params(where)
+            experience, logged, scored = score(where, steps, parts, params)
+            state, learned = train_step(steps, optimizer, fresh(params, optimizer), experience)
+            for padding in scored, learned:
+                [padding.pop(name) for name in list(padding) if name.endswith("padding_frac")]
+            moved = jax.tree.map(jnp.subtract, state.params, params)
+            results.append(jax.device_get((moved, logged, experience, scored, learned)))
+    one, split = results
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(one[0]))
+    assert_trees_close(split[0], one[0], rtol=0, atol=1e-4 * largest)
+    for a, b in zip(jax.tree.leaves(split[1]), jax.tree.leaves(one[1]), strict=True):
+        np.testing.assert_allclose(a[mask], b[mask], atol=1e-4)
+    keep = one[2].keep
+    np.testing.assert_array_equal(split[2].keep, keep)
+    np.testing.assert_allclose(split[2].old_logp[keep], one[2].old_logp[keep], atol=1e-4)
+    np.testing.assert_allclose(split[2].signal.weight, one[2].signal.weight, rtol=1e-6)
+    assert_trees_close(split[3:], one[3:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "devices"), [("grpo", "mesh"), ("dasd", "mesh8")])
 def test_narrow_parts_change_no_result_and_compute_less(method, devices, request):
     """Parts by length at their own widths beside whole minibatches at R: statistics, credit, updated parameters."""

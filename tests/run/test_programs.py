@@ -125,8 +125,10 @@ def test_the_parts_of_every_flagships_batch_split_over_its_slice(argument, topol
 
 
 def test_a_batch_that_the_shards_cannot_split_is_refused():
-    with pytest.raises(UserError, match="rollout.problems: 8 in 4 part"):
-        found("rollout.problems=8")
+    with pytest.raises(UserError, match="rollout.problems: 6: expected a multiple of the 4 devices"):
+        found("rollout.problems=6", "optim.microbatches=1")
+    with pytest.raises(UserError, match=r"optim.microbatches: 8 part\(s\) of 8 × 4 / 2 responses: expected each"):
+        found("rollout.problems=8", "optim.microbatches=8")
 
 
 @pytest.mark.parametrize("name", ["re-layout", "rollout", "score", "update"])
