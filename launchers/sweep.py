@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from dasd_jax import cli, files, recorded, terminal
-from dasd_jax.config import Config
+from dasd_jax.config import PROBLEMS, Config
 from dasd_jax.errors import UserError
 from dasd_jax.run import user_files
 from launchers import tpu_vm
@@ -131,7 +131,7 @@ def check_config(point: Point) -> None:
     Raises:
         UserError: naming the first field or file that differs, or there is no config.json beside done.json.
     """
-    theirs = tpu_vm.config(point.job) if point.job else recorded.read(point.workdir)
+    theirs = _recorded(point)
     if theirs is None:
         raise UserError(
             f"--workdir: {point.workdir} holds done.json and no {recorded.NAME}: expected both, or another --workdir"
@@ -146,6 +146,30 @@ def check_config(point: Point) -> None:
         terminal.say(terminal.console(), f"note: {point.workdir.name}: not compared: {error}")
     else:
         user_files.check_same(point.config, theirs, point.workdir)
+
+
+def _recorded(point: Point) -> dict[str, Any] | None:
+    """The content of a point's config.json."""
+    return tpu_vm.config(point.job) if point.job else recorded.read(point.workdir)
+
+
+def evaluated_on_others(finished: Sequence[Point]) -> list[str]:
+    """A line for each point whose evaluations cannot be compared with those of an earlier one.
+
+    Their configs name the same problems, whose files changed between the two runs.
+    """
+    notes: list[str] = []
+    first: dict[str, tuple[str, Point]] = {}
+    for point in finished:
+        digest = (_recorded(point) or {}).get(PROBLEMS, {}).get(user_files.EVALUATED_ON)
+        fields = recorded.as_json(point.config)
+        named = json.dumps([fields["data"], fields["rollout"]["prompt_length"], fields["model"]])
+        if digest and (earlier := first.setdefault(named, (digest, point)))[0] != digest:
+            notes.append(
+                f"note: {point.workdir.name} was evaluated on other problems than {earlier[1].workdir.name}: the files "
+                "of the problems changed between them, and the two are not comparable"
+            )
+    return notes
 
 
 def run(points: Sequence[Point], jobs: int, logs: Path) -> dict[Path, int]:
@@ -269,8 +293,10 @@ def main(argv: list[str]) -> None:
         check_config(point)
     todo = [] if asked.table else [point for point in points if point not in finished]
     codes = run(todo, asked.jobs, Path("runs") / workdir.name if asked.slices else workdir) if todo else {}
-    console = terminal.console()
-    terminal.show(console, table(points, [result(point) for point in points], codes, terminal.width_of(console)))
+    console, results = terminal.console(), [result(point) for point in points]
+    terminal.show(console, table(points, results, codes, terminal.width_of(console)))
+    for note in evaluated_on_others([point for point, done in zip(points, results, strict=True) if done]):
+        terminal.say(console, note)
     if failed := sum(code != 0 for code in codes.values()):
         raise SystemExit(f"error: {failed} of {len(points)} points failed")
 

@@ -18,7 +18,7 @@ from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
 from dasd_jax.recorded import NAME
 
-TRAINED_ON = "training problems"
+TRAINED_ON, EVALUATED_ON = "training problems", "problems to evaluate"
 
 
 def of(config: Config) -> dict[str, str]:
@@ -49,7 +49,7 @@ def of_problems(training: PromptSet, evaluated: PromptSet) -> dict[str, str]:
 
 
 def _evaluated(prompts: PromptSet) -> dict[str, str]:
-    return {"problems to evaluate": _sha256(prompts.problems), "prompts to evaluate": prompts.digest()}
+    return {EVALUATED_ON: _sha256(prompts.problems), "prompts to evaluate": prompts.digest()}
 
 
 def _sha256(problems: Iterable[Problem]) -> str:

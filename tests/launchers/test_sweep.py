@@ -11,7 +11,7 @@ import pytest
 
 from configs.sweeps.common import each, grid, seeds, zipped
 from dasd_jax import cli, recorded
-from dasd_jax.config import FILES
+from dasd_jax.config import FILES, PROBLEMS
 from dasd_jax.errors import UserError
 from dasd_jax.run import user_files
 from launchers import sweep, tpu_vm
@@ -262,6 +262,21 @@ def test_the_result_of_other_files_is_refused_and_of_files_on_a_slice_it_is_said
         sweep.check_config(point)
     sweep.check_config(on_slice)
     assert capsys.readouterr().out.startswith("note: point: not compared: data.")
+
+
+def test_points_that_were_evaluated_on_other_problems_are_named(tmp_path, monkeypatch, capsys):
+    """The second point saw another file, the third has kept nothing, and the fourth agrees with the first."""
+    points = beta_points(tmp_path)
+    for point, digest in zip(points[:4], ("a", "b", None, "a"), strict=True):
+        finish(point, 0.5)
+        theirs = recorded.as_json(point.config) | ({PROBLEMS: {user_files.EVALUATED_ON: digest}} if digest else {})
+        (point.workdir / "config.json").write_text(json.dumps(theirs))
+    assert main_with_stand_ins(monkeypatch, "exit 1", f"--workdir={tmp_path}", "--table") == ""
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1
+    assert notes[0].startswith(
+        f"note: {points[1].workdir.name} was evaluated on other problems than {points[0].workdir.name}:"
+    )
 
 
 def test_where_a_point_was_computed_and_its_date_do_not_matter(tmp_path, monkeypatch, capsys):
