@@ -46,9 +46,17 @@ def map_by_length(
     order = _order_by_length(parts, mask)
     cut, cut_mask = jax.tree.map(partial(_cut, parts), _take((batch, mask), order))
     narrowest = _narrowest(widths, cut_mask)
-    results, added = jax.lax.map(lambda xs: _at_width(widths, xs[0], padded, xs[1]), (narrowest, cut))
+
+    # Added up on the way: hidden states of the wanted rows from every part at once would be the largest array of all.
+    def step(total, part):
+        results, new = _at_width(widths, part[0], padded, part[1])
+        return jax.tree.map(jnp.add, total, new), results
+
+    one = jax.tree.map(lambda x: x[0], cut)
+    _, like = jax.eval_shape(partial(padded, widths[-1]), one)
+    none = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, out_sharding=x.sharding.spec), like)
+    added, results = jax.lax.scan(step, none, (narrowest, cut))
     results = jax.tree.map(lambda x: _uncut(split_rows(x, group, axis=1)), results)
-    added = jax.tree.map(lambda x: jnp.sum(x, axis=0), added)
     results = jax.tree.map(lambda x: merge_rows(_join_groups(splits, x)), _put_back(results, order))
     return results, added, _padding_frac(widths, narrowest, mask)
 
