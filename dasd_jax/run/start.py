@@ -159,8 +159,10 @@ def start(
     begins_again = not resumed and (folder / "metrics.jsonl").exists()
     room = config.run.samples_mb * 2**20 / config.run.steps if config.run.samples_mb else math.inf
     display = Display(config.run.steps, int(state.step), config.run.eval_every)
-    tracker = trackers.start(config, folder, display.say)
-    log = RunLog(folder, int(state.step) if resumed else -1, samples_a_step=room, tracker=tracker)
+    last = int(state.step) if resumed else -1
+    differently = any(line["step"] > last for line in changed) if resumed else bool(asked)
+    tracker = trackers.start(config, folder, display.say, last, differently)
+    log = RunLog(folder, last, samples_a_step=room, tracker=tracker)
     run = Run(
         config=config,
         workdir=folder,

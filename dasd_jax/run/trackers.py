@@ -39,13 +39,18 @@ def check(config: Config) -> None:
         raise UserError(f"run.tracker: {name!r}: its package is not installed: expected it after `pip install {name}`")
 
 
-def start(config: Config, workdir: Path, say: Callable[[str], None]) -> "Tracker | None":
+def start(
+    config: Config, workdir: Path, say: Callable[[str], None], step: int = -1, differently: bool = False
+) -> "Tracker | None":
     """The tracker that the config names, which sends nothing before `Tracker.wake`; None without one.
 
-    With several processes, process 0 alone has one. config.json stands in the workdir already.
+    With several processes, process 0 alone has one. config.json is in the workdir already.
 
     Args:
         say: prints a message.
+        step: the last one that is not done again; -1 of a run that begins.
+        differently: the later ones may come out in another way than before. A tracker that was sent some of them cannot
+            take them back, so that the run gets a new id there and is sent as a whole.
 
     Raises:
         UserError: tracker.json is not what was written.
@@ -55,6 +60,9 @@ def start(config: Config, workdir: Path, say: Callable[[str], None]) -> "Tracker
         return None
     project = config.run.project
     state = read(workdir) if (workdir / STATE).exists() else None
+    if state and differently and state.sent > step:
+        say(f"{name}: steps after {step} are done again with other settings: they go to a new run there")
+        state = None
     if state is None or (state.tracker, state.project) != (name, project):
         state = State(name, project, uuid.uuid4().hex[:8], sent=-1)
     dataclasses.replace(state, failed="").write(workdir)

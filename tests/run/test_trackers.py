@@ -67,12 +67,12 @@ def notes(tmp_path, monkeypatch):
     return read
 
 
-def opened(folder, said, step=-1, *, tracker="wandb", overrides=()):
+def opened(folder, said, step=-1, *, tracker="wandb", overrides=(), differently=False):
     """The log of a run with a tracker, as train opens it after step `step`."""
     config = tiny.config(f"run.tracker={tracker}", *overrides)
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
-    return RunLog(folder, step, tracker=trackers.start(config, folder, said.append))
+    return RunLog(folder, step, tracker=trackers.start(config, folder, said.append, step, differently))
 
 
 def until(condition):
@@ -115,6 +115,25 @@ def test_steps_that_are_done_again_after_a_kill_are_sent_once(notes, tmp_path):
     assert notes("step") == [0, 1, 2, 3] and said == []
     first, second = notes("init")
     assert first["id"] == second["id"] and second["resume"] == "allow"
+
+
+@pytest.mark.parametrize(
+    ("resumed", "differently", "sent"), [(1, True, [0, 1, 2, 0, 1, 2, 3]), (2, True, [0, 1, 2, 3])]
+)
+def test_steps_that_are_done_again_with_other_settings_go_to_a_new_run(notes, tmp_path, resumed, differently, sent):
+    """The tracker has step 2; from step 2 on, or from step 3 on, another learning rate counts."""
+    folder, said = tmp_path / "run", []
+    log = opened(folder, said)
+    for step in range(3):
+        log.write(step, {"a": float(step)})
+    log.close()
+    again = opened(folder, said, resumed, differently=differently)
+    for step in range(resumed + 1, 4):
+        again.write(step, {"a": 10.0 + step})
+    again.close()
+    assert notes("step") == sent
+    first, second = notes("init")
+    assert (first["id"] != second["id"]) == bool(said) == (resumed == 1)
 
 
 def test_what_is_written_is_sent_even_if_the_run_is_killed_at_once(notes, tmp_path):
