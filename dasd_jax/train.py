@@ -171,9 +171,9 @@ def look_at(
 def noise(run: Run, step: int, collected: Collected, experience: Experience, knobs: dict[str, float]) -> float:
     """Nats of a gap that are rounding: measured at the steps 1, 1 + N, …, N = run.noise_every, and as before between.
 
-    By the number of the step, so that a resumed run measures at the same ones.
+    By the number of the step, so that a resumed run measures at the same ones; at once where the log has none.
     """
-    if (step - 1) % run.config.run.noise_every:
+    if (step - 1) % run.config.run.noise_every and any(NOISE in line for line in run.log.lines):
         return knobs["noise"]
     batches = put_rows(run.mesh, (collected.prompts, collected.rollouts))
     return float(rounding_noise(run.steps, run.state.params, *batches, experience.old_logp))
@@ -355,7 +355,7 @@ def say_left_out(run: Run, count: int) -> None:
     """Says once in a run that samples.jsonl has reached its size, and afterwards leaves that to the log."""
     if sum(LEFT_OUT in line for line in run.log.lines) == 1:
         run.display.say(
-            f"samples.jsonl: {count} rollouts of step {run.step} left out, later ones too where they do not fit: "
+            f"samples.jsonl: {count} rollouts of step {run.step} left out, like those of later steps that do not fit: "
             f"run.samples_mb = {run.config.run.samples_mb:g} is shared evenly by all steps; see {LEFT_OUT} in the log"
         )
 

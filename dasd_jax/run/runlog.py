@@ -22,8 +22,8 @@ LEFT_OUT = "samples/left_out"  # in the log: rollouts of a step for which sample
 class RunLog:
     """One object a step in metrics.jsonl, the same numbers as TensorBoard events, and a few rollouts in samples.jsonl.
 
-    samples.jsonl grows to a limit that all steps share evenly: rollouts for which a step has no room are left out, and
-    counted in the log.
+    samples.jsonl grows to a limit that all steps share evenly: rollouts of a step for which there is no room are left
+    out, and counted in the log.
 
     Opened for a run that goes on from step n, it cuts the files back to n and makes the events again, so that each
     step is in them once. A number that is not finite is left out, since JSON cannot represent it. With several
@@ -86,20 +86,16 @@ class RunLog:
         return left_out
 
     def _that_fit(self, step: int, samples: Sequence[dict]) -> tuple[list[str], int]:
-        """(lines of samples.jsonl for which this step has room, rollouts left out), the same in every process."""
-        logged, left_out = [], 0
-        for problem in samples:
-            rollouts = list(problem["rollouts"])
-            while rollouts:
-                line = files.json_line({"step": step, **problem, "rollouts": rollouts})
-                size = len(line.encode())
-                if self._size + size <= self._samples_a_step * max(step, 1):
-                    self._size += size
-                    logged.append(line)
-                    break
-                rollouts.pop()
-            left_out += len(problem["rollouts"]) - len(rollouts)
-        return logged, left_out
+        """(lines of samples.jsonl, rollouts left out), the same in every process.
+
+        All of a step or none: filled up with what is small enough, the file would have few long responses.
+        """
+        lines = [files.json_line({"step": step, **problem}) for problem in samples]
+        size = sum(len(line.encode()) for line in lines)
+        if self._size + size > self._samples_a_step * max(step, 1):
+            return [], sum(len(problem["rollouts"]) for problem in samples)
+        self._size += size
+        return lines, 0
 
     def close(self) -> None:
         """Closes the events and the tracker; nothing else is open between two steps."""

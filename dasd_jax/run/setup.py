@@ -219,7 +219,7 @@ def knobs(config: Config, lines: Sequence[dict], step: int, teacher_weight: floa
         lines: the objects of metrics.jsonl, of the steps before it.
         teacher_weight: the share of the teacher's part, as the guards have it.
     """
-    noise = lines[-1].get(NOISE, 0.0) if lines else 0.0
+    noise = next((line[NOISE] for line in reversed(lines) if NOISE in line), 0.0)
     given = {"step": float(step), "seed": float(config.run.seed), "noise": noise, "teacher_weight": teacher_weight}
     return given | config.method.memory(lines, config.hp)
 

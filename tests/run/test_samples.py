@@ -33,18 +33,28 @@ def test_the_choice_depends_on_seed_and_step_and_takes_all_where_all_are_asked_f
     assert len(set(only_wrong // 4)) == 5
 
 
-@pytest.mark.parametrize("steps", [1, 4])
-def test_samples_fill_the_room_of_their_steps_and_no_more(steps, tmp_path):
-    """A step has room for one and a half lines, and what an earlier step has left."""
+def test_samples_fill_the_room_of_their_steps_and_no_more(tmp_path):
+    """A step has room for one and a half of two lines, and what earlier steps have left."""
     whole = len(json.dumps({"step": 1, **SAMPLE})) + 1
     log = runlog.RunLog(tmp_path, -1, samples_a_step=1.5 * whole)
     log.write(0, {})
-    left_out = [log.write(step, {"reward/mean": 0.5}, [SAMPLE, SAMPLE]) for step in range(1, steps + 1)]
+    left_out = [log.write(step, {"reward/mean": 0.5}, [SAMPLE, SAMPLE]) for step in range(1, 6)]
     log.close()
-    found = [len(problem["rollouts"]) for problem in records.samples(tmp_path)]
-    assert (tmp_path / "samples.jsonl").stat().st_size <= 1.5 * whole * steps
-    assert sum(found) + sum(left_out) == 4 * steps and left_out[0]
+    assert left_out == [4, 0, 0, 0, 4]
+    assert [line["step"] for line in records.samples(tmp_path)] == [2, 2, 3, 3, 4, 4]
     assert [line.get(runlog.LEFT_OUT, 0) for line in log.lines[1:]] == left_out
+
+
+def test_where_room_is_short_long_rollouts_are_kept_as_often_as_short_ones(tmp_path):
+    """Each step has a long and a short one, and room for a third of them."""
+    short, long = ({"example_id": size, "question": "?", "rollouts": [{"text": "x" * size}]} for size in (500, 5000))
+    log = runlog.RunLog(tmp_path, -1, samples_a_step=2000)
+    log.write(0, {})
+    for step in range(1, 61):
+        log.write(step, {}, [short, long] if step % 2 else [long, short])
+    log.close()
+    kept = [line["example_id"] for line in records.samples(tmp_path)]
+    assert kept.count(500) == kept.count(5000) == pytest.approx(20, abs=2)
 
 
 def test_a_run_that_goes_on_leaves_out_what_the_whole_run_does(tmp_path):

@@ -11,12 +11,14 @@ import pytest
 from text import tokenizer_samples
 from tiny import config
 
+from dasd_jax import train
 from dasd_jax.batch import TrainState
 from dasd_jax.config import ModelGroup
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.model import param_table
 from dasd_jax.model.presets import preset
+from dasd_jax.objective.contract import NOISE
 from dasd_jax.run import models, setup
 from dasd_jax.text.tokenizer import ByteTokenizer
 from dasd_jax.text.tokenizer_files import load_tokenizer
@@ -231,3 +233,29 @@ def test_only_supervised_fine_tuning_meets_a_question_once_for_each_response(tmp
     targets, mask = sft.target_batch(np.arange(len(sft)))
     texts = [BYTES.decode(ids[keep]) for ids, keep in zip(targets, mask, strict=True)]
     assert texts == [p.response for p in sft.problems]
+
+
+def test_the_noise_of_a_step_is_the_newest_that_was_measured():
+    """A measurement that was not finite is in no line."""
+    lines = [{"step": 0}, {"step": 1, NOISE: 0.02}, {"step": 2}, {"step": 3}]
+    assert setup.knobs(config(), lines, 4)["noise"] == 0.02
+    assert setup.knobs(config(), lines[:1], 1)["noise"] == 0
+
+
+@pytest.mark.parametrize(
+    ("step", "lines", "measured"),
+    [
+        (41, [{"step": 40}], True),  # the log of the earlier steps is gone
+        (42, [{"step": 40}, {"step": 41, NOISE: 0.01}], False),
+        (51, [{"step": 50, NOISE: 0.01}], True),
+    ],
+)
+def test_noise_is_measured_at_its_steps_and_where_the_log_has_none(step, lines, measured, monkeypatch):
+    monkeypatch.setattr(train, "put_rows", lambda mesh, tree: tree)
+    monkeypatch.setattr(train, "rounding_noise", lambda *arguments: 0.5)
+    run = SimpleNamespace(
+        config=config("run.noise_every=50"), log=SimpleNamespace(lines=lines), mesh=None, steps=None,
+        state=SimpleNamespace(params=None),
+    )  # fmt: skip
+    nothing = SimpleNamespace(prompts=None, rollouts=None, old_logp=None)
+    assert train.noise(run, step, nothing, nothing, {"noise": 0.01}) == (0.5 if measured else 0.01)
