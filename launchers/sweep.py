@@ -245,7 +245,7 @@ def _figures(done: dict) -> dict[str, float]:
         "rise": held["rise"],
         "± by problem": held["rise_standard_error"],
         f"{passed} after": held[passed][1],
-        **{name: means[name] for name in ("reward/mean", "entropy/mean") if name in means},
+        **{name: means[name] for name in ("reward/mean", "reward/drawn_mean", "entropy/mean") if name in means},
     }
     return {name: float(value) for name, value in figures.items()}
 

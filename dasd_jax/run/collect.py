@@ -50,6 +50,7 @@ class Collected:
     batches: int  # drawn from the data for it
     generated: int  # tokens sampled for it, those of groups that were replaced among them
     steps: np.ndarray  # i32[shards], steps of decoding that each shard of the rows took for them
+    drawn_reward: float | None = None  # mean of all responses sampled for it; None where none can have been replaced
 
     def metrics(self, group: int, slots: int, seconds: Mapping[str, float]) -> dict[str, float]:
         """What the log says of rollouts, given the slots of a shard and the seconds of the step's phases."""
@@ -63,6 +64,7 @@ class Collected:
         return {
             **{f"reward/{name}": float(np.mean(values)) for name, values in self._parts().items()},
             "reward/mean": float(self.outcomes.reward.mean()),
+            **({} if self.drawn_reward is None else {"reward/drawn_mean": self.drawn_reward}),
             "reward/score_mean": float(np.mean([verdict.score for verdict in self.verdicts])),
             "reward/mixed_groups_frac": float(np.mean(mixed(self.outcomes.reward, group))),
             **{f"reward/{name}_frac": float(np.mean(errors == error)) for name, error in COUNTED.items()},
@@ -246,16 +248,18 @@ class Collector:
             texts = texts_of(self._tokenizer, batch.student_prompt[0], written.response, written.response_mask)
             verdicts = self._journal.verify(batches_drawn, problems, texts, clock.progress)
             lengths = written.response_mask.sum(axis=1)
+            judged = outcomes(self._config, verdicts, written.finished, lengths)
         return Collected(
             prompts=batch,
             rollouts=written,
-            outcomes=outcomes(self._config, verdicts, written.finished, lengths),
+            outcomes=judged,
             problems=problems,
             texts=texts,
             verdicts=verdicts,
             batches=1,
             generated=int(lengths.sum()),
             steps=steps,
+            drawn_reward=float(judged.reward.mean()) if self._config.rollout.resample else None,
         )
 
 
@@ -288,4 +292,5 @@ def _first_mixed(rounds: list[Collected], is_mixed: list[np.ndarray], size: int)
         batches=len(rounds),
         generated=sum(drawn.generated for drawn in rounds),
         steps=sum(drawn.steps for drawn in rounds),
+        drawn_reward=float(np.mean([drawn.drawn_reward for drawn in rounds])),
     )

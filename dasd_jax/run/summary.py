@@ -10,7 +10,7 @@ from dasd_jax import files, formats, terminal
 from dasd_jax.config import Config
 from dasd_jax.run.evaluation import rise
 
-_WATCHED = ("entropy/mean", "reward/mean")  # of every method, after its own
+_WATCHED = ("entropy/mean", "reward/mean", "reward/drawn_mean")  # of every method, after its own
 
 
 def read(workdir: Path) -> str:

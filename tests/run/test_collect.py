@@ -119,7 +119,7 @@ def drawn(example_ids, rewards):
     # The penalty for length tells the members of every group apart, and no group is mixed for it.
     reward = correct - np.tile([0, 0.5], len(ids)).astype(np.float32)
     outcomes = Outcomes(correct, reward, in_loss=correct > -1)
-    work = {"batches": 1, "generated": len(rows), "steps": np.array([3, 1])}
+    work = {"batches": 1, "generated": len(rows), "steps": np.array([3, 1]), "drawn_reward": float(reward.mean())}
     return collect.Collected(prompts, rollouts, outcomes, texts, texts, verdicts, **work)
 
 
@@ -167,5 +167,8 @@ def test_groups_that_all_scored_the_same_are_replaced_by_mixed_ones(resample, gr
     assert got.generated == 6 * got.batches
     # Two shards, the slower one takes 3 of every 4 steps; 1.5 tokens a step, in 2 slots.
     metrics = got.metrics(2, slots=2, seconds={"time/rollout_s": 2.0})
+    rewards = [d.outcomes.reward for d in ROUNDS]
+    assert metrics["reward/drawn_mean"] == pytest.approx(np.mean(rewards[: got.batches]))
+    assert metrics["reward/mean"] == pytest.approx(got.outcomes.reward.mean())
     assert metrics["rollout/shard_imbalance"] == 1.5 and metrics["rollout/slots_used_frac"] == 0.75
     assert metrics["tokens/generated_per_s"] == got.generated / 2
