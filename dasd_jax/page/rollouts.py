@@ -76,7 +76,8 @@ def _rollout(rollout: dict) -> tuple[dict, list[np.ndarray]]:
         for name, values in rollout.items()
         if isinstance(values, list) and len(values) == count and name not in _NOT_NUMBERS
     ]
-    single = ("row", "reward", "score", "extracted", "error", "finished", "advantage", "teacher_prompts")
+    of_verifier = ("reward", "score", "extracted", "error", "finished")
+    single = ("row", *of_verifier, "learned_reward", "advantage", "teacher_prompts")
     head = {
         **clean({name: rollout[name] for name in single if name in rollout}),
         "count": count,

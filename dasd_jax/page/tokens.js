@@ -77,7 +77,8 @@ const verdictWords = (right, finished) => [
 
 function showProblem(problem, rollout, verdict) {
   byId("token-problem-text").replaceChildren(...described([["Question", problem.question], ["Reference", problem.answer], ["Source", problem.source]]));
-  const said = [["extracted", rollout.extracted ?? "nothing"], ["reward", figure(rollout.reward)], ["advantage", figure(rollout.advantage)],
+  const said = [["extracted", rollout.extracted ?? "nothing"], ["reward", figure(rollout.reward)],
+    ["learned from as", rollout.learned_reward === undefined ? "" : figure(rollout.learned_reward)], ["advantage", figure(rollout.advantage)],
     ["tokens", rollout.count], ["error", rollout.error]].filter(([, value]) => value !== "" && value !== undefined);
   byId("token-verdict").replaceChildren(
     make("span", "", verdictWords("rR".includes(verdict), "rw".includes(verdict)).flatMap((each) => [each, " "])),

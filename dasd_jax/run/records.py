@@ -9,6 +9,7 @@ samples.jsonl holds one line per problem and step:
         row                its place in the batch, problem-major
         text               without special tokens
         reward, score, extracted, error, finished    as the verifier judged it
+        learned_reward     what advantages were made of, where a long response was worth less than `reward`
         advantage          the verifier's share of the credit, one number for all tokens
         teacher_prompts    view → K prompts, for views with prompts of their own for each rollout
         tokens             a readable piece per token, special tokens included

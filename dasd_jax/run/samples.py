@@ -99,6 +99,7 @@ def samples(
                 "extracted": verdict.answer,
                 "error": verdict.error,
                 "finished": bool(written.finished[row]),
+                **_learned_reward(verdict.reward, float(collected.outcomes.reward[row])),
                 **_advantage(values),
                 "teacher_prompts": per_rollout,
                 "tokens": [tokenizer.piece(token) for token in ids],
@@ -126,6 +127,11 @@ def _of_row(batch: TeacherBatch, row: int, group: int) -> list[Prompt]:
     at = row // group if batch.shown.ndim == 1 else (row // group, row % batch.shown.shape[1])
     ids, mask = batch.teacher_prompt[at], batch.teacher_prompt_mask[at]
     return list(zip(np.atleast_2d(ids), np.atleast_2d(mask), strict=True))
+
+
+def _learned_reward(judged: float, learned: float) -> dict[str, float]:
+    """The reward that the advantage was made of, where it is not the verifier's: the response was too long."""
+    return {} if learned == np.float32(judged) else {"learned_reward": _short(learned)}
 
 
 def _advantage(values: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -98,7 +98,8 @@ class Rollout:
     def _outcome(self, problem: dict) -> list[str]:
         raw = self._raw
         why = f" ({one_line(raw['error'])})" if raw.get("error") else ""
-        items = [f"{verdict(raw)}{why}", f"reward {raw['reward']:g}"]
+        learned = f", learned from as {raw['learned_reward']:g}" if "learned_reward" in raw else ""
+        items = [f"{verdict(raw)}{why}", f"reward {raw['reward']:g}{learned}"]
         if "extracted" in raw:
             items.append("no answer" if raw["extracted"] is None else f"answer {one_line(str(raw['extracted']))}")
         items.append(f"reference {one_line(problem['answer'])}")

@@ -12,6 +12,7 @@ from dasd_jax.data.sources import Problem
 from dasd_jax.objective.contract import View
 from dasd_jax.run import collect, setup
 from dasd_jax.run.display import Clock, Display
+from dasd_jax.run.samples import samples
 from dasd_jax.text.tokenizer_files import load_tokenizer
 from dasd_jax.verify.verifier import Verdict
 
@@ -172,3 +173,15 @@ def test_groups_that_all_scored_the_same_are_replaced_by_mixed_ones(resample, gr
     assert metrics["reward/mean"] == pytest.approx(got.outcomes.reward.mean())
     assert metrics["rollout/shard_imbalance"] == 1.5 and metrics["rollout/slots_used_frac"] == 0.75
     assert metrics["tokens/generated_per_s"] == got.generated / 2
+
+
+def test_the_reward_that_was_learned_from_is_kept_where_it_is_not_the_verifiers():
+    """The second rollout of each problem is too long, and worth 1/2 less."""
+    collected = drawn([1, 2], [1, 1, 0, 0])
+    nothing = {}, np.zeros((4, 0), np.int32), {}
+    problem = Problem(question="?", answer="1", source="here", index=0, scorer="math")
+    collected = dataclasses.replace(collected, problems=[problem] * 4)
+    lines = samples(collected, {}, np.arange(4), load_tokenizer("byte"), nothing)
+    rollouts = [rollout for line in lines for rollout in line["rollouts"]]
+    assert [rollout["reward"] for rollout in rollouts] == [1, 1, 0, 0]
+    assert [rollout.get("learned_reward") for rollout in rollouts] == [None, 0.5, None, -0.5]

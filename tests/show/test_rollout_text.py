@@ -121,6 +121,13 @@ def test_the_head_says_what_was_logged(tmp_path, number):
     )
 
 
+def test_a_reward_that_was_not_learned_from_as_it_is_has_both_numbers(tmp_path):
+    def cut_off(problem):
+        problem["rollouts"][0] |= {"reward": 1.0, "finished": False, "learned_reward": 0.0}
+
+    assert Rollout(opened(tmp_path, cut_off), (0, 0)).outcome[1] == "reward 1, learned from as 0"
+
+
 def test_all_numbers_of_a_token_are_named_and_its_units_given(tmp_path):
     def add(problem):
         problem["rollouts"][0]["novelty"] = [0.5] * len(problem["rollouts"][0]["tokens"])
