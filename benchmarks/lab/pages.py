@@ -37,6 +37,9 @@ def write() -> None:
     put(PAGE, "expectations", expectations(lines))
     flips = {plan.METHODS[name].label: lines.get(name, {}) for name in ("flip_low", "flip_high")}
     put(PAGE, "flips", differences(lines, flips))
+    others = {arm.label: lines.get(name, {}) for name, arm in plan.METHODS.items() if name != "grpo"}
+    put(PAGE, "less GRPO", differences(lines, others, "grpo"))
+    put(PAGE, "ranked by entropy", ranked_by_entropy(lines))
     put(PAGE, "displacement", displacements())
     put(PAGE, "gap by entropy", gaps())
     put(PAGE, "interventions", intervened())
@@ -142,18 +145,36 @@ def number(value: float, figure: str) -> str:
     return f"{value:+.{1 if figure in ('exploration_per_1k', 'length') else 3}f}"
 
 
-def differences(lines: table.Lines, arms: Mapping[str, Mapping[int, dict]]) -> str:
-    """What arms have more than DASD, seed by seed.
+def differences(lines: table.Lines, arms: Mapping[str, Mapping[int, dict]], reference: str = "dasd") -> str:
+    """What arms have more than a method, seed by seed.
 
     Args:
         arms: label → seed → line; of two seeds or more.
+        reference: a name of plan.METHODS.
     """
     rows = [
-        [f"{label} ({len(of_arm)})", *(difference(of_arm, lines["dasd"], figure) for figure in COMPARED)]
+        [f"{label} ({len(of_arm)})", *(difference(of_arm, lines[reference], figure) for figure in COMPARED)]
         for label, of_arm in arms.items()
         if len(of_arm) > 1
     ]
-    return markdown(["less DASD", *(COLUMNS[figure] for figure in COMPARED)], rows)
+    return markdown([f"less {plan.METHODS[reference].label}", *(COLUMNS[figure] for figure in COMPARED)], rows)
+
+
+def ranked_by_entropy(lines: table.Lines) -> str:
+    """Over the methods, rank correlations of the entropy in the last ten steps of training with other figures."""
+
+    def mean(name: str, read) -> float:
+        return float(np.mean([read(line) for line in lines[name].values()]))
+
+    names = [name for name in plan.METHODS if name in lines]
+    entropies = [mean(name, lambda line: np.mean(line["curves"]["entropy/mean"][-10:])) for name in names]
+    cells = []
+    for figure in ("avg", "pass@16", "step_accuracy", "exploration_per_1k", "dist3"):
+        of_methods = [mean(name, lambda line, figure=figure: line[table.SPLIT][figure]) for name in names]
+        cells.append((COLUMNS[figure], f"{stats.spearmanr(entropies, of_methods).statistic:+.2f}"))
+    return markdown(
+        [f"Spearman's ρ, {len(names)} methods", *(name for name, _ in cells)], [["entropy", *(x for _, x in cells)]]
+    )
 
 
 def difference(of_arm: Mapping[int, dict], reference: Mapping[int, dict], figure: str) -> str:
