@@ -115,6 +115,8 @@ def test_a_run_that_was_killed_before_it_went_on_is_no_finished_one(copied, run,
 
 
 def test_another_rate_and_another_weight_count_from_the_next_step_on(copied, run):
+    """And an evaluation of steps after the one that it goes on from, which this run does not repeat, is forgotten."""
+    shutil.copy(copied / "heldout" / "2.json", copied / "heldout" / "50.json")
     code, out, err = run("run.steps=3", "objective.beta=0.2", "optim.learning_rate=1e-3")
     assert (code, err) == (0, "")
     for said in (
@@ -123,6 +125,7 @@ def test_another_rate_and_another_weight_count_from_the_next_step_on(copied, run
         "optim/learning_rate 0.0005 → 0.001",
     ):
         assert f"from step 3 on: {said}\n" in out
+    assert {path.stem for path in (copied / "heldout").iterdir()} == {"0", "2", "3"}
     rates = [line.get("optim/learning_rate") for line in lines_of(copied / "metrics.jsonl")]
     assert rates == [None, pytest.approx(2e-4), pytest.approx(4e-4), pytest.approx(1e-3)]
     config = json.loads((copied / "config.json").read_text())
@@ -222,7 +225,9 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_from_there_aga
     monkeypatch.setattr(train, "learn", killed)
     assert run(f"--from={first}:1", "run.steps=1")[0] == 130
     monkeypatch.setattr(train, "learn", whole)
+    shutil.copy(first / "heldout" / "2.json", tmp_path / "w" / "heldout" / "2.json")
     code, out, err = run("run.steps=1")
+    assert {path.stem for path in (tmp_path / "w" / "heldout").iterdir()} == {"0", "1"}
     assert (code, err) == (0, "") and f"starts from step 1 of {first}: weights; the data go on after 1 batches" in out
 
 

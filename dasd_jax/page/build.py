@@ -77,7 +77,7 @@ def report(runs: Sequence[Path], max_mb: float, warnings: Callable[[Path], list[
         with files.reading(run / "samples.jsonl", "RUN"):
             of_words = words(rollouts.passing(records.samples(run)))
         head = collect.head(run, label, config, lines) | {"warnings": warnings(run), "words": of_words}
-        found.append(_Run(head, rollouts, collect.answers(run)))
+        found.append(_Run(head, rollouts, collect.answers(run, lines)))
     shared = {"groups": collect.groups(labels, configs), "settings": collect.differing(configs)}
     planes = [element(f"plane-{i}", plane) for i, run in enumerate(found) if (plane := run.rollouts.plane)]
 

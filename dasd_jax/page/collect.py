@@ -84,20 +84,23 @@ def head(run: Path, label: str, config: dict, lines: Sequence[dict]) -> dict:
         "steps": max((line["step"] for line in lines), default=0),
         "planned": flat.get("run.steps"),
         "finished": done,
-        "heldout": before_and_after(run),
+        "heldout": before_and_after(run, lines),
         "evaluated_since": evaluated_since(run),
         **curves(run, lines),
     }
 
 
-def answers(run: Path) -> dict:
+def answers(run: Path, lines: Sequence[dict]) -> dict:
     """The kept answers to held-out problems at the first and the last evaluation that kept some.
+
+    Args:
+        lines: the objects of metrics.jsonl.
 
     Returns:
         "steps": one or two, or none; "problems": those of the first one, each with "sides": lists with a
         {text, right, extracted, length, finished} per sample, for each of the steps.
     """
-    kept = [step for step, _ in evaluations(run) if _has_answers(run / "heldout" / f"{step}.jsonl")]
+    kept = [step for step, _ in evaluations(run, lines) if _has_answers(run / "heldout" / f"{step}.jsonl")]
     steps = sorted({*kept[:1], *kept[-1:]})
     problems: dict = {}
     for place, step in enumerate(steps):

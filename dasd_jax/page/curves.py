@@ -33,7 +33,7 @@ def curves(run: Path, lines: Sequence[dict]) -> dict:
             # The line of that step has the evaluation that was made the other way.
             if name != "step" and not (name.startswith("eval/") and line["step"] <= since > 0):
                 points.setdefault(name, {})[line["step"]] = value
-    for step, result in evaluations(run):
+    for step, result in evaluations(run, lines):
         for label, figures in [("", result), *((f"{name}/", each) for name, each in result["benchmarks"].items())]:
             average = f"avg@{result['samples']}"
             for figure in (average, f"pass@{result['samples']}"):
@@ -58,14 +58,19 @@ def evaluated_since(run: Path) -> int:
     return records.evaluated_alike_from(records.changes(run))
 
 
-def evaluations(run: Path) -> list[tuple[int, dict]]:
+def evaluations(run: Path, lines: Sequence[dict]) -> list[tuple[int, dict]]:
     """(step, figures) of heldout/STEP.json, in the order of the steps; see `run.evaluation.summary`.
 
-    Those that were made in another way than the last one are left out: they are not compared with it.
+    Those that were made in another way than the last one are left out: they are not compared with it. So are those of
+    steps after the last one of the log, which a run that went back to a checkpoint may have left behind.
+
+    Args:
+        lines: the objects of metrics.jsonl.
     """
     found, since = [], evaluated_since(run)
+    last = lines[-1]["step"] if lines else -1
     for path in (run / "heldout").glob("*.json"):
-        if path.stem.isdecimal() and int(path.stem) >= since:
+        if path.stem.isdecimal() and since <= int(path.stem) <= last:
             with files.reading(path, "RUN"):
                 result = formats.read_object(path)
                 k = result["samples"]
@@ -75,14 +80,17 @@ def evaluations(run: Path) -> list[tuple[int, dict]]:
     return sorted(found, key=lambda pair: pair[0])
 
 
-def before_and_after(run: Path) -> dict | None:
+def before_and_after(run: Path, lines: Sequence[dict]) -> dict | None:
     """The first and the last evaluation, and the change of the average by problem; None without evaluations.
+
+    Args:
+        lines: the objects of metrics.jsonl.
 
     Returns:
         "samples"; "before" and "after" with step, average, error (of the average), passed; "rise" and "rise_error",
         None where the two did not evaluate the same number of problems, or are one.
     """
-    found = evaluations(run)
+    found = evaluations(run, lines)
     if not found:
         return None
     (_, first), (_, last) = found[0], found[-1]

@@ -146,6 +146,7 @@ def start(
     if not resumed and hosts.from_main(lambda: (folder / "done.json").exists()):
         raise UserError(f"--workdir: {folder} holds a finished run without checkpoints: expected another --workdir")
     changed = _changed(config, folder, state, asked) if resumed else []
+    last = int(state.step) if resumed else -1
     if hosts.is_main():
         # First: a run with this file is finished.
         (folder / "done.json").unlink(missing_ok=True)
@@ -154,12 +155,12 @@ def start(
         changes.write(folder, changed)
         begun = {"weights": pinned.model.weights} if pinned is not config else theirs.get(START)
         files.write_json(folder / "config.json", user_files.as_written(config, mine, problems, begun))
+        workdir.forget_evaluations(folder, last)
     hosts.barrier()
     workdir.check_shared(folder / "config.json")
     begins_again = not resumed and (folder / "metrics.jsonl").exists()
     room = config.run.samples_mb * 2**20 / config.run.steps if config.run.samples_mb else math.inf
     display = Display(config.run.steps, int(state.step), config.run.eval_every)
-    last = int(state.step) if resumed else -1
     differently = any(line["step"] > last for line in changed) if resumed else bool(asked)
     tracker = trackers.start(config, folder, display.say, last, differently)
     log = RunLog(folder, last, samples_a_step=room, tracker=tracker)

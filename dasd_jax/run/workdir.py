@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, whether all hosts see it, and what is kept in it of updates that were skipped."""
+"""The folder of a run: whose it is, whether all hosts see it, and what it keeps of evaluations and skipped updates."""
 
 import contextlib
 import time
@@ -83,6 +83,16 @@ def check_shared(path: Path) -> None:
                 "expected a folder that all hosts share"
             )
         time.sleep(0.5)
+
+
+def forget_evaluations(workdir: Path, step: int) -> None:
+    """Removes heldout/N.json and N.jsonl of steps N after `step`, the last one that a run goes on from; -1: all.
+
+    The run does those steps again, perhaps with other settings or without evaluating after them.
+    """
+    for path in (workdir / "heldout").glob("*.json*"):
+        if path.suffix in (".json", ".jsonl") and path.stem.isdecimal() and int(path.stem) > step:
+            path.unlink()
 
 
 @contextlib.contextmanager

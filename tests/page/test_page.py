@@ -250,6 +250,18 @@ def test_evaluations_that_were_made_in_another_way_are_not_compared(run, field):
     assert (data["heldout"]["before"]["step"], data["evaluated_since"]) == (0, 0)
 
 
+def test_an_evaluation_of_a_step_that_is_not_in_the_log_is_not_of_this_run(run):
+    """It was left behind by steps that are done again, or is of a step whose line is not written yet."""
+    result, lines = evaluated(7, 0.99, "left behind")
+    (run / "heldout" / "7.json").write_text(json.dumps(result))
+    (run / "heldout" / "7.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = page_of(run)
+    [data] = page.data["runs"]
+    assert data["heldout"]["after"]["step"] == 5
+    assert data["step_lists"][data["values"]["eval/math/avg@4"][0]] == [0, 5]
+    assert unpacked(page.block("answers-0"))[0]["steps"] == [0, 5]
+
+
 def test_answers_of_the_first_and_the_last_evaluation_stand_side_by_side(run):
     head, _ = unpacked(page_of(run).block("answers-0"))
     assert head["steps"] == [0, 5] and len(head["problems"]) == 4

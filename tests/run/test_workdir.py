@@ -131,3 +131,17 @@ def test_all_that_a_skipped_update_read_is_kept_by_its_place_and_the_newest_stay
         "response_mask", "old_logp", "signal.advantage", "signal.weight", "signal.kl", "signal.given.scale", "reward",
     }  # fmt: skip
     assert np.isnan(kept["signal.kl"]).all() and kept["signal.given.scale"].shape == (2, 3)
+
+
+@pytest.mark.parametrize(("step", "left"), [(40, ["40", "9"]), (-1, [])])
+def test_evaluations_after_the_step_that_a_run_goes_on_from_are_forgotten(step, left, tmp_path):
+    """And nothing else: neither notes of the user's own nor the answers of another command."""
+    own = {"heldout/notes.json", "heldout/50.json.txt", "heldout/50.txt", "eval/50.json", "eval/50.jsonl", "50.json"}
+    ours = {f"heldout/{n}.{kind}" for n in ("9", "40", "41", "50") for kind in ("json", "jsonl")}
+    for name in own | ours:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    workdir.forget_evaluations(tmp_path, step)
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == own | {f"heldout/{n}.{kind}" for n in left for kind in ("json", "jsonl")}
+    workdir.forget_evaluations(tmp_path / "new", step)  # a run that has not evaluated yet
