@@ -70,15 +70,16 @@ def report(runs: Sequence[Path], max_mb: float, warnings: Callable[[Path], list[
     for run in runs:
         records.check(run)
     labels, configs = collect.names(runs), [records.config(run) for run in runs]
+    histories = [collect.history(run) for run in runs]
     found = []
-    for run, label, config in zip(runs, labels, configs, strict=True):
+    for run, label, config, past in zip(runs, labels, configs, histories, strict=True):
         lines = records.metrics(run)
         rollouts = Rollouts(len(lines))
         with files.reading(run / "samples.jsonl", "RUN"):
             of_words = words(rollouts.passing(records.samples(run)))
-        head = collect.head(run, label, config, lines) | {"warnings": warnings(run), "words": of_words}
+        head = collect.head(run, label, config, past, lines) | {"warnings": warnings(run), "words": of_words}
         found.append(_Run(head, rollouts, collect.answers(run, lines)))
-    shared = {"groups": collect.groups(labels, configs), "settings": collect.differing(configs)}
+    shared = {"groups": collect.groups(labels, configs, histories), "settings": collect.differing(configs)}
     planes = [element(f"plane-{i}", plane) for i, run in enumerate(found) if (plane := run.rollouts.plane)]
 
     # The index of all steps is longer than that of those that will be kept.

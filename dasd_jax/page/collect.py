@@ -1,5 +1,6 @@
-"""What the runs of a report are: their names, settings, groups of seeds and kept answers."""
+"""What the runs of a report are: their names, settings, histories, groups of seeds and kept answers."""
 
+import dataclasses
 import itertools
 import os
 import re
@@ -52,11 +53,43 @@ def differing(configs: Sequence[dict]) -> list[dict]:
     return [row for row in rows if any(value != row["values"][0] for value in row["values"])]
 
 
-def groups(labels: Sequence[str], configs: Sequence[dict]) -> list[dict]:
+@dataclasses.dataclass(frozen=True)
+class History:
+    """What config.json does not say of a run, since it holds the newest settings alone.
+
+    Attributes:
+        changes: of `records.changes`.
+        origin: of `records.origin`.
+    """
+
+    changes: list[dict]
+    origin: dict | None
+
+    def key(self) -> tuple:
+        """Equal for runs that began and were changed alike; where the checkpoint lay does not matter."""
+        begun = self.origin and {name: value for name, value in self.origin.items() if name != "run"}
+        return self.changes, begun
+
+    def notes(self) -> list[str]:
+        """The same in words, but for the rate that follows from other changes, which has a curve of its own."""
+        fields = [line for line in self.changes if "/" not in line["field"]]
+        found = [f"{records.change_as_text(line)} from step {line['step']}" for line in fields]
+        if self.origin:
+            moments = ", with the optimiser’s moments" if self.origin["optimizer"] else ""
+            found.insert(0, f"started from step {self.origin['step']} of {self.origin['run']}{moments}")
+        return found
+
+
+def history(run: Path) -> History:
+    """That of the run in a folder."""
+    return History(records.changes(run), records.origin(run))
+
+
+def groups(labels: Sequence[str], configs: Sequence[dict], histories: Sequence[History]) -> list[dict]:
     """The series of the curves: {"name", "runs": places}; runs that differ in their seed alone are one."""
-    found: list[tuple[dict, list[int]]] = []
-    for place, config in enumerate(configs):
-        key = {name: value for name, value in settings(config).items() if name not in _OWN}
+    found: list[tuple[tuple, list[int]]] = []
+    for place, (config, past) in enumerate(zip(configs, histories, strict=True)):
+        key = {name: value for name, value in settings(config).items() if name not in _OWN}, past.key()
         same = next((places for other, places in found if other == key), None)
         if same is None:
             found.append((key, [place]))
@@ -72,7 +105,7 @@ def _group_name(labels: Sequence[str]) -> str:
     return f"{shared or labels[0]}, {len(labels)} seeds"
 
 
-def head(run: Path, label: str, config: dict, lines: Sequence[dict]) -> dict:
+def head(run: Path, label: str, config: dict, past: History, lines: Sequence[dict]) -> dict:
     """What the page shows of a run at once."""
     flat = settings(config)
     done = (run / "done.json").is_file()
@@ -86,6 +119,7 @@ def head(run: Path, label: str, config: dict, lines: Sequence[dict]) -> dict:
         "finished": done,
         "heldout": before_and_after(run, lines),
         "evaluated_since": evaluated_since(run),
+        "notes": past.notes(),
         **curves(run, lines),
     }
 

@@ -35,12 +35,16 @@ function drawRuns() {
       `${run.name}: since step ${run.evaluated_since} held-out problems are answered in another way. ` +
       "Earlier evaluations do not compare and are left out."));
   }
+  for (const run of data.runs) {
+    for (const note of run.notes) byId("runs-body").append(make("p", "note", `${run.name}: ${note}.`));
+  }
   if (data.settings.length) {
     const heads = [{ name: "setting" }, ...data.runs.map((run) => ({ name: run.name }))];
     const cells = data.settings.map((row) => [make("code", "", row.name), ...row.values.map((value) => make("code", "", setting(value)))]);
     byId("runs-body").append(table("Settings that differ", heads, cells));
   } else if (data.runs.length > 1) {
-    byId("runs-body").append(make("p", "note", "The runs have the same settings."));
+    byId("runs-body").append(make("p", "note", 
+      data.runs.some((run) => run.notes.length) ? "Apart from that, the runs have the same settings." : "The runs have the same settings."));
   }
 }
 

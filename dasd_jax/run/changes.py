@@ -88,5 +88,4 @@ def as_lines(changes: Sequence[Change], step: int) -> list[dict[str, Any]]:
 
 def as_text(line: dict[str, Any]) -> str:
     """What is said of a line."""
-    shown = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in (line["before"], line["after"])]
-    return f"from step {line['step']} on: {line['field']} {shown[0]} → {shown[1]}"
+    return f"from step {line['step']} on: {records.change_as_text(line)}"

@@ -69,6 +69,26 @@ def changes(run: Path, flag: str = "RUN") -> list[dict]:
         return [{name: line[name] for name in ("step", "field", "before", "after")} for line in lines]
 
 
+def change_as_text(line: dict) -> str:
+    """Field and values of a line of `changes`, without its step."""
+    shown = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in (line["before"], line["after"])]
+    return f"{line['field']} {shown[0]} → {shown[1]}"
+
+
+def origin(run: Path) -> dict | None:
+    """What from.json says of the checkpoint that the run started from (run/origin.py); None if there is no file.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = run / "from.json"
+    if not path.exists():
+        return None
+    with files.reading(path, "RUN"):
+        found = formats.read_object(path)
+        return {name: found[name] for name in ("run", "step", "weights", "optimizer")}
+
+
 def evaluated_alike_from(lines: Sequence[dict]) -> int:
     """The step since whose end held-out problems have been answered as now; 0 where that never changed.
 

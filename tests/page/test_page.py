@@ -179,6 +179,62 @@ def test_runs_that_differ_in_their_seed_alone_are_one_series(tmp_path):
     assert groups == [{"name": "dasd, 3 seeds", "runs": [0, 2, 3]}, {"name": "long", "runs": [1]}]
 
 
+CHANGES = [
+    {"step": 3, "field": "optim.learning_rate", "before": 1e-6, "after": 3e-6},
+    {"step": 3, "field": "optim/learning_rate", "before": 4e-7, "after": 1.2e-6},
+]
+ORIGIN = {"run": "/runs/first", "step": 50, "weights": "ab" * 32, "optimizer": False}
+
+
+def with_history(run, changes=(), origin=None):
+    """Gives a made-up run changes.jsonl and from.json."""
+    if changes:
+        (run / "changes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changes))
+    if origin:
+        (run / "from.json").write_text(json.dumps(origin))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ((CHANGES,), ()),
+        ((CHANGES,), ([CHANGES[0] | {"step": 4}, CHANGES[1] | {"step": 4}],)),
+        ((CHANGES,), ([CHANGES[0] | {"before": 2e-6}, CHANGES[1]],)),
+        (((), ORIGIN), ()),
+        (((), ORIGIN), ((), ORIGIN | {"step": 40})),
+        (((), ORIGIN), ((), ORIGIN | {"weights": "cd" * 32})),
+        (((), ORIGIN), ((), ORIGIN | {"optimizer": True})),
+    ],
+)
+def test_runs_that_began_or_were_changed_in_other_ways_are_series_of_their_own(one, other, tmp_path):
+    """Runs 0 and 2 as `one`, runs 1 and 3 as `other`, all with the same config.json but for the seed."""
+    runs = [fake_run.write(tmp_path / f"r{seed}", seed=seed) for seed in range(4)]
+    for run, past in zip(runs, (one, other, one, other), strict=True):
+        with_history(run, *past)
+    assert [group["runs"] for group in page_of(*runs).data["groups"]] == [[0, 2], [1, 3]]
+
+
+def test_the_folder_of_the_run_that_two_started_from_does_not_part_them(tmp_path):
+    runs = [fake_run.write(tmp_path / f"r{seed}", seed=seed) for seed in range(2)]
+    for run in runs:
+        with_history(run, CHANGES, ORIGIN | {"run": f"/copies/{run.name}"})
+    assert [group["runs"] for group in page_of(*runs).data["groups"]] == [[0, 1]]
+
+
+def test_what_a_run_began_with_and_was_changed_to_is_said(run):
+    assert page_of(run).data["runs"][0]["notes"] == []
+    with_history(run, CHANGES, ORIGIN)
+    assert page_of(run).data["runs"][0]["notes"] == [
+        "started from step 50 of /runs/first",
+        "optim.learning_rate 1e-06 → 3e-06 from step 3",
+    ]
+    with_history(run, origin=ORIGIN | {"optimizer": True})
+    assert page_of(run).data["runs"][0]["notes"][0].endswith("of /runs/first, with the optimiser’s moments")
+    (run / "from.json").write_text('{"run": "/runs/first"}')
+    with pytest.raises(UserError, match=r"RUN: .*from\.json is damaged"):
+        page_of(run)
+
+
 def test_prompts_that_tell_the_date_leave_seeds_together_and_other_problems_do_not(tmp_path):
     runs = [fake_run.write(tmp_path / f"dasd-seed{seed}", seed=seed) for seed in range(3)]
     for run, problems, prompts in zip(runs, ("a", "a", "b"), ("x", "y", "z"), strict=True):
