@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dasd_jax import files
 from dasd_jax.errors import UserError
-from dasd_jax.page import collect
+from dasd_jax.page import collect, curves
 from dasd_jax.page.pack import clean, element, evenly
 from dasd_jax.page.rollouts import Rollouts
 from dasd_jax.page.words import words
@@ -71,7 +71,7 @@ def report(runs: Sequence[Path], max_mb: float, warnings: Callable[[Path], list[
         records.check(run)
     labels, configs = collect.names(runs), [records.config(run) for run in runs]
     histories = [collect.history(run) for run in runs]
-    found = []
+    found, numbers = [], []
     for run, label, config, past in zip(runs, labels, configs, histories, strict=True):
         lines = records.metrics(run)
         rollouts = Rollouts(len(lines))
@@ -79,7 +79,12 @@ def report(runs: Sequence[Path], max_mb: float, warnings: Callable[[Path], list[
             of_words = words(rollouts.passing(records.samples(run)))
         head = collect.head(run, label, config, past, lines) | {"warnings": warnings(run), "words": of_words}
         found.append(_Run(head, rollouts, collect.answers(run, lines)))
-    shared = {"groups": collect.groups(labels, configs, histories), "settings": collect.differing(configs)}
+        numbers.append(curves.numbers(run, lines))
+    groups = collect.groups(labels, configs, histories)
+    for group in groups:
+        for i, drawn in zip(group["runs"], curves.curves([numbers[i] for i in group["runs"]]), strict=True):
+            found[i].head.update(drawn)
+    shared = {"groups": groups, "settings": collect.differing(configs)}
     planes = [element(f"plane-{i}", plane) for i, run in enumerate(found) if (plane := run.rollouts.plane)]
 
     # The index of all steps is longer than that of those that will be kept.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dasd_jax import files
 from dasd_jax.errors import UserError
-from dasd_jax.page.curves import before_and_after, curves, evaluated_since, evaluations
+from dasd_jax.page.curves import before_and_after, evaluated_since, evaluations
 from dasd_jax.page.pack import clean, clipped, evenly, packed
 from dasd_jax.run import records
 
@@ -106,7 +106,7 @@ def _group_name(labels: Sequence[str]) -> str:
 
 
 def head(run: Path, label: str, config: dict, past: History, lines: Sequence[dict]) -> dict:
-    """What the page shows of a run at once."""
+    """What the page shows of a run at once, but for its curves."""
     flat = settings(config)
     done = (run / "done.json").is_file()
     return {
@@ -120,7 +120,6 @@ def head(run: Path, label: str, config: dict, past: History, lines: Sequence[dic
         "heldout": before_and_after(run, lines),
         "evaluated_since": evaluated_since(run),
         "notes": past.notes(),
-        **curves(run, lines),
     }
 
 

@@ -35,17 +35,17 @@ function curve(run, name) {
   return points;
 }
 
-/** A number of a group: [{step, value, low, high}] in the order of the steps. Seeds: mean, minimum and maximum. */
+/** A number of a group: [{step, value, low, high}] in the order of the steps. Seeds: mean, minimum and maximum, at the
+ * steps that all of them have, so that the line never jumps because a seed is missing. */
 function line(group, name) {
-  const curves = group.runs.map((i) => curve(data.runs[i], name));
-  const steps = [...new Set(curves.flatMap((points) => [...points.keys()]))].sort((a, b) => a - b);
+  const [first, ...others] = group.runs.map((i) => curve(data.runs[i], name));
+  const steps = [...first.keys()].filter((step) => others.every((points) => points.has(step)));
   return steps.map((step) => {
-    const found = curves.filter((points) => points.has(step)).map((points) => points.get(step));
-    const values = found.map(([value]) => value);
-    const value = values.reduce((a, b) => a + b) / values.length;
-    if (group.runs.length > 1) return { step, value, low: Math.min(...values), high: Math.max(...values) };
-    const error = found[0][1];
-    return error === undefined ? { step, value } : { step, value, low: value - error, high: value + error };
+    const [value, error] = first.get(step);
+    if (!others.length) return error === undefined ? { step, value } : { step, value, low: value - error, high: value + error };
+    const values = [value, ...others.map((points) => points.get(step)[0])];
+    const mean = values.reduce((a, b) => a + b) / values.length;
+    return { step, value: mean, low: Math.min(...values), high: Math.max(...values) };
   });
 }
 
@@ -202,9 +202,10 @@ function drawCurves() {
 
   byId("legend").append(...data.groups.map((group, place) => make("li", "", [key(place), group.name])));
   byId("curves-note").textContent = "Over training steps. Bars are standard errors by problem." +
-    (data.groups.some((group) => group.runs.length > 1) ? " Of several seeds the line is the mean, the band reaches from the lowest to the highest." : "");
+    (data.groups.some((group) => group.runs.length > 1) ? " Of several seeds the line is the mean, the band reaches from the lowest to the highest, at the steps that all of them have." : "");
   const used = new Set(shown.flatMap((panel) => panel.names));
-  fill(byId("other"), [["", "choose…"], ...every.filter((name) => !used.has(name)).map((name) => [name, name])], "");
+  const drawn = (name) => data.groups.some((group) => line(group, name).length);
+  fill(byId("other"), [["", "choose…"], ...every.filter((name) => !used.has(name) && drawn(name)).map((name) => [name, name])], "");
   byId("other").addEventListener("change", () => {
     const name = byId("other").value;
     if (name && !panels.some((panel) => panel.names[0] === name)) {

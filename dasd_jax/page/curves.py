@@ -1,5 +1,6 @@
 """The numbers of a run over its steps, and its evaluations before and after."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,17 +14,24 @@ from dasd_jax.run import records
 _MOST_POINTS = 1000  # of one curve; a panel is 400 pixels wide
 
 
-def curves(run: Path, lines: Sequence[dict]) -> dict:
-    """Every number of the log over the steps that have it, and those of the evaluations with standard errors.
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """The numbers of a run over its steps.
 
-    Evaluations are those of `evaluations`.
+    Attributes:
+        points: name → step → value, of the log and of the evaluations.
+        errors: name → step → standard error, of the averages of evaluations.
+    """
+
+    points: dict[str, dict[int, float]]
+    errors: dict[str, dict[int, float]]
+
+
+def numbers(run: Path, lines: Sequence[dict]) -> Numbers:
+    """Every number of the log over the steps that have it, and those of `evaluations`.
 
     Args:
         lines: the objects of metrics.jsonl.
-
-    Returns:
-        "step_lists": lists of steps; "values": name → [which of these lists, a value per step]; "errors": name → a
-        standard error per step, for the averages of evaluations. Four significant digits.
     """
     since = evaluated_since(run)
     points: dict[str, dict[int, float]] = {}
@@ -39,16 +47,35 @@ def curves(run: Path, lines: Sequence[dict]) -> dict:
             for figure in (average, f"pass@{result['samples']}"):
                 points.setdefault(f"eval/{label}{figure}", {})[step] = figures[figure]
             errors.setdefault(f"eval/{label}{average}", {})[step] = figures["standard_error"]
+    return Numbers(points, errors)
+
+
+def curves(series: Sequence[Numbers]) -> list[dict]:
+    """The curves of the runs of one series, which are drawn as one: all keep the same steps, as far as they have them.
+
+    Returns:
+        Of each run "step_lists": lists of steps; "values": name → [which of these lists, a value per step]; "errors":
+        name → a standard error per step, for the averages of evaluations. Four significant digits.
+    """
+    logged: dict[str, set[int]] = {}
+    for each in series:
+        for name, points in each.points.items():
+            logged.setdefault(name, set()).update(points)
+    kept = {name: set(evenly(sorted(steps), _MOST_POINTS)) for name, steps in logged.items()}
+    return [_curves(each, kept) for each in series]
+
+
+def _curves(run: Numbers, kept: dict[str, set[int]]) -> dict:
     places: dict[tuple[int, ...], int] = {}
     values = {}
-    for name in sorted(points):
-        steps = evenly(sorted(points[name]), _MOST_POINTS)
+    for name in sorted(run.points):
+        steps = sorted(run.points[name].keys() & kept[name])
         place = places.setdefault(tuple(steps), len(places))
-        values[name] = [place, [rounded(points[name][step]) for step in steps]]
+        values[name] = [place, [rounded(run.points[name][step]) for step in steps]]
     lists = [list(steps) for steps in places]
     bars = {
         name: [rounded(of_step.get(step, math.nan)) for step in lists[values[name][0]]]
-        for name, of_step in errors.items()
+        for name, of_step in run.errors.items()
     }
     return {"step_lists": lists, "values": values, "errors": bars}
 

@@ -178,6 +178,55 @@ def test_a_focused_panel_reads_out_a_step(shown, runs):
     assert values == pytest.approx([records.metrics(run)[2]["entropy/mean"] for run in runs], rel=6e-3)
 
 
+def test_a_mean_over_seeds_is_of_all_of_them(chromium, tmp_path):
+    """Seed 0 has six steps, seed 1 four, of which one lost its entropy: no step has the mean of one seed alone."""
+    from chromium import opened
+
+    seeds = [fake_run.write(tmp_path / f"dasd-seed{i}", steps=6, seed=i) for i in range(2)]
+    logs = [records.metrics(run) for run in seeds]
+    logs[1] = logs[1][:5]
+    del logs[1][2]["entropy/mean"]
+    logs[0][3]["grad/rare"] = 1.0
+    for run, log in zip(seeds, logs, strict=True):
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    with opened(chromium, report(tmp_path / "report.html", *seeds)) as found:
+        page = found.page
+        for title, name, steps in (("Reward", "reward/mean", [1, 2, 3, 4]), ("Entropy", "entropy/mean", [1, 3, 4])):
+            panel = page.locator(".panel", has=page.locator(f"h3:text-is('{title}')"))
+            panel.locator("svg.plot").focus()
+            page.keyboard.press("Home")
+            for step in steps:
+                assert panel.locator(".readout span").first.text_content() == f"step {step}"
+                values = [log[step][name] for log in logs]
+                expected = [sum(values) / 2, min(values), max(values)]
+                shown = [number(text) for text in re.findall(r"[−.\d]+", panel.locator(".readout b").text_content())]
+                assert shown == pytest.approx(expected, rel=6e-3)
+                page.keyboard.press("ArrowRight")
+            assert panel.locator(".readout span").first.text_content() == "step 4"
+            assert panel.locator(".plot path.band").get_attribute("d").count("L") == 2 * len(steps) - 1
+        others = page.locator("#other option").evaluate_all("options => options.map(option => option.value)")
+        assert "loss/total" in others and "grad/rare" not in others  # which seed 0 alone has
+        assert found.said == []
+
+
+def test_what_a_run_began_with_and_was_changed_to_stands_under_the_runs(chromium, tmp_path):
+    from chromium import opened
+
+    seeds = [fake_run.write(tmp_path / f"run{i}") for i in range(2)]
+    change = {"step": 3, "field": "optim.learning_rate", "before": 1e-6, "after": 3e-6}
+    origin = {"run": "/runs/first", "step": 50, "weights": "ab" * 32, "optimizer": False}
+    (seeds[1] / "changes.jsonl").write_text(json.dumps(change) + "\n")
+    (seeds[1] / "from.json").write_text(json.dumps(origin))
+    with opened(chromium, report(tmp_path / "report.html", *seeds)) as found:
+        notes = found.page.locator("#runs-body p.note").all_text_contents()
+        assert notes[1:] == [
+            "run1: started from step 50 of /runs/first.",
+            "run1: optim.learning_rate 1e-06 → 3e-06 from step 3.",
+            "Apart from that, the runs have the same settings.",
+        ]
+        assert found.page.locator("#legend li").all_text_contents() == ["run0", "run1"]
+
+
 def test_any_other_number_can_be_chosen(shown):
     page = shown.page
     page.select_option("#other", "loss/total")

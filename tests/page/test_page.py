@@ -162,6 +162,27 @@ def test_curves_hold_the_log_to_four_digits_and_errors_of_evaluations(run):
     assert data["errors"]["eval/math/avg@4"] == data["errors"]["eval/avg@4"] == [0.1, 0.1]
 
 
+def test_seeds_of_different_length_keep_the_same_steps_of_long_curves(tmp_path):
+    """A mean over seeds is of all of them: none is thinned to steps of its own. A rarer number keeps its own."""
+    lengths = (2500, 2600, 900)
+    runs = [fake_run.write(tmp_path / f"dasd-seed{seed}", seed=seed) for seed in range(3)]
+    for run, length in zip(runs, lengths, strict=True):
+        lines = [{"step": step, "reward/mean": step / 2} for step in range(length + 1)]
+        for line in lines[1::8]:
+            line["policy/logp_gap_mean"] = 0.5
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    steps = {"reward/mean": [], "policy/logp_gap_mean": []}
+    for data in page_of(*runs).data["runs"]:
+        for name, found in steps.items():
+            place, values = data["values"][name]
+            found.append(data["step_lists"][place])
+            assert len(values) == len(found[-1]) <= 1000
+    longest = steps["reward/mean"][1]
+    assert len(longest) == 1000 and (longest[0], longest[-1]) == (0, 2600)
+    assert steps["reward/mean"] == [[step for step in longest if step <= length] for length in lengths]
+    assert steps["policy/logp_gap_mean"] == [list(range(1, length + 1, 8)) for length in lengths]
+
+
 def test_settings_that_differ_are_listed_and_no_others(tmp_path):
     runs = [fake_run.write(tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 1))]
     config = json.loads((runs[1] / "config.json").read_text())
