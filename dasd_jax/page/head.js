@@ -18,12 +18,13 @@ function drawRuns() {
     const held = run.heldout;
     const steps = run.finished ? `${run.steps}` : `${run.steps} of ${setting(run.planned)}`;
     const label = held && samples.length > 1 ? `avg@${held.samples} ` : "";
+    const twice = held && held.after.step > held.before.step;
     return [
       run.name, run.method, run.model, setting(run.seed), steps,
       held ? label + average(held.before) : "–",
-      held && held.after.step > held.before.step ? average(held.after) : "–",
+      twice ? average(held.after) : "–",
       held && held.rise !== null ? `${held.rise < 0 ? "−" : "+"}${Math.abs(held.rise).toFixed(3)} ± ${held.rise_error.toFixed(3)}` : "–",
-      held ? `${held.before.passed.toFixed(3)} → ${held.after.passed.toFixed(3)}` : "–",
+      held ? held.before.passed.toFixed(3) + (twice ? ` → ${held.after.passed.toFixed(3)}` : "") : "–",
     ];
   });
   byId("runs-body").append(table("", columns, rows));

@@ -227,6 +227,24 @@ def test_what_a_run_began_with_and_was_changed_to_stands_under_the_runs(chromium
         assert found.page.locator("#legend li").all_text_contents() == ["run0", "run1"]
 
 
+def test_a_single_evaluation_is_before_and_nothing_after(chromium, tmp_path):
+    from chromium import opened
+
+    seeds = [fake_run.write(tmp_path / f"run{i}", seed=i) for i in range(2)]
+    (seeds[1] / "heldout" / "4.json").unlink()
+    with opened(chromium, report(tmp_path / "report.html", *seeds)) as found:
+        rows = (
+            found.page.locator("#runs-body tbody")
+            .first.locator("tr")
+            .evaluate_all("rows => rows.map(row => [...row.children].slice(5).map(cell => cell.textContent))")
+        )
+        figures = [json.loads((seeds[0] / "heldout" / f"{step}.json").read_text()) for step in (0, 4)]
+        before, after = (f"{each['pass@4']:.3f}" for each in figures)
+        assert rows[0][3] == f"{before} → {after}" and "–" not in rows[0]
+        only = json.loads((seeds[1] / "heldout" / "0.json").read_text())
+        assert rows[1] == [f"{only['avg@4']:.3f} ± 0.100", "–", "–", f"{only['pass@4']:.3f}"]
+
+
 def test_any_other_number_can_be_chosen(shown):
     page = shown.page
     page.select_option("#other", "loss/total")
