@@ -1,6 +1,7 @@
 """What a finished run came to: done.json, and the lines that are printed of it."""
 
 import resource
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,8 +58,14 @@ def summarise(config: Config, workdir: Path, lines: Sequence[dict], seconds: flo
             if any(name in line for line in lines)
         },
         "seconds_this_session": seconds,
-        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_memory_gib": peak_memory_gib(),
     }
+
+
+def peak_memory_gib() -> float:
+    """The most memory of the host that this process has held, in GiB."""
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes of ru_maxrss, which other systems count in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def as_text(done: dict) -> str:
@@ -76,7 +83,8 @@ def as_text(done: dict) -> str:
         f"rise{since}: {held['rise']:+.3f} ± {held['rise_standard_error']:.3f}, {errors} by problem",
         f"held-out {passed}: {held[passed][0]:.3f} before, {held[passed][1]:.3f} after",
         *([terminal.table(("mean over the steps", ""), means, None)] if means else []),
-        f"{done['seconds_this_session'] / 60:.1f} min, peak memory {done['peak_memory_gib']:.1f} GiB",
+        f"this session: {done['seconds_this_session'] / 60:.1f} min, "
+        f"host memory at most {done['peak_memory_gib']:.1f} GiB",
         f"the run lies in {done['workdir']}",
     ]
     return "\n".join(lines)

@@ -1,9 +1,12 @@
 """The lines at the end of a run."""
 
+import resource
+import sys
+
 import pytest
 from rich.cells import cell_len
 
-from dasd_jax.run.summary import as_text
+from dasd_jax.run.summary import as_text, peak_memory_gib
 
 MEANS = {
     "router/rows_off_frac": 0.000651, "router/attract_mass": 0.1364, "credit/verifier_abs_mean": 0.5448,
@@ -39,6 +42,19 @@ def test_the_end_of_a_run_fits_80_columns_and_has_all_figures():
         [line] = [line for line in text.split("\n") if name in line]
         assert float(line.split()[-1]) == pytest.approx(value, rel=1e-3)
     assert text.endswith("\nthe run lies in runs/smollm2_math")
+
+
+def test_minutes_and_memory_are_said_to_be_of_this_session():
+    """A run that was resumed has spent more, and memory of the devices is not counted."""
+    assert "\nthis session: 2057.6 min, host memory at most 123.4 GiB\n" in as_text(done())
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 2**10), ("darwin", 1)])
+def test_the_peak_of_memory_is_read_in_the_units_of_the_system(platform, unit, monkeypatch):
+    usage = resource.struct_rusage([0.0, 0.0, 3 * 2**30 // unit, *[0] * 13])
+    monkeypatch.setattr(resource, "getrusage", lambda who: usage)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert peak_memory_gib() == 3.0
 
 
 def test_a_run_without_means_says_nothing_of_them():
