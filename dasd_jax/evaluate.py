@@ -15,6 +15,7 @@ never overwritten by an evaluation with others.
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -286,12 +287,14 @@ def deciding(
 
 def table(result: dict, width: int | None) -> str:
     """The figures of each benchmark and their means, in blocks of columns that fit the width."""
-    k = result["samples"]
-    passed = [name for name in result if name.startswith("pass@") and name != "pass@1"]  # pass@1 is avg@k
+    k, parts = result["samples"], {**result["benchmarks"], "macro": result["macro"]}
+    # Where rewards are 0 and 1 the chance of a right sample is their mean; graded rewards may be right less often.
+    graded = any(not math.isclose(part["pass@1"], part[f"avg@{k}"], abs_tol=1e-9) for part in parts.values())
+    passed = [name for name in result if name.startswith("pass@") and (name != "pass@1" or graded)]
     columns = {name: name for name in passed}
     columns |= {"length": "length_mean", "truncated": "truncated_frac", "no answer": "parse_failure_frac"}
     rows = []
-    for label, figures in [*result["benchmarks"].items(), ("macro", result["macro"])]:
+    for label, figures in parts.items():
         average = f"{figures[f'avg@{k}']:.3f} ± {figures['standard_error']:.3f}"
         rows.append([label, str(figures["problems"]), average, *(f"{figures[name]:.3f}" for name in columns.values())])
     return terminal.table(("benchmark", "problems", f"avg@{k}", *columns), rows, width)

@@ -100,6 +100,27 @@ def test_the_table_of_many_samples_fits_the_terminal(width):
     assert heads[2:-4] == [f"pass@{2**i}" for i in range(1, 7)]
 
 
+@pytest.mark.parametrize(
+    ("rewards", "shown"),
+    [
+        ([[0.0, 1.0, 0.0], [1.0, 1.0, 0.0]], False),
+        ([[0.0, 1.0, 0.0], [0.5, 1.0, 0.5]], True),  # of the second benchmark alone: right is one of three, not .667
+    ],
+)
+def test_pass_at_1_stands_where_it_is_not_the_average(rewards, shown):
+    """Three samples for each of two problems, each the whole of a benchmark."""
+    problems = [
+        Problem(question="?", answer="1", source=f"gym:t{i}", index=i, scorer="math") for i in range(len(rewards))
+    ]
+    found = [Answers(i, ["x"] * 3, [None] * 3, each, [1] * 3, [True] * 3, [""] * 3) for i, each in enumerate(rewards)]
+    head, _, *rows = table(summary(problems, found), None).split("\n")
+    assert head.split()[2:5] == ["avg@3", *(["pass@1", "pass@2"] if shown else ["pass@2", "pass@3"])]
+    if shown:
+        # benchmark, problems, avg@3 ± error, pass@1, …
+        assert [row.split()[5] for row in rows] == ["0.333", "0.333", "0.333"]
+        assert [row.split()[2] for row in rows] == ["0.333", "0.667", "0.500"]
+
+
 def test_the_figures_of_a_past_evaluation_are_made_again_from_its_answers(tmp_path, capsys):
     """What was written by an older version has no figures of health; everything else stays as it was."""
     found = summary(PROBLEMS, [answers(7), answers(2)])
