@@ -90,9 +90,10 @@ def mean_of(lines: dict[str, list[dict]], name: str, start: int) -> list[str]:
     return [f"{np.mean(values):.4g}" if values else "–" for values in found]
 
 
-def shown(value: float | list[float]) -> str:
-    """A number, or before → after."""
-    return " → ".join(f"{x:.3f}" for x in value) if isinstance(value, list) else f"{value:.3f}"
+def shown(value: float | list[float] | None) -> str:
+    """A number, or before → after; a dash for what is unknown."""
+    values = value if isinstance(value, list) else [value]
+    return " → ".join("–" if x is None else f"{x:.3f}" for x in values)
 
 
 def draw(lines: dict[str, list[dict]]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.gap_noise import score_rows
 from benchmarks.runs import numbers, python
 from benchmarks.timing import hardware
-from dasd_jax import cli
+from dasd_jax import cli, terminal
 from dasd_jax.config import Config
 from dasd_jax.mesh import fetch, make_mesh, put_rows, replicate
 from dasd_jax.rollout.sampler import relayout, rollout
@@ -87,7 +87,8 @@ def measure(config: Config) -> None:
             gap, of_row = gaps(config, mesh, model, params, train, tokenizer, in_int8)
             average = found[f"avg@{samples}"]
             print(
-                f"| {kind} | {average:.3f} ± {found['standard_error']:.3f} | {change:+.3f} ± {error:.3f} "
+                f"| {kind} | {terminal.with_error(average, found['standard_error'])} "
+                f"| {terminal.with_error(change, error, '+')} "
                 f"| {len(gap)} | {gap.mean():.3g} | {np.quantile(gap, 0.999):.3g} | {gap.max():.3g} | {of_row:.3g} |",
                 flush=True,
             )

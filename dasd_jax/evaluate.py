@@ -295,7 +295,7 @@ def table(result: dict, width: int | None) -> str:
     columns |= {"length": "length_mean", "truncated": "truncated_frac", "no answer": "parse_failure_frac"}
     rows = []
     for label, figures in parts.items():
-        average = f"{figures[f'avg@{k}']:.3f} ± {figures['standard_error']:.3f}"
+        average = terminal.with_error(figures[f"avg@{k}"], figures["standard_error"])
         rows.append([label, str(figures["problems"]), average, *(f"{figures[name]:.3f}" for name in columns.values())])
     return terminal.table(("benchmark", "problems", f"avg@{k}", *columns), rows, width)
 

@@ -96,7 +96,8 @@ def main(argv: list[str]) -> None:
         files.write_lines(path.with_suffix(".jsonl"), [settings, *(_line(each, tokenizer) for each in results)])
         files.write_json(path, result)
     answered = f"{result['responses']} responses to {result['problems']} problem(s)"
-    terminal.say(console, f"{answered}: accuracy {result['accuracy']:.3f} ± {result['standard_error']:.3f}")
+    accuracy = terminal.with_error(result["accuracy"], result["standard_error"])
+    terminal.say(console, f"{answered}: accuracy {accuracy}")
     terminal.show(console, f"\n{table(result, terminal.width_of(console))}\n")
     terminal.say(console, f"written to {path}")
 
@@ -150,7 +151,7 @@ def table(result: dict, width: int | None) -> str:
 def _change(figure: dict[str, float]) -> str:
     if not figure:
         return "–"
-    return f"{_number(figure['difference'], sign='+')} ± {_number(figure.get('standard_error'))}"
+    return f"{_number(figure['difference'], sign='+')} ± {_number(figure['standard_error'])}"
 
 
 def _number(value: float | None, sign: str = "") -> str:

@@ -237,12 +237,14 @@ def _check_replaceable(output: Path, settings: dict[str, Any]) -> None:
 
 def table(report: dict[str, Any], width: int | None) -> str:
     """Scores with standard errors, thresholds and decisions."""
-    figures = {name: f"{part['mean']:.3f} ± {part['standard_error']:.3f}" for name, part in report["scores"].items()}
+    figures = {
+        name: terminal.with_error(part["mean"], part["standard_error"]) for name, part in report["scores"].items()
+    }
     alone = report["without_example"]
     rows = [[name, figures[name], str(report["decisions"][name])] for name in figures]
     rows += [
         [decisions.BOTH, "", str(report["decisions"][decisions.BOTH])],
-        ["no example", f"{alone['mean']:.3f} ± {alone['standard_error']:.3f}", ""],
+        ["no example", terminal.with_error(alone["mean"], alone["standard_error"]), ""],
     ]
     scores = terminal.table(("version", "score", "problems"), rows, width)
     limits = ", ".join(f"{value:+.3f} at {quantile}" for quantile, value in report["quantiles"].items())

@@ -109,6 +109,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None,
     return "\n\n".join(_aligned([columns[i] for i in block], [sizes[i] for i in block]) for block in blocks)
 
 
+def with_error(value: float, error: float | None, sign: str = "") -> str:
+    """A value with its standard error, which may be unknown; "+" as the sign shows one before positive values too."""
+    return f"{value:{sign}.3f} ± {'–' if error is None else f'{error:.3f}'}"
+
+
 def _aligned(columns: Sequence[Sequence[str]], sizes: Sequence[int]) -> str:
     """Columns beside each other, a rule below their names."""
     ruled = [[names, "─" * size, *cells] for (names, *cells), size in zip(columns, sizes, strict=True)]

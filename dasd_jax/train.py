@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dasd_jax import cli, files, hosts, recorded
+from dasd_jax import cli, files, hosts, recorded, terminal
 from dasd_jax.batch import TeacherBatch
 from dasd_jax.config import Config
 from dasd_jax.errors import TrainingError
@@ -337,11 +337,11 @@ def evaluate_heldout(run: Run) -> dict[str, float]:
         files.write_json(run.workdir / "heldout" / f"{step}.json", result)
     k = result["samples"]
     run.display.say(
-        f"held out after step {step}: avg@{k} {result[f'avg@{k}']:.3f} ± {result['standard_error']:.3f}, "
+        f"held out after step {step}: avg@{k} {terminal.with_error(result[f'avg@{k}'], result['standard_error'])}, "
         f"pass@{k} {result[f'pass@{k}']:.3f}, {result['problems']} problems"
     )
     named = (f"avg@{k}", f"pass@{k}", "standard_error", "length_mean", "truncated_frac", "parse_failure_frac")
-    metrics = {f"eval/{name}": result[name] for name in named}
+    metrics = {f"eval/{name}": result[name] for name in named if result[name] is not None}
     metrics |= {f"eval/health/{name}": value for name, value in result["health"].items()}
     if config.data.benchmarks:
         parts = {**result["benchmarks"], "macro": result["macro"]}

@@ -247,7 +247,7 @@ def _figures(done: dict) -> dict[str, float]:
         f"{passed} after": held[passed][1],
         **{name: means[name] for name in ("reward/mean", "reward/drawn_mean", "entropy/mean") if name in means},
     }
-    return {name: float(value) for name, value in figures.items()}
+    return {name: float(value) for name, value in figures.items() if value is not None}
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -36,6 +36,14 @@ def test_a_message_is_wrapped_between_words_and_hangs(width):
     assert all(line.startswith(" " * 8) for line in lines[second + 1 :])
 
 
+def test_an_error_that_is_unknown_is_a_dash():
+    assert [terminal.with_error(0.25, 0.0125), terminal.with_error(0.25, 0.0)] == ["0.250 ± 0.013", "0.250 ± 0.000"]
+    assert [terminal.with_error(0.25, None, "+"), terminal.with_error(-0.25, 1.0, "+")] == [
+        "+0.250 ± –",
+        "-0.250 ± 1.000",
+    ]
+
+
 def test_a_word_that_is_longer_than_the_line_stays_whole():
     path = "/a/folder/whose/name/is/longer/than/a/line"
     assert terminal.wrapped(f"written to {path} just now", 20).split("\n") == [

@@ -46,7 +46,8 @@ def numbers(run: Path, lines: Sequence[dict]) -> Numbers:
             average = f"avg@{result['samples']}"
             for figure in (average, f"pass@{result['samples']}"):
                 points.setdefault(f"eval/{label}{figure}", {})[step] = figures[figure]
-            errors.setdefault(f"eval/{label}{average}", {})[step] = figures["standard_error"]
+            if figures["standard_error"] is not None:
+                errors.setdefault(f"eval/{label}{average}", {})[step] = figures["standard_error"]
     return Numbers(points, errors)
 
 
@@ -102,7 +103,8 @@ def evaluations(run: Path, lines: Sequence[dict]) -> list[tuple[int, dict]]:
                 result = formats.read_object(path)
                 k = result["samples"]
                 for figures in (result, *result["benchmarks"].values()):
-                    [float(figures[name]) for name in (f"avg@{k}", f"pass@{k}", "standard_error")]
+                    error = figures["standard_error"]  # null of one problem
+                    [float(x) for x in (figures[f"avg@{k}"], figures[f"pass@{k}"], *([] if error is None else [error]))]
                 found.append((int(path.stem), result))
     return sorted(found, key=lambda pair: pair[0])
 
@@ -115,7 +117,7 @@ def before_and_after(run: Path, lines: Sequence[dict]) -> dict | None:
 
     Returns:
         "samples"; "before" and "after" with step, average, error (of the average), passed; "rise" and "rise_error",
-        None where the two did not evaluate the same number of problems, or are one.
+        None where the two did not evaluate the same number of problems, or are one. Errors of one problem are None.
     """
     found = evaluations(run, lines)
     if not found:
@@ -127,8 +129,9 @@ def before_and_after(run: Path, lines: Sequence[dict]) -> dict | None:
         sides[side] = {"step": step, "average": average, "error": result["standard_error"], "passed": passed}
     rise = error = None
     each = [result.get("per_problem", []) for result in (first, last)]
-    if len(found) > 1 and len(each[0]) == len(each[1]) > 1:
+    if len(found) > 1 and len(each[0]) == len(each[1]) > 0:
         with files.reading(run / "heldout", "RUN"):
             change = np.subtract(each[1], each[0])
-        rise, error = float(change.mean()), float(change.std(ddof=1) / math.sqrt(len(change)))
+        rise = float(change.mean())
+        error = float(change.std(ddof=1) / math.sqrt(len(change))) if len(change) > 1 else None
     return {"samples": last["samples"], **sides, "rise": rise, "rise_error": error}

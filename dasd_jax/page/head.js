@@ -1,6 +1,7 @@
 // The runs, their settings, warnings and words.
 
-const average = (side) => `${side.average.toFixed(3)} ± ${side.error.toFixed(3)}`;
+const withError = (value, error) => `${value.toFixed(3).replace("-", "−")} ± ${error === null ? "–" : error.toFixed(3)}`;
+const average = (side) => withError(side.average, side.error);
 
 function drawRuns() {
   const names = data.groups.map((group) => group.name);
@@ -23,7 +24,7 @@ function drawRuns() {
       run.name, run.method, run.model, setting(run.seed), steps,
       held ? label + average(held.before) : "–",
       twice ? average(held.after) : "–",
-      held && held.rise !== null ? `${held.rise < 0 ? "−" : "+"}${Math.abs(held.rise).toFixed(3)} ± ${held.rise_error.toFixed(3)}` : "–",
+      held && held.rise !== null ? (held.rise < 0 ? "" : "+") + withError(held.rise, held.rise_error) : "–",
       held ? held.before.passed.toFixed(3) + (twice ? ` → ${held.after.passed.toFixed(3)}` : "") : "–",
     ];
   });

@@ -48,10 +48,13 @@ def pass_at_k(num_samples: int, num_correct: np.ndarray, k: int) -> float:
     return 1.0 - float(np.mean(missed))
 
 
-def standard_error(per_problem: np.ndarray) -> float:
-    """Standard error of the mean over problems: the samples of one problem are not independent. 0 for one problem."""
+def standard_error(per_problem: np.ndarray) -> float | None:
+    """Standard error of the mean over problems: the samples of one problem are not independent.
+
+    None for one problem, whose spread is unknown.
+    """
     count = len(per_problem)
-    return float(np.std(per_problem, ddof=1) / math.sqrt(count)) if count > 1 else 0.0
+    return float(np.std(per_problem, ddof=1) / math.sqrt(count)) if count > 1 else None
 
 
 def texts_of(tokenizer: Tokenizer, prompt: np.ndarray, response: np.ndarray, mask: np.ndarray) -> list[str]:
@@ -251,12 +254,16 @@ def _figures(answers: Sequence[Answers]) -> dict:
 
 
 def _macro(benchmarks: Sequence[dict]) -> dict:
-    """Means over benchmarks, whose problems are independent of one another; "problems" is their sum."""
-    error = math.sqrt(sum(benchmark["standard_error"] ** 2 for benchmark in benchmarks)) / len(benchmarks)
+    """Means over benchmarks, whose problems are independent of one another; "problems" is their sum.
+
+    "standard_error" is None where that of a benchmark is.
+    """
+    errors = [benchmark["standard_error"] for benchmark in benchmarks]
+    own = ("standard_error", "health")
     return {
-        **_means([{name: x for name, x in benchmark.items() if name != "health"} for benchmark in benchmarks]),
+        **_means([{name: x for name, x in benchmark.items() if name not in own} for benchmark in benchmarks]),
         "problems": sum(benchmark["problems"] for benchmark in benchmarks),
-        "standard_error": error,
+        "standard_error": None if None in errors else math.hypot(*errors) / len(errors),
         "health": _means([benchmark["health"] for benchmark in benchmarks]),
     }
 
@@ -266,7 +273,7 @@ def _means(parts: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([part[name] for part in parts])) for name in parts[0] if all(name in p for p in parts)}
 
 
-def rise(before: dict, after: dict) -> tuple[float, float]:
-    """Change of the average between two evaluations of the same problems, and its standard error by problem."""
+def rise(before: dict, after: dict) -> tuple[float, float | None]:
+    """Change of the average between two evaluations of the same problems, and its `standard_error` by problem."""
     change = np.array(after["per_problem"]) - np.array(before["per_problem"])
     return float(change.mean()), standard_error(change)

@@ -97,8 +97,7 @@ def _compared(results: Sequence[Result], figures: Figures) -> dict[str, dict]:
             "control": float(means[:, 0].mean()),
             "treated": float(means[:, 1].mean()),
             "difference": float(change.mean()),
-            # The standard error of one problem is unknown.
-            **({"standard_error": standard_error(change)} if len(change) > 1 else {}),
+            "standard_error": standard_error(change),
             "pairs": sum(map(len, by_problem.values())),
             "problems": len(by_problem),
         }

@@ -74,15 +74,20 @@ def as_text(done: dict) -> str:
     average = next(name for name in held if name.startswith("avg@"))
     passed = next(name for name in held if name.startswith("pass@"))
     error = held["rise_standard_error"]
-    errors = f"{held['rise'] / error:.1f} standard errors" if error else "no spread"
+    if error is None:
+        spread = "of one problem"
+    elif error:
+        spread = f"{held['rise'] / error:.1f} standard errors by problem"
+    else:
+        spread = "every problem changed by the same amount"
+    before, after = map(terminal.with_error, held[average], held["standard_error"])
     means = [(name, f"{value:.4g}") for name, value in done["mean_over_steps"].items()]
     since = f" since step {done['compared_with_step']}" if done.get("compared_with_step") else ""
     lines = [
-        f"held-out {average}: {held[average][0]:.3f} ± {held['standard_error'][0]:.3f} before, "
-        f"{held[average][1]:.3f} ± {held['standard_error'][1]:.3f} after, {held['problems']} problems",
-        f"rise{since}: {held['rise']:+.3f} ± {held['rise_standard_error']:.3f}, {errors} by problem",
+        f"held-out {average}: {before} before, {after} after, {held['problems']} problems",
+        f"rise{since}: {terminal.with_error(held['rise'], error, '+')}, {spread}",
         f"held-out {passed}: {held[passed][0]:.3f} before, {held[passed][1]:.3f} after",
-        *([terminal.table(("mean over the steps", ""), means, None)] if means else []),
+        *([terminal.table(("mean over the steps that logged it", ""), means, None)] if means else []),
         f"this session: {done['seconds_this_session'] / 60:.1f} min, "
         f"host memory at most {done['peak_memory_gib']:.1f} GiB",
         f"the run lies in {done['workdir']}",

@@ -245,6 +245,20 @@ def test_a_single_evaluation_is_before_and_nothing_after(chromium, tmp_path):
         assert rows[1] == [f"{only['avg@4']:.3f} ± 0.100", "–", "–", f"{only['pass@4']:.3f}"]
 
 
+def test_errors_of_one_problem_are_dashes(chromium, tmp_path):
+    from chromium import opened
+
+    run = fake_run.write(tmp_path / "run")
+    for step, average in ((0, 0.75), (4, 0.25)):
+        path = run / "heldout" / f"{step}.json"
+        one = {"avg@4": average, "standard_error": None, "per_problem": [average]}
+        path.write_text(json.dumps(json.loads(path.read_text()) | one))
+    with opened(chromium, report(tmp_path / "report.html", run)) as found:
+        cells = found.page.locator("#runs-body tbody").first.locator("td").all_text_contents()
+        assert cells[4:7] == ["0.750 ± –", "0.250 ± –", "−0.500 ± –"]
+        assert found.said == []
+
+
 def test_any_other_number_can_be_chosen(shown):
     page = shown.page
     page.select_option("#other", "loss/total")

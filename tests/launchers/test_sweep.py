@@ -334,6 +334,14 @@ def test_the_table_shows_each_point_and_the_means_over_seeds():
     ]
 
 
+def test_the_table_leaves_an_error_out_that_is_unknown():
+    """Of runs that were evaluated on one problem."""
+    found, results = points_of(*seeds(2)), [done(0.5), done(0.6)]
+    results[1]["heldout"]["rise_standard_error"] = None
+    rows = sweep.table(found, results, {}).splitlines()[2:4]
+    assert [row.split(" | ")[5] for row in rows] == ["0.020", ""]
+
+
 def test_without_several_seeds_there_is_one_table():
     found = points_of(*each("objective.beta", (0.0, 0.1)))
     assert len(sweep.table(found, [done(0.5), done(0.6)], {}).splitlines()) == 4

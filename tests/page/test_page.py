@@ -285,6 +285,20 @@ def test_the_rise_is_that_of_paired_problems(run):
     assert held["rise"] == 0.25 and held["rise_error"] == pytest.approx((1 / 12) ** 0.5 / 2)
 
 
+def test_errors_of_one_problem_are_unknown(run):
+    for step, average in ((0, 0.25), (5, 0.75)):
+        path = run / "heldout" / f"{step}.json"
+        found = json.loads(path.read_text())
+        one = {"problems": 1, "avg@4": average, "standard_error": None}
+        found["benchmarks"]["math"] |= one
+        path.write_text(json.dumps(found | one | {"per_problem": [average]}))
+    data = page_of(run).data["runs"][0]
+    held = data["heldout"]
+    assert [held[side]["average"] for side in ("before", "after")] == [0.25, 0.75] and held["rise"] == 0.5
+    assert [held["before"]["error"], held["after"]["error"], held["rise_error"]] == [None] * 3
+    assert not any(value is not None for errors in data["errors"].values() for value in errors)
+
+
 def evaluated(step, average, text):
     """heldout/STEP.json and .jsonl of four problems, all with the same average and answer."""
     figures = {"problems": 4, "avg@4": average, "pass@4": average, "standard_error": 0.1}

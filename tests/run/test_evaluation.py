@@ -3,10 +3,14 @@
 import dataclasses
 import itertools
 import json
+import types
+import unittest.mock
 
 import numpy as np
 import pytest
+import tiny
 
+from dasd_jax import train
 from dasd_jax.data.sources import Problem
 from dasd_jax.run.evaluation import (
     Answers,
@@ -39,7 +43,34 @@ def test_pass_at_1_is_the_average_and_pass_at_n_is_any():
 def test_the_standard_error_is_by_problem():
     """Samples of one problem that all agree count once: four problems, whatever the number of samples."""
     assert standard_error(np.array([0.0, 1.0, 1.0, 0.0])) == pytest.approx(np.sqrt(1 / 3) / 2)
-    assert standard_error(np.array([0.5])) == 0
+    assert standard_error(np.array([0.5])) is None
+
+
+def test_the_error_of_one_problem_is_unknown_and_null_in_json():
+    """And so is that of every mean that it enters, but not that of all problems together."""
+    assert rise({"per_problem": [0.25]}, {"per_problem": [0.75]}) == (0.5, None)
+    problems = [problem("tfds:data/aime24"), problem("tfds:data/math500")]
+    result = json.loads(json.dumps(summary(problems, [answers(0, 1, 0), answers(1, 1, 1)]), allow_nan=False))
+    parts = result["benchmarks"]
+    assert [part["standard_error"] for part in (*parts.values(), result["macro"])] == [None, None, None]
+    assert result["standard_error"] == pytest.approx(0.25)
+    assert result["macro"]["avg@2"] == 0.75
+
+
+def test_an_evaluation_of_one_problem_is_logged_without_its_error(monkeypatch, tmp_path):
+    """A log holds numbers alone, and says nothing of what is not known."""
+    result, said = summary([problem("tfds:x")], [answers(0, 1, 0)]), []
+    display = types.SimpleNamespace(phase=lambda name: None, say=said.append)
+    monkeypatch.setattr(train, "evaluate", lambda **arguments: result)
+    monkeypatch.setattr(train, "problems_at_a_time", lambda *arguments: 1)
+    for name in ("evaluated", "eval_sampling"):
+        monkeypatch.setattr(train.setup, name, lambda *arguments: [0])
+    run = unittest.mock.Mock(config=tiny.config(), step=3, workdir=tmp_path, display=display)
+    metrics = train.evaluate_heldout(run)
+    assert said == ["held out after step 3: avg@2 0.500 ± –, pass@2 1.000, 1 problems"]
+    assert "eval/standard_error" not in metrics and metrics["eval/avg@2"] == 0.5
+    assert all(isinstance(value, float) for value in metrics.values())
+    assert json.loads((tmp_path / "heldout" / "3.json").read_text())["standard_error"] is None
 
 
 def test_the_rise_is_paired():
@@ -59,7 +90,7 @@ def answers(example_id, *reward, length=10, finished=True):
 
 
 def test_each_benchmark_counts_once_in_the_macro_average():
-    """Three problems of one benchmark and one of another: .5 and 1 by hand, and errors by problem."""
+    """Three problems of one benchmark and one of another: .5 and 1 by hand; errors by problem, of several problems."""
     problems = [problem("tfds:data/aime24"), problem("tfds:data/math500?split=train")]
     given = [answers(0, 1, 1, 0, 0), answers(0, 1, 1, 1, 1), answers(0, 0, 0, 0, 0), answers(1, 1, 1, 1, 1, length=30)]
     result = summary(problems, given)
@@ -68,7 +99,9 @@ def test_each_benchmark_counts_once_in_the_macro_average():
     assert (aime["avg@4"], math500["avg@4"], macro["avg@4"]) == (0.5, 1.0, 0.75)
     assert result["avg@4"] == pytest.approx(10 / 16)
     assert aime["standard_error"] == pytest.approx(0.5 / np.sqrt(3))
-    assert macro["standard_error"] == pytest.approx(0.5 / np.sqrt(3) / 2)
+    twice = summary([*problems, problem("tfds:data/math500?split=train")], [*given, answers(2, 0, 0, 0, 0)])
+    errors = [part["standard_error"] for part in (*twice["benchmarks"].values(), twice["macro"])]
+    assert errors == pytest.approx([0.5 / np.sqrt(3), 0.5, np.hypot(0.5 / np.sqrt(3), 0.5) / 2])
     assert aime["pass@2"] == pytest.approx((5 / 6 + 1 + 0) / 3) and macro["pass@2"] == pytest.approx((11 / 18 + 1) / 2)
     assert [name for name in result if name.startswith("pass@")] == ["pass@1", "pass@2", "pass@4"]
     assert (aime["length_mean"], math500["length_mean"], macro["length_mean"]) == (10, 30, 20)

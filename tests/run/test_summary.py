@@ -44,6 +44,27 @@ def test_the_end_of_a_run_fits_80_columns_and_has_all_figures():
     assert text.endswith("\nthe run lies in runs/smollm2_math")
 
 
+def of(held, **figures):
+    """The same done.json with other figures of the held-out problems."""
+    return held | {"heldout": held["heldout"] | figures}
+
+
+def test_of_one_problem_no_error_is_said():
+    text = as_text(of(done(), standard_error=[None, None], rise_standard_error=None, problems=1))
+    assert "0.150 ± – before, 0.480 ± – after, 1 problems\nrise: +0.330 ± –, of one problem\n" in text
+
+
+def test_a_rise_that_is_the_same_of_every_problem_is_said_to_be():
+    """Its error is 0, and no number of errors says how large it is."""
+    lines = as_text(of(done(compared_with_step=24), rise_standard_error=0.0)).split("\n")
+    assert "rise since step 24: +0.330 ± 0.000, every problem changed by the same amount" in lines
+    assert max(map(cell_len, lines)) <= 80
+
+
+def test_means_are_said_to_be_over_the_steps_that_have_the_number():
+    assert "mean over the steps that logged it" in [line.strip() for line in as_text(done()).split("\n")]
+
+
 def test_minutes_and_memory_are_said_to_be_of_this_session():
     """A run that was resumed has spent more, and memory of the devices is not counted."""
     assert "\nthis session: 2057.6 min, host memory at most 123.4 GiB\n" in as_text(done())
