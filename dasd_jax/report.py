@@ -50,7 +50,7 @@ def _megabytes(text: str) -> float:
 def warnings(run: Path) -> list[dict] | None:
     """What the guards have said of a run, made again from its log: {"step", "until", "text"} each, first and last step.
 
-    None where its config.json is of another version of this program, whose levels are not known.
+    None where its config.json was written by another version of this program: the levels are unknown.
     """
     raw = records.config(run)
     if config.older(raw):

@@ -34,7 +34,7 @@ function drawRuns() {
     "The standard error of the rise is that of the paired differences."));
   for (const run of data.runs.filter((each) => each.evaluated_since)) {
     byId("runs-body").append(make("p", "note",
-      `${run.name}: since step ${run.evaluated_since} held-out problems are answered in another way. ` +
+      `${run.name}: since step ${run.evaluated_since} held-out problems are evaluated with other settings. ` +
       "Earlier evaluations do not compare and are left out."));
   }
   for (const run of data.runs) {
@@ -55,7 +55,7 @@ function drawWarnings() {
   const rows = [];
   for (const run of data.runs) {
     if (run.warnings === null) {
-      body.append(make("p", "empty", `${run.name}: its config.json is of another version, whose levels are not known.`));
+      body.append(make("p", "empty", `${run.name}: written by another version of dasd_jax; its warning levels are unknown.`));
     } else if (!run.warnings.length) {
       body.append(make("p", "empty", `${run.name}: no warnings.`));
     }
@@ -64,7 +64,7 @@ function drawWarnings() {
       rows.push([run.name, until, each.text]);
     }
   }
-  if (rows.length) body.append(table("", [{ name: "run" }, { name: "began at step", number: true }, { name: "warning" }], rows));
+  if (rows.length) body.append(table("", [{ name: "run" }, { name: "crossed at step", number: true }, { name: "warning" }], rows));
 }
 
 function drawWords() {

@@ -245,6 +245,52 @@ def test_a_single_evaluation_is_before_and_nothing_after(chromium, tmp_path):
         assert rows[1] == [f"{only['avg@4']:.3f} ± 0.100", "–", "–", f"{only['pass@4']:.3f}"]
 
 
+@pytest.mark.parametrize("benchmarks", [("math",), ("math", "aime")])
+def test_benchmarks_have_panels_of_their_own_where_there_are_several(benchmarks, chromium, tmp_path):
+    """One alone is all that was evaluated, and its macro average: one panel."""
+    from chromium import opened
+
+    run = fake_run.write(tmp_path / "run")
+    for step in (0, 4):
+        path = run / "heldout" / f"{step}.json"
+        result = json.loads(path.read_text())
+        result["benchmarks"] = dict.fromkeys(benchmarks, result["benchmarks"]["math"])
+        path.write_text(json.dumps(result))
+    lines = records.metrics(run)
+    for line in (lines[0], lines[-1]):
+        line["eval/macro/avg@4"] = line["eval/avg@4"]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with opened(chromium, report(tmp_path / "report.html", run)) as found:
+        titles = [title for title in found.page.locator(".panel h3").all_text_contents() if "Held out" in title]
+        others = [f"Held out: {name}" for name in sorted((*benchmarks, "macro"))]
+        assert sorted(titles) == ["Held out", *(others if len(benchmarks) > 1 else [])]
+
+
+def test_warnings_say_where_a_level_was_crossed_or_why_it_is_not_known(chromium, tmp_path):
+    from chromium import opened
+
+    runs = [fake_run.write(tmp_path / f"run{i}") for i in range(2)]
+    changed = {"step": 3, "field": "run.eval_temperature", "before": 1.0, "after": 0.0}
+    (runs[0] / "changes.jsonl").write_text(json.dumps(changed) + "\n")
+    said = {runs[0]: [{"step": 2, "until": 2, "text": "low"}, {"step": 3, "until": 4, "text": "odd"}], runs[1]: None}
+    path = tmp_path / "report.html"
+    build.write(path, build.report(runs, 15, said.get).html)
+    with opened(chromium, path) as found:
+        body = found.page.locator("#warnings-body")
+        assert body.locator("th[scope=col]").all_text_contents() == ["run", "crossed at step", "warning"]
+        assert body.locator("td").all_text_contents() == ["2", "low", "3 to 4", "odd"]
+        assert body.locator("p").all_text_contents() == [
+            "run1: written by another version of dasd_jax; its warning levels are unknown."
+        ]
+        notes = found.page.locator("#runs-body p.note").all_text_contents()
+        assert (
+            "run0: since step 2 held-out problems are evaluated with other settings. "
+            "Earlier evaluations do not compare and are left out."
+        ) in notes
+        gap = found.page.locator(".panel", has=found.page.locator("h3:text-is('Gap')")).locator(".unit")
+        assert gap.text_content() == "mean |gap|, nats; thin: rounding error, last measured"
+
+
 def test_errors_of_one_problem_are_dashes(chromium, tmp_path):
     from chromium import opened
 
@@ -295,12 +341,14 @@ def test_answers_before_and_after_stand_side_by_side(shown, runs):
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_is_wider_than_the_window(chromium, runs, tmp_path, width, dark):
+def test_nothing_is_wider_than_the_window_and_no_word_of_a_title_is_cut(chromium, runs, tmp_path, width, dark):
     from chromium import opened
 
     with opened(chromium, report(tmp_path / "report.html", *runs), width=width, dark=dark) as found:
         found.page.wait_for_selector("#token-text .t")
         assert found.page.evaluate("document.documentElement.scrollWidth") <= width
+        heights = found.page.locator(".panel h3").evaluate_all("titles => titles.map(each => each.offsetHeight)")
+        assert len(set(heights)) == 1  # each on one line
         assert found.said == [] and found.asked == []
 
 
