@@ -112,9 +112,16 @@ def _of_readers(
 
 
 def _rows_of(wanted: Array, hidden: Array) -> Array:
-    """Some rows of hidden states, whatever devices they are on: bool[rows, n], f32[rows, S, D] → f32[n, S, D]."""
-    out = spec("rows", None, None)
-    return vocab.product("rn,rsd->nsd", wanted.astype(hidden.dtype), hidden, out_sharding=out)
+    """Some rows of hidden states, whatever devices they are on: bool[rows, n], f32[rows, S, D] → f32[n, S, D].
+
+    Devices add up what each has of them, where any is wanted: few parts of a batch have one.
+    """
+    out, shape = spec("rows", None, None), (wanted.shape[1], *hidden.shape[1:])
+
+    def some() -> Array:
+        return vocab.product("rn,rsd->nsd", wanted.astype(hidden.dtype), hidden, out_sharding=out)
+
+    return jax.lax.cond(jnp.any(wanted), some, lambda: jnp.zeros(shape, hidden.dtype, out_sharding=out))
 
 
 def view_stats(config: StepConfig, stats: TokenStats, shown: dict[str, TeacherBatch]) -> dict[str, ViewStats]:
