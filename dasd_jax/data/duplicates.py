@@ -2,6 +2,8 @@
 
 import re
 
+from dasd_jax.text import turns
+
 # A line break in LaTeX is kept whole, so that \\[2pt] is not read as the start of a formula.
 _NOTATION = re.compile(r"(\\\\)|\\(?:left|right)(?![a-z])|\\[\[\]()]|\\?\$")
 _SPACE = re.compile(r"(?<!\d) | (?!\d)")
@@ -13,9 +15,16 @@ _DIGITS = re.compile(r"\d+")
 def normalise(question: str) -> str:
     r"""The form in which duplicates are equal: without case, white space, $, \[ \], \( \), \left and \right.
 
-    Every other character counts. One space stays between two digits: 1 2 is not 12.
+    Every other character counts. One space stays between two digits: 1 2 is not 12. A conversation has the forms of its
+    turns, each behind its role; one of a single turn, which is a user's, is the same question as its text.
     """
-    text = " ".join(_NOTATION.sub(r"\1", question.casefold()).split())
+    said = [(turn["role"], _normalised(turn["content"])) for turn in turns.read(question)]
+    # Only a conversation of several turns has line breaks: no text is equal to it.
+    return said[0][1] if len(said) == 1 else "\n".join(part for turn in said for part in turn)
+
+
+def _normalised(text: str) -> str:
+    text = " ".join(_NOTATION.sub(r"\1", text.casefold()).split())
     return _SPACE.sub("", text)
 
 

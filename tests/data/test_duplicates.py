@@ -1,10 +1,16 @@
 """Equal questions and twins: what the two keys ignore, and what they keep."""
 
+import json
 import random
 
 import pytest
 
 from dasd_jax.data.duplicates import normalise, twins
+
+
+def talk(*contents, roles=("user", "assistant", "user")):
+    """The question that stands for a conversation with these turns."""
+    return json.dumps([{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)])
 
 
 @pytest.mark.parametrize(
@@ -74,3 +80,28 @@ def test_thousands_keep_their_commas_in_twins():
 
 def test_other_words_or_operations_are_no_twins():
     assert len({twins(text) for text in ("4 + 9", "4 * 9", "sum 4 + 9", "4 + 9 + 9")}) == 4
+
+
+def test_a_conversation_of_one_turn_is_the_same_question_as_its_text():
+    text = "Find $x + 1$ for\n$x = 2$ or $10$."
+    assert normalise(talk(text)) == normalise(text)
+    assert twins(talk(text)) == twins("Find $x + 1$ for $x = 10$ or $2$.")
+
+
+def test_turns_are_compared_as_questions_are():
+    one = talk("Find $\\frac{1}{2} + x$.", "$x$ is what?", "2, or 10")
+    other = talk("FIND  \\(\\frac{1}{2}+x\\).", "\\[x\\] is what?", "2,\nor 10")
+    assert normalise(one) == normalise(other)
+    assert twins(one) == twins(talk("Find $\\frac{10}{2} + x$.", "$x$ is what?", "1, or 2"))
+
+
+def test_other_turns_or_roles_are_another_question():
+    several = [
+        talk("1 + 1?", "2", "and 3?"),
+        talk("1 + 1?", "3", "and 3?"),
+        talk("1 + 1?", "and 3?", roles=("system", "user")),
+        talk("1 + 1?", "and 3?", roles=("assistant", "user")),
+        talk("1 + 1?\n\nand 3?"),
+        "user\n1 + 1?\nassistant\n2\nuser\nand 3?",
+    ]
+    assert len(set(map(normalise, several))) == len(several)

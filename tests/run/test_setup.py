@@ -59,6 +59,14 @@ def test_problems_of_a_benchmark_are_not_trained_on(files):
     assert "in a benchmark" not in without and without["training"] == 16
 
 
+def test_conversations_of_a_benchmark_are_not_trained_on_as_texts(tmp_path):
+    source = write(tmp_path / "source.jsonl", [f"What is ${i} + 1$?" for i in range(6)])
+    benchmark = write(tmp_path / "talk.jsonl", [[{"role": "user", "content": "What is  \\(2+1\\)?"}]])
+    train, _, counts = setup.open_prompts(tiny([source], [benchmark], "rollout.problems=4"), BYTES)
+    assert counts["in a benchmark"] == 1 and len(train) == 5
+    assert "What is $2 + 1$?" not in {problem.question for problem in train.problems}
+
+
 def test_every_method_draws_the_same_batches_whatever_its_teacher_is_shown(tmp_path):
     """Two of the problems have no hint, and the hint of another one does not fit the teacher's prompt."""
     lines = [{"question": f"What is {i} + 1?", "answer": "1", "hint": "count"} for i in range(12)]
