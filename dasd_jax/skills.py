@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from dasd_jax import cli, files, terminal
 from dasd_jax.data.duplicates import normalise
@@ -37,17 +38,20 @@ def main(argv: list[str]) -> None:
     if not output.parent.is_dir():
         raise UserError(f"--output: {output}: there is no folder {output.parent}: expected a file in one that exists")
     found = list(_answered(run, given.answers) if given.answers else _sampled(run))
-    finished = [response for response, is_whole in found if is_whole]
-    bank = made(finished, int(given.max_chars))
+    finished = [each for each in found if each.finished]
+    judged = [each.response for each in finished if each.judged]
+    bank = made(judged, int(given.max_chars))
+    unjudged = len(finished) - len(judged)
+    left_out = f"; {unjudged} left out: the verifier came to no verdict" if unjudged else ""
     if not bank:
         raise UserError(
-            f"RUN: {run}: {len(finished)} of {len(found)} responses are finished, and none of those has at most "
-            f"--max_chars = {given.max_chars} characters: raise the run's rollout.max_new_tokens, or --max_chars"
+            f"RUN: {run}: {len(finished)} of {len(found)} responses are finished{left_out}, and none of those has at "
+            f"most --max_chars = {given.max_chars} characters: raise the run's rollout.max_new_tokens, or --max_chars"
         )
     with files.replacing(output, "--output") as draft:
         draft.write_text("".join(map(files.json_line, bank)), encoding="utf-8")
     skills = sum("skill" in line for line in bank)
-    made_of = f"{len(finished)} finished responses of {len(found)}"
+    made_of = f"{len(judged)} finished responses of {len(found)}{left_out}"
     print(f"{output}: skills: {skills}, mistakes: {len(bank) - skills}, made of {made_of}")
 
 
@@ -85,17 +89,25 @@ def made(responses: Iterable[Response], max_chars: int) -> list[dict[str, str]]:
     return bank
 
 
-def _sampled(run: Path) -> Iterator[tuple[Response, bool]]:
-    """The responses of samples.jsonl, and whether each is finished."""
+class _Found(NamedTuple):
+    """A response in a file of the run."""
+
+    response: Response
+    finished: bool
+    judged: bool
+
+
+def _sampled(run: Path) -> Iterator[_Found]:
+    """The responses of samples.jsonl."""
     records.check(run)
     with files.reading(run / "samples.jsonl", "RUN"):
         for problem in records.samples(run):
             for each in problem["rollouts"]:
-                yield _response(problem["question"], each), bool(each["finished"])
+                yield _found(problem["question"], each)
 
 
-def _answered(run: Path, name: str) -> Iterator[tuple[Response, bool]]:
-    """The answers of an evaluation, and whether each is finished."""
+def _answered(run: Path, name: str) -> Iterator[_Found]:
+    """The answers of an evaluation."""
     path = run / name
     if not path.is_file():
         raise UserError(f"--answers: {path}: no such file: expected heldout/STEP.jsonl or eval/NAME.jsonl of the run")
@@ -103,17 +115,17 @@ def _answered(run: Path, name: str) -> Iterator[tuple[Response, bool]]:
         for problem in records.answers(path):
             names = ("text", "reward", "extracted", "error", "finished")
             for values in zip(*(problem[name] for name in names), strict=True):
-                each = dict(zip(names, values, strict=True))
-                yield _response(problem["question"], each), bool(each["finished"])
+                yield _found(problem["question"], dict(zip(names, values, strict=True)))
 
 
-def _response(question: str, each: dict) -> Response:
+def _found(question: str, each: dict) -> _Found:
     text, extracted = each["text"], each["extracted"]
     if not all(isinstance(part, str) for part in (question, text, extracted or "")):
         raise TypeError(f"{text!r:.50} or what belongs to it is no text")
     said = f"whose answer {extracted} is wrong" if extracted else "that is wrong"
     said = "in which no answer was found" if each["error"] == "parse" else said
-    return question, text, records.is_right(each), said
+    response = question, text, records.is_right(each), said
+    return _Found(response, bool(each["finished"]), records.is_judged(each))
 
 
 if __name__ == "__main__":

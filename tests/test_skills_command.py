@@ -82,6 +82,23 @@ def test_what_is_said_of_a_mistake_is_what_the_verifier_found(error, extracted, 
     assert line["mistake"].startswith(f"A problem and a response to it {told}.\n\n")
 
 
+def test_responses_that_were_never_judged_are_no_mistakes_and_are_counted(tmp_path, capsys):
+    """Three of eight ended without a verdict, one of them unfinished."""
+    run, path = fake_run.write(tmp_path / "run", steps=1, problems=2, rollouts=4), tmp_path / "bank.jsonl"
+    lines = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    for problem, errors in zip(lines, (("", "crash", "", "parse"), ("timeout", "memory", "", "")), strict=True):
+        for i, (rollout, error) in enumerate(zip(problem["rollouts"], errors, strict=True)):
+            said = "none" if error in ("crash", "timeout", "memory") else f"judged {i}"
+            rollout |= {"reward": 0.0, "error": error, "text": said}
+    lines[0]["rollouts"][1]["finished"] = False
+    (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    skills.main([str(run), f"--output={path}"])
+    assert capsys.readouterr().out.endswith(
+        ": skills: 0, mistakes: 2, made of 5 finished responses of 8; 2 left out: the verifier came to no verdict\n"
+    )
+    assert "none" not in path.read_text()
+
+
 def test_unfinished_responses_and_conversations(tmp_path, capsys):
     run, path = fake_run.write(tmp_path / "run", steps=1, problems=1, rollouts=2), tmp_path / "bank.jsonl"
     problem = json.loads((run / "samples.jsonl").read_text())

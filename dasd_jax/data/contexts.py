@@ -4,7 +4,7 @@
     partial_solution         the first part of its solution, and its answer
     sibling                  correct responses from the rollout's group
     sibling_or_solution      the same, or the problem's solution where there is none
-    wrong_siblings           incorrect responses from the rollout's group
+    wrong_siblings           responses from the rollout's group that were judged incorrect
     skills                   the pairs of a skill and a mistake that are nearest to the problem (data/skills.py)
     none                     nothing: the student's own prompt
     other_problem            the default context of another problem: in training, of the batch
@@ -48,6 +48,7 @@ class Written:
     texts: Sequence[str]
     correct: np.ndarray  # f32[rows], 0 or 1
     finished: np.ndarray  # bool[rows]
+    judged: np.ndarray  # bool[rows], False where the verifier did not come to a verdict: `correct` says nothing there
 
 
 def kinds(sources: Sequence[str], privileged: str, context: str) -> frozenset[str]:
@@ -160,12 +161,12 @@ def siblings(written: Written, kind: str, group: int, count: int) -> list[list[s
     The first `count` of them in group order, without their thinking. After removing it, blank texts, duplicates and
     copies of the row's own response are left out.
     """
-    judged = written.finished & ((written.correct > 0) == (kind != "wrong_siblings"))
+    shown_ones = written.finished & written.judged & ((written.correct > 0) == (kind != "wrong_siblings"))
     said = [text.rpartition("</think>")[2].strip() for text in written.texts]
     shown = []
     for row, own in enumerate(said):
         start = row - row % group
-        others = [said[other] for other in range(start, start + group) if judged[other]]
+        others = [said[other] for other in range(start, start + group) if shown_ones[other]]
         distinct = dict.fromkeys(text for text in others if text and text != own)
         shown.append(list(distinct)[:count])
     return shown

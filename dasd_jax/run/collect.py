@@ -136,12 +136,19 @@ def outcomes(config: Config, verdicts: Sequence[Verdict], finished: np.ndarray, 
     return Outcomes(correct, reward, in_loss=finished | (objective.truncated != "drop_from_loss"))
 
 
-def to_show(config: Config, texts: Sequence[str], judged: Outcomes, finished: np.ndarray) -> contexts.Written:
-    """Responses, with their `outcomes`, as what teachers may be shown of a group.
+def to_show(
+    config: Config, texts: Sequence[str], verdicts: Sequence[Verdict], correct: np.ndarray, finished: np.ndarray
+) -> contexts.Written:
+    """Responses as what teachers may be shown of a group.
 
     A response that is judged although it was cut off may be shown, too.
+
+    Args:
+        correct: of their `outcomes`.
+        finished: bool[rows].
     """
-    return contexts.Written(texts, judged.correct, finished | (config.objective.truncated == "score"))
+    judged = np.array([verdict.judged for verdict in verdicts], np.bool_)
+    return contexts.Written(texts, correct, finished | (config.objective.truncated == "score"), judged)
 
 
 class Collector:
@@ -200,7 +207,8 @@ class Collector:
             may be missing, is NAME/blank_frac: of the rollouts, the share whose teacher has none.
         """
         data, group = self._config.data, self._config.rollout.rollouts
-        written = to_show(self._config, collected.texts, collected.outcomes, collected.rollouts.finished)
+        correct, finished = collected.outcomes.correct, collected.rollouts.finished
+        written = to_show(self._config, collected.texts, collected.verdicts, correct, finished)
         batches, metrics = {}, {}
         for name, view in views.items():
             batch = batches[name] = self._prompts.teacher_batch(

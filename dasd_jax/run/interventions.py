@@ -196,8 +196,9 @@ class Interventions:
         rows = [answer for answers in answered.values() for answer in answers]
         finished = np.array([answer.finished for answer in rows])
         lengths = np.array([len(answer.tokens) for answer in rows])
-        judged = collect.outcomes(self._config, [answer.verdict for answer in rows], finished, lengths)
-        written = collect.to_show(self._config, [answer.text for answer in rows], judged, finished)
+        texts, verdicts = [answer.text for answer in rows], [answer.verdict for answer in rows]
+        judged = collect.outcomes(self._config, verdicts, finished, lengths)
+        written = collect.to_show(self._config, texts, verdicts, judged.correct, finished)
         ids = np.array(list(answered))
         texts = self._prompts.teacher_texts(ids, self._context, group=self._sampling.rollouts, written=written)
         return dict(zip(answered, texts, strict=True))

@@ -30,7 +30,9 @@ from dasd_jax import files, formats
 from dasd_jax.errors import UserError
 from dasd_jax.field_names import EVALUATION
 
-_RIGHT = 0.99  # the verifier's REWARD_THRESHOLD, without loading the verifier
+# The verifier's REWARD_THRESHOLD and UNJUDGED, without loading the verifier.
+_RIGHT = 0.99
+_UNJUDGED = frozenset(["timeout", "memory", "crash"])
 _FORK_SHARE = 0.2  # of a response's tokens, by entropy: forks. Source: arXiv 2506.01939, and rho of DASD
 
 
@@ -153,6 +155,11 @@ def whole_lines(path: Path, flag: str, *, stepped: bool = True, numbers: bool = 
 def is_right(rollout: dict) -> bool:
     """Whether the verifier took the response for right: rewards may be graded."""
     return rollout["reward"] >= _RIGHT
+
+
+def is_judged(rollout: dict) -> bool:
+    """Whether the verifier came to a verdict: without one the reward is 0, whatever the response says."""
+    return rollout["error"] not in _UNJUDGED
 
 
 def pieces(rollout: dict) -> list[str]:

@@ -28,6 +28,7 @@ from dasd_jax.verify import own
 from dasd_jax.verify.extract import MAX_RESPONSE_CHARS, checksum, extract_answer
 
 REWARD_THRESHOLD = 0.99  # a response with a lower reward is not correct
+UNJUDGED = frozenset(["timeout", "memory", "crash"])  # errors that say nothing of the response
 # Wall-clock seconds that an answer may take per second of its CPU deadline: at first, and when it is retried alone.
 CLOCK, CLOCK_ALONE = 8.0, 32.0
 _START_S = 120.0  # for a worker to start, mostly imports, on a busy host
@@ -58,6 +59,11 @@ class Verdict:
     def correct(self) -> bool:
         """Whether the response counts as right: for Pass@k, and as a sibling's verified rollout."""
         return self.reward >= REWARD_THRESHOLD
+
+    @property
+    def judged(self) -> bool:
+        """Whether the scorer came to an end: otherwise the reward is 0 whatever the response says."""
+        return self.error not in UNJUDGED
 
 
 @dataclasses.dataclass(frozen=True)

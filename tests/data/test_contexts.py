@@ -33,9 +33,9 @@ def prompt_set(items=None, text=TEXT, **widths):
     return PromptSet(items, BYTES, text, **({"student_width": 200, "teacher_width": WIDTH} | widths))
 
 
-def written(texts, correct, finished=None):
-    finished = np.ones(len(texts), bool) if finished is None else np.array(finished)
-    return Written(texts, np.array(correct, np.float32), finished)
+def written(texts, correct, finished=None, judged=None):
+    finished, judged = (np.ones(len(texts), bool) if x is None else np.array(x) for x in (finished, judged))
+    return Written(texts, np.array(correct, np.float32), finished, judged)
 
 
 def prompts(batch):
@@ -79,6 +79,12 @@ def test_the_first_right_response_of_the_group_is_the_sibling():
     rollouts = written(texts, [0, 1, 1, 0, 1, 0])
     assert contexts.siblings(rollouts, "sibling", 3, 1) == [["b"], ["c"], ["b"], ["e"], [], ["e"]]
     assert contexts.siblings(rollouts, "wrong_siblings", 3, 2) == [[], ["a"], ["a"], ["f"], ["d", "f"], ["d"]]
+
+
+def test_what_was_never_judged_is_nobodys_wrong_sibling():
+    rollouts = written([*"abcdef"], [0, 0, 1, 0, 0, 0], judged=[True, False, True, False, True, True])
+    assert contexts.siblings(rollouts, "wrong_siblings", 3, 3) == [[], ["a"], ["a"], ["e", "f"], ["f"], ["e"]]
+    assert contexts.siblings(rollouts, "sibling", 3, 3) == [["c"], ["c"], [], [], [], []]
 
 
 def test_missing_wrong_siblings_leave_the_students_prompt_unshown():

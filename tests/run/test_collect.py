@@ -97,6 +97,18 @@ def test_each_teacher_reads_its_own_context_and_the_log_says_what_is_missing():
     assert Shower("sibling").teacher_batches(collected, {"teacher": View()}, {})[1] == {"teacher/blank_frac": 0.75}
 
 
+def test_no_teacher_is_told_that_a_response_is_wrong_which_was_never_judged():
+    """The second group has one wrong response, and one on which the verifier came to no verdict."""
+    for error in ("timeout", "memory", "crash"):
+        collected = dataclasses.replace(drawn([0, 1], [0, 0, 0, 0]), texts=["a", "b", "c", "d"])
+        collected.verdicts[2] = Verdict(0.0, 0.0, "5", error)
+        batches, metrics = Shower().teacher_batches(collected, {"wrong": View("wrong_siblings", count=1)}, {})
+        np.testing.assert_array_equal(batches["wrong"].shown[..., 0], [[True, True], [True, False]])
+        assert metrics == {"wrong/blank_frac": 0.25}
+    for error in ("", "parse", "unreadable"):
+        assert Verdict(0.0, 0.0, None, error).judged
+
+
 def test_an_argument_of_the_method_reaches_the_context():
     shower, collected = Shower(solution="Half.\nWhole."), drawn([0, 1], [1, 0, 0, 0])
     lengths = []

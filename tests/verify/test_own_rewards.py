@@ -24,7 +24,7 @@ from dasd_jax.run.evaluation import Answers, summary
 from dasd_jax.text.tokenizer_files import load_tokenizer
 from dasd_jax.verify import own
 from dasd_jax.verify.journal import Journal
-from dasd_jax.verify.verifier import REWARD_THRESHOLD, Verdict, Verifier
+from dasd_jax.verify.verifier import REWARD_THRESHOLD, UNJUDGED, Verdict, Verifier
 
 # A reward function that does what the response says, as hostile responses and careless functions do together.
 OBEDIENT = '''
@@ -315,8 +315,8 @@ def test_pass_at_k_counts_right_responses_and_avg_at_k_their_rewards():
     assert (result["per_problem"], result["crash_frac"]) == ([result["avg@4"]], 0.25)
 
 
-def test_the_commands_that_show_runs_take_the_same_rewards_for_right():
-    assert records._RIGHT == REWARD_THRESHOLD
+def test_the_commands_that_show_runs_take_the_same_for_right_and_for_judged():
+    assert (records._RIGHT, records._UNJUDGED) == (REWARD_THRESHOLD, UNJUDGED)
 
 
 def test_errors_of_a_function_are_said_once():
