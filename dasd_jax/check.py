@@ -34,6 +34,7 @@ from dasd_jax.run import models, setup, user_files
 from dasd_jax.run.estimate import estimate
 from dasd_jax.run.programs import programs
 from dasd_jax.text.shown import shown
+from dasd_jax.text.spans import spelled
 from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify.verifier import Verifier
 
@@ -234,20 +235,8 @@ def _show_ids(title: str, ids: np.ndarray, tokenizer: Tokenizer) -> None:
     if len(pieces) > _FIRST + _LAST:
         left_out = f"… {len(pieces) - _FIRST - _LAST:,} more …"
         pieces = [*pieces[:_FIRST], left_out, *pieces[-_LAST:]]
-    text = shown(as_text(ids, tokenizer)).replace("\n", "\n    ")
+    text = shown(spelled(tokenizer, ids)).replace("\n", "\n    ")
     print(f"\n{title} of the first problem, {len(ids):,} tokens:\n    {text}\n  as tokens:\n    {'│'.join(pieces)}")
-
-
-def as_text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
-    """The text of a prompt, with the control tokens that `decode` leaves out."""
-    parts, plain = [], []
-    for id in map(int, ids):
-        if (piece := tokenizer.piece(id)) in tokenizer.control:
-            parts += [tokenizer.decode(plain), piece]
-            plain = []
-        else:
-            plain.append(id)
-    return "".join([*parts, tokenizer.decode(plain)])
 
 
 def _listed(counts: dict[str, int]) -> str:

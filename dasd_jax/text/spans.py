@@ -49,9 +49,11 @@ def _ends(tokenizer: Tokenizer, ids: Sequence[int]) -> Iterator[int]:
 
 def spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The text of a prompt, its special tokens included."""
-    pieces = ((tokenizer.piece(int(id)), int(id)) for id in ids)
+    pieces = ((tokenizer.piece(id), id) for id in map(int, ids))
     parts = []
-    for is_control, group in groupby(pieces, lambda pair: pair[0] in tokenizer.control):
+    for is_control, group in groupby(
+        pieces, lambda pair: pair[0] in tokenizer.control or pair[1] in tokenizer.stop_ids
+    ):
         group = list(group)
         parts.append("".join(piece for piece, _ in group) if is_control else tokenizer.decode([id for _, id in group]))
     return "".join(parts)

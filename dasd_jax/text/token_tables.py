@@ -5,10 +5,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dasd_jax.text.tokenizer import Tokenizer
+from dasd_jax.text.tokenizer import THOUGHTS, Tokenizer
 
 _NEWLINES = re.compile(r"\n{1,8}")
-_TAGS = ("<think>", "</think>")
 
 
 def is_format(tokenizer: Tokenizer) -> np.ndarray:
@@ -16,7 +15,7 @@ def is_format(tokenizer: Tokenizer) -> np.ndarray:
 
     These are the control tokens, tags of thinking that are one token, and tokens of 1 to 8 newlines.
     """
-    form = {*tokenizer.control, *_TAGS}
+    form = {*tokenizer.control, *THOUGHTS}
     return np.array(
         [
             tokenizer.piece(id) in form or _NEWLINES.fullmatch(tokenizer.decode([id])) is not None

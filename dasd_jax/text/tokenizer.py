@@ -5,6 +5,7 @@ their ids. Where a control string is part of a problem or an answer, `encode` ha
 """
 
 import functools
+import itertools
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,10 @@ PLAIN_TEMPLATE = (
 )
 
 
+# What begins and ends thoughts is content of a response, whether or not its files call it special: it tells whether the
+# response has come to its answer.
+THOUGHTS = ("<think>", "</think>")
+
 # Shows which added tokens a template sets around turns.
 _TURNS = [{"role": role, "content": "1"} for role in ("user", "assistant", "user")]
 
@@ -53,7 +58,7 @@ class Tokenizer(Protocol):
       bos_token, eos_token: their text for the chat template, "" if there is none. It may have more attributes of
         `templates.NAMED_TOKENS`.
       control: the texts of control tokens, which only templates may write: special tokens, stop tokens, and other added
-        tokens that the template sets before and after turns.
+        tokens that the template sets before and after turns; not those of `THOUGHTS`.
     """
 
     vocab_size: int
@@ -81,7 +86,10 @@ class Tokenizer(Protocol):
         """Whether the character is lost in `encode`: it becomes no token, or the one for what is unknown."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids` without special tokens and without ids outside the vocabulary."""
+        """Text of `ids` without ids outside the vocabulary, and without special tokens but for those of `THOUGHTS`.
+
+        A stop token at the end is left out even where it is not special.
+        """
 
     def piece(self, id: int) -> str:
         """Readable text of one token, special or not, for logs."""
@@ -187,7 +195,13 @@ class HubTokenizer:
         return self._backend.token_to_id(model.unk_token) if model.unk_token else None
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._backend.decode(ids, skip_special_tokens=True)
+        kept = [id for id in _without_end(ids, self.stop_ids) if id not in self._left_out]
+        return self._backend.decode(kept, skip_special_tokens=False)
+
+    @functools.cached_property
+    def _left_out(self) -> frozenset[int]:
+        added = self._backend.get_added_tokens_decoder().items()
+        return frozenset(id for id, token in added if token.special and token.content not in THOUGHTS)
 
     def save(self, folder: Path) -> None:
         """Writes tokenizer.json and tokenizer_config.json for `load_tokenizer` and transformers."""
@@ -266,7 +280,7 @@ class SentencePieceTokenizer:
         if plain:
             names, (processor, continuing) = self._guarded
             text = controls.renamed(text, names, plain)
-            specials = {names[special]: id for special, id in specials.items()}
+            specials = {names.get(special, special): id for special, id in specials.items()}
         ids = []
         for part, is_special in controls.split(text, frozenset(specials)):
             if is_special:
@@ -281,11 +295,26 @@ class SentencePieceTokenizer:
         return processor.unk_id() in processor.encode(character)
 
     def decode(self, ids: Sequence[int]) -> str:
-        kept = [int(id) for id in ids if id < self.vocab_size and not self._opening.is_control(int(id))]
-        return self._opening.decode(kept)
+        thoughts = {self._specials[text]: text for text in THOUGHTS if text in self._specials}
+        known = (id for id in _without_end(ids, self.stop_ids) if id < self.vocab_size)
+        kept = (id for id in known if id in thoughts or not self._opening.is_control(id))
+        parts, (processor, continuing) = [], self._processors
+        for is_thought, group in itertools.groupby(kept, thoughts.__contains__):
+            if is_thought:
+                parts += [thoughts[id] for id in group]
+            else:
+                parts.append(processor.decode(list(group)))
+                processor = continuing
+        return "".join(parts)
 
     def piece(self, id: int) -> str:
         return self._opening.id_to_piece(int(id)).replace("\u2581", " ") if id < self.vocab_size else f"<{id}>"
+
+
+def _without_end(ids: Iterable[int], stop_ids: Collection[int]) -> list[int]:
+    """The ids without the stop token that they end in, if they do."""
+    ids = list(map(int, ids))
+    return ids[:-1] if ids and ids[-1] in stop_ids else ids
 
 
 def _control_of(tokenizer: Tokenizer, special: Iterable[str], others: Iterable[str]) -> frozenset[str]:
@@ -300,7 +329,7 @@ def _control_of(tokenizer: Tokenizer, special: Iterable[str], others: Iterable[s
     except templates.TemplateError:
         turns = ""
     used = (text for text in others if text in declared or (text in turns and not text.isspace()))
-    return frozenset([*special, *used])
+    return frozenset([*special, *used]).difference(THOUGHTS)
 
 
 class Watched:

@@ -1,11 +1,17 @@
 """What all tokenizers have in common, whichever file they come from."""
 
+import json
+
 import numpy as np
 import pytest
 from tokenizer_samples import SMOLLM_WORDS, TEXTS, train_bpe, write_gguf, write_hub, write_sentencepiece
+from tokenizers import AddedToken
 
-from dasd_jax.text.prompts import encode_prompt, student_messages
+from dasd_jax.run.evaluation import texts_of
+from dasd_jax.text.prompts import encode_prompt, encode_response, student_messages
+from dasd_jax.text.spans import spelled
 from dasd_jax.text.tokenizer_files import load_tokenizer
+from dasd_jax.verify.extract import extract_answer
 
 
 @pytest.fixture(params=["byte", "json", "gguf", "model"])
@@ -53,3 +59,64 @@ def test_byte_tokenizer_is_the_bytes_and_three_markers():
     tokenizer = load_tokenizer("byte")
     assert tokenizer.encode("é<|im_end|>") == [0xC3, 0xA9, 258]
     assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.stop_ids) == (259, 256, (258,))
+
+
+def odd_hub(folder):
+    """Its stop token is not declared as special, and the marks of thoughts are."""
+    bpe = train_bpe(SMOLLM_WORDS)
+    bpe.add_tokens(["<end>"])
+    bpe.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in ("<think>", "</think>")])
+    return load_tokenizer(str(write_hub(folder, config={"eos_token": "<end>"}, bpe=bpe)))
+
+
+def odd_pieces(folder):
+    """The same in a SentencePiece model, with a stop token that only a file beside it names."""
+    marks = {"control_symbols": ["<think>", "</think>"], "user_defined_symbols": ["<end>"]}
+    write_sentencepiece(folder / "tokenizer.model", **marks)
+    [stop] = load_tokenizer(str(folder)).encode("<end>")[-1:]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [stop]}))
+    return load_tokenizer(str(folder))
+
+
+@pytest.fixture(params=[odd_hub, odd_pieces])
+def odd(request, tmp_path):
+    tokenizer = request.param(tmp_path)
+    assert "<end>" in tokenizer.control and tokenizer.encode("<end>")[-1] in tokenizer.stop_ids
+    return tokenizer
+
+
+def written(tokenizer, text):
+    """The ids of a response that ends in <end>."""
+    return np.array([*tokenizer.encode(text), tokenizer.encode("<end>")[-1]])
+
+
+def answers(tokenizer, prompt, *responses):
+    """The extracted answers of responses, padded to one width."""
+    rows = [written(tokenizer, text) for text in responses]
+    ids, mask = np.zeros((len(rows), 80), int), np.zeros((len(rows), 80), bool)
+    for row, response in enumerate(rows):
+        ids[row, : len(response)], mask[row, : len(response)] = response, True
+    return list(map(extract_answer, texts_of(tokenizer, np.array(tokenizer.encode(prompt)), ids, mask)))
+
+
+def test_a_stop_token_ends_a_response_without_being_text_of_it(odd):
+    for text in ("Answer: 5", "der Fluß 河", ""):
+        assert odd.decode(written(odd, text)) == text
+    assert answers(odd, "What?", "Answer: 5", "\\boxed{7}") == ["5", "7"]
+    # Of a prompt that holds it, nothing is lost.
+    assert spelled(odd, odd.encode("a<end>b<end>")) == "a<end>b<end>"
+
+
+def test_thoughts_are_told_from_answers_where_their_marks_are_declared_as_special(odd):
+    for text in ("<think>hm 5</think>\n\nAnswer: 6", "hm</think> 7", "<think>", "a <think> b</think></think> c"):
+        assert odd.decode(odd.encode(text)) == text == spelled(odd, odd.encode(text))
+    responses = "<think>Answer: 5", "<think>Answer: 5</think>Answer: 6", "Answer: 5"
+    assert answers(odd, "What?", *responses) == [None, "6", "5"]
+    assert answers(odd, "What?<think>\n", "Answer: 5", "Answer: 5</think> Answer: 6") == [None, "6"]
+
+
+def test_the_marks_of_thoughts_in_a_target_are_those_that_a_model_writes(odd):
+    end = odd.encode("</think>")[-1]
+    assert odd.piece(end) == "</think>" and "</think>" not in odd.control
+    assert encode_response(odd, "hm</think>7").count(end) == 1
+    assert encode_response(odd, "hm</think>7<end>").count(end) == 1
