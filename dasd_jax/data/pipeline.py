@@ -85,9 +85,9 @@ class PromptText:
         )
         return self._encode(tokenizer, messages)
 
-    def target(self, tokenizer: Tokenizer, problem: Problem) -> list[int]:
-        """Token ids of the reference response with a final stop token: the target of supervised fine-tuning."""
-        return prompts.encode_response(tokenizer, self._reference(problem))
+    def target(self, tokenizer: Tokenizer, problem: Problem, prompt: Sequence[int]) -> list[int]:
+        """What supervised fine-tuning learns to write after `student`: `encode_target` of the reference response."""
+        return prompts.encode_target(tokenizer, self._reference(problem), prompt)
 
     def answer(self, tokenizer: Tokenizer, problem: Problem) -> list[int]:
         """Token ids of the reference answer alone, without a stop token."""
@@ -174,7 +174,7 @@ class PromptSet(Prompts):
             field: the config field that names the problems, for the error message if none fits.
 
         Raises:
-            UserError: no problem has the requested context and fits.
+            UserError: no problem has the requested context and fits, or as `prompts.encode_target`.
         """
         kept, student, teacher, targets = [], [], [], []
         widths = {"student prompt": student_width, "teacher prompt": teacher_width, "reference response": target_width}
@@ -191,7 +191,7 @@ class PromptSet(Prompts):
                 context = "" if kind in contexts.PER_ROLLOUT else getattr(problem, kind)
                 encoded["teacher prompt"] = text.teacher(watched, problem, kind, context)
             if target_width:
-                encoded["reference response"] = text.target(watched, problem)
+                encoded["reference response"] = text.target(watched, problem, encoded["student prompt"])
             lossy += watched.has_lost()
             too_long = next((what for what, ids in encoded.items() if len(ids) > widths[what]), None)
             if too_long:

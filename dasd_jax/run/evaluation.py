@@ -16,6 +16,7 @@ from dasd_jax.health import figures
 from dasd_jax.mesh import fetch, put_rows, replicate, row_shards
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
+from dasd_jax.text.prompts import opened_thoughts
 from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify.journal import verify
 from dasd_jax.verify.verifier import COUNTED, REWARD_THRESHOLD, Verifier
@@ -64,7 +65,7 @@ def texts_of(tokenizer: Tokenizer, prompt: np.ndarray, response: np.ndarray, mas
         prompt: i32[P], one of the prompts. Some chat templates end each with "<think>", which then begins the texts: a
             response that never ends these thoughts has no answer.
     """
-    opening = "<think>" if tokenizer.decode(prompt[-16:]).rstrip().endswith("<think>") else ""
+    opening = opened_thoughts(tokenizer, prompt).rstrip()
     return [opening + tokenizer.decode(row[keep]) for row, keep in zip(response, mask, strict=True)]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from dasd_jax.errors import UserError
 from dasd_jax.text import controls, slots, templates
-from dasd_jax.text.tokenizer import Tokenizer
+from dasd_jax.text.tokenizer import THOUGHTS, Tokenizer
 from dasd_jax.text.turns import Message
 from dasd_jax.text.turns import read as read_turns
 from dasd_jax.text.wordings import DASD, Wording
@@ -176,6 +176,32 @@ def encode_prompt(
 def encode_response(tokenizer: Tokenizer, text: str) -> list[int]:
     """Token ids of a text that an assistant could have written, with its stop token; control strings are plain text."""
     return [*tokenizer.encode(text, plain=range(len(text))), tokenizer.stop_ids[0]]
+
+
+def opened_thoughts(tokenizer: Tokenizer, prompt: Sequence[int]) -> str:
+    """The "<think>" that a prompt ends in, as with some chat templates, with white space after it; "" without one."""
+    text = tokenizer.decode(prompt[-16:])
+    begin = len(text.rstrip()) - len(THOUGHTS[0])
+    return text[begin:] if text.startswith(THOUGHTS[0], begin) else ""
+
+
+def encode_target(tokenizer: Tokenizer, text: str, prompt: Sequence[int]) -> list[int]:
+    """`encode_response` of a response behind a prompt: the "<think>" of both stands once.
+
+    Raises:
+      UserError: the prompt opens thoughts that the text does not end, so that its answer would be learnt as a thought.
+    """
+    begin, end = THOUGHTS
+    if opened := opened_thoughts(tokenizer, prompt):
+        if end not in text:
+            raise UserError(
+                f"data.sources: the reference response {text!r:.80} has no {end}: expected thoughts, {end} and the "
+                f"answer in each, since the prompt of this chat template ends in {begin} (data.thinking=off may keep "
+                "it from that)"
+            )
+        if text.lstrip().startswith(begin):
+            text = text.lstrip().removeprefix(begin).removeprefix(opened.removeprefix(begin))
+    return encode_response(tokenizer, text)
 
 
 def _unused_character(texts: Sequence[str]) -> str:

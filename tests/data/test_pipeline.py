@@ -9,6 +9,8 @@ import sentencepiece
 from dasd_jax.data.pipeline import PromptSet, PromptText
 from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
+from dasd_jax.text import prompts
+from dasd_jax.text.tokenizer import CHATML_TEMPLATE, ByteTokenizer
 from dasd_jax.text.tokenizer_files import load_tokenizer
 
 BYTES = load_tokenizer("byte")
@@ -152,3 +154,30 @@ def test_evaluation_sees_each_problem_once_and_marks_what_fills_up():
     assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     [(batch, live)] = prompt_set().in_order(4, [7, 3])
     assert batch.example_id.tolist() == [7, 3, 7, 3] and live.tolist() == [True, True, False, False]
+
+
+THOUGHTFUL = ByteTokenizer()
+THOUGHTFUL.chat_template = CHATML_TEMPLATE.replace("assistant\n'", "assistant\n<think>\n'")
+
+
+@pytest.mark.parametrize("response", ["hm</think>\n2", "<think>\nhm</think>\n2", "\n <think>hm</think>\n2"])
+def test_thoughts_that_the_prompt_opens_begin_once_in_what_is_learnt(response):
+    items = problems(2, response=response)
+    made = PromptSet(items, THOUGHTFUL, TEXT, student_width=200, target_width=60)
+    prompt, mask = prompts.left_pad([made[1]["student_prompt"]], 200, 256)
+    target, target_mask = made.target_batch(np.array([0, 1]))
+    for ids, keep in zip(target, target_mask, strict=True):
+        whole = THOUGHTFUL.decode(prompt[0][mask[0]]) + THOUGHTFUL.decode(ids[keep])
+        assert whole.endswith("assistant\n<think>\nhm</think>\n2") and whole.count("<think>") == 1
+    # Of another template nothing is taken.
+    target, target_mask = PromptSet(items, BYTES, TEXT, student_width=200, target_width=60).target_batch(np.array([0]))
+    assert BYTES.decode(target[0][target_mask[0]]) == response
+
+
+def test_an_answer_is_never_learnt_as_a_thought():
+    for fields in ({"response": "So 2."}, {"response": "<think> 2"}, {}):
+        with pytest.raises(
+            UserError, match="^data.sources: the reference response '.*' has no </think>: expected thou"
+        ):
+            PromptSet(problems(2, **fields), THOUGHTFUL, TEXT, student_width=200, target_width=60)
+        PromptSet(problems(2, **fields), THOUGHTFUL, TEXT, student_width=200, teacher_width=400)

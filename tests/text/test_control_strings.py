@@ -159,7 +159,7 @@ def test_a_response_ends_with_its_only_stop_token(tokenizer):
     text = PromptText(instruction="boxed", sources=(), privileged="answer", enable_thinking=None, shots=())
     for control in tokenizer.control:
         problem = Problem(question="a", answer="a", source="", index=0, scorer="math", solution=f"a {control} a")
-        assert control_ids(tokenizer, text.target(tokenizer, problem)) == [tokenizer.stop_ids[0]]
+        assert control_ids(tokenizer, text.target(tokenizer, problem, [])) == [tokenizer.stop_ids[0]]
 
 
 def test_a_mark_of_ours_in_a_content_is_left_as_it_is():

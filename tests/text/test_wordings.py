@@ -171,7 +171,7 @@ def test_shots_and_targets_are_written_as_the_instruction_asks(solution, respons
         text = PromptText(instruction, sources=(), privileged="answer", enable_thinking=None, shots=(shot,))
         written = response or f"{solution}\n\n{answer}".strip()
         assert f"1?\n\n{instruction}\nassistant\n{written}\n" in tokenizer.decode(text.student(tokenizer, asked))
-        assert tokenizer.decode(text.target(tokenizer, shot)) == written
+        assert tokenizer.decode(text.target(tokenizer, shot, [])) == written
 
 
 @pytest.mark.parametrize(
