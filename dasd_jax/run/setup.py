@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from dasd_jax import hosts
 from dasd_jax.config import Config
 from dasd_jax.data import contexts, skills
-from dasd_jax.data.duplicates import normalise
+from dasd_jax.data.duplicates import normalise, twins
 from dasd_jax.data.heldout import split_heldout
 from dasd_jax.data.pipeline import PromptSet, PromptText
 from dasd_jax.data.sources import Problem, load_benchmarks, load_problems, verifier_of
@@ -35,7 +35,7 @@ _CPU_WIDTH_TILE = 32
 def open_problems(config: Config) -> tuple[list[Problem], list[Problem], dict[str, int]]:
     """(training problems, problems to evaluate, counts of what was read and left out), shots among the former.
 
-    The second are the benchmarks', or those held out of the sources; neither stands among the first.
+    The second are the benchmarks', or those held out of the sources: neither they nor their twins are among the first.
 
     Raises:
         UserError: sources or benchmarks that cannot be read, or too few problems in them.
@@ -50,10 +50,12 @@ def open_problems(config: Config) -> tuple[list[Problem], list[Problem], dict[st
             f"verifier={', '.join(sorted(set(named)))}: expected a source without one, or no data.verifier"
         )
     if benchmarks:
-        asked = {normalise(problem.question) for problem in benchmarks}
-        unasked = [problem for problem in problems if normalise(problem.question) not in asked]
-        counts["in a benchmark"] = len(problems) - len(unasked)
-        problems = unasked
+        same = {"in a benchmark": normalise, "in a benchmark but for the order of their numbers": twins}
+        for what, key in same.items():
+            asked = {key(problem.question) for problem in benchmarks}
+            unasked = [problem for problem in problems if key(problem.question) not in asked]
+            counts[what] = len(problems) - len(unasked)
+            problems = unasked
         if not problems:
             raise UserError("data.sources: all of their problems are in data.benchmarks: expected others to train on")
     train, heldout = split_heldout(problems, config.data.heldout)

@@ -67,6 +67,14 @@ def test_conversations_of_a_benchmark_are_not_trained_on_as_texts(tmp_path):
     assert "What is $2 + 1$?" not in {problem.question for problem in train.problems}
 
 
+def test_problems_that_differ_from_a_benchmarks_in_the_order_of_their_numbers_are_not_trained_on(tmp_path):
+    source = write(tmp_path / "source.jsonl", ["4 + 9?", "9 + 4?", "3 + 7?", "7 + 3?", "8 + 2?", "4 * 9?", "5 + 1?"])
+    benchmark = write(tmp_path / "benchmark.jsonl", ["4 + 9?", "7  + 3?", "2 + 8?"])
+    train, _, counts = setup.open_problems(tiny([source], [benchmark]))
+    assert {problem.question for problem in train} == {"4 * 9?", "5 + 1?"}
+    assert counts["in a benchmark"] == 2 and counts["in a benchmark but for the order of their numbers"] == 3
+
+
 def test_every_method_draws_the_same_batches_whatever_its_teacher_is_shown(tmp_path):
     """Two of the problems have no hint, and the hint of another one does not fit the teacher's prompt."""
     lines = [{"question": f"What is {i} + 1?", "answer": "1", "hint": "count"} for i in range(12)]
