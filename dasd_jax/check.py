@@ -30,7 +30,7 @@ from dasd_jax.mesh import abstract_mesh, make_mesh
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.param_table import num_params
 from dasd_jax.model.presets import preset
-from dasd_jax.run import models, setup, user_files
+from dasd_jax.run import counts, models, setup, user_files
 from dasd_jax.run.estimate import estimate
 from dasd_jax.run.programs import programs
 from dasd_jax.text.shown import shown
@@ -170,13 +170,13 @@ def show_problems(config: Config, machine: Machine, model: ModelConfig | None, t
         print(f"not checked: problems and prompts: not on this machine: {', '.join(elsewhere)}")
         return asked
     if tokenizer is None:
-        problems, heldout, counts = setup.open_problems(config)
+        problems, heldout, read = setup.open_problems(config)
         try_rewards(config, [*problems, *heldout])
-        print(f"problems: {_listed(counts)}; not checked: their prompts, without a tokenizer")
+        print(f"problems: {counts.listed(read)}; not checked: their prompts, without a tokenizer")
         return min(asked or len(heldout), len(heldout))
-    train, heldout, counts = setup.open_prompts(config, tokenizer)
+    train, heldout, read = setup.open_prompts(config, tokenizer)
     try_rewards(config, [*train.problems, *heldout.problems])
-    print(f"problems: {_listed(counts)}")
+    print(*counts.lines(config, heldout, train, read), sep="\n")
     limits = {
         "student prompt": ("rollout.prompt_length", config.rollout.prompt_length),
         "teacher prompt": ("rollout.teacher_prompt_length", config.rollout.teacher_prompt_length),
@@ -237,10 +237,6 @@ def _show_ids(title: str, ids: np.ndarray, tokenizer: Tokenizer) -> None:
         pieces = [*pieces[:_FIRST], left_out, *pieces[-_LAST:]]
     text = shown(spelled(tokenizer, ids)).replace("\n", "\n    ")
     print(f"\n{title} of the first problem, {len(ids):,} tokens:\n    {text}\n  as tokens:\n    {'│'.join(pieces)}")
-
-
-def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
 
 
 # ---------------------------------------------------------------------------------------------------- memory, tokens

@@ -33,7 +33,7 @@ from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
 from dasd_jax.learner import checkpoint
 from dasd_jax.mesh import make_mesh
-from dasd_jax.run import compiled, models, records, setup, user_files
+from dasd_jax.run import compiled, counts, models, records, setup, user_files
 from dasd_jax.run.evaluation import Answers, as_line, evaluate, of_line, problems_at_a_time, summary
 from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify.verifier import Verifier
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
         ) as verifier,
     ):
         tokenizer = models.open_tokenizer(config.model)
-        prompts, counts = setup.open_evaluation(config, tokenizer)
+        prompts = setup.open_evaluation(config, tokenizer)
         user_files.check_evaluated(config, prompts, workdir, which)
         verifier.probe(prompts.problems)
         name, manifest, model, params = models.open_checkpoint(config, mesh, workdir, which)
@@ -83,7 +83,8 @@ def main(argv: list[str]) -> None:
         done = len(known)
         console = terminal.console()
         console.quiet = not hosts.is_main()
-        terminal.say(console, "problems: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+        for line in counts.lines(config, prompts):
+            terminal.say(console, line)
         if done:
             terminal.say(console, f"{done} of {len(asked)} problems are already answered")
         rows = config.rollout.problems * config.rollout.rollouts

@@ -26,7 +26,7 @@ from dasd_jax.errors import UserError
 from dasd_jax.evaluate import check_replaceable, deciding
 from dasd_jax.health import figures
 from dasd_jax.mesh import make_mesh
-from dasd_jax.run import compiled, interventions, models, setup, user_files
+from dasd_jax.run import compiled, counts, interventions, models, setup, user_files
 from dasd_jax.run.pairs import Outcome, Result, summary
 from dasd_jax.text.prompts import CONTEXTS
 from dasd_jax.text.tokenizer import Tokenizer
@@ -66,8 +66,8 @@ def main(argv: list[str]) -> None:
         ) as verifier,
     ):
         tokenizer = models.open_tokenizer(config.model)
-        user_files.check_evaluated(config, setup.open_evaluation(config, tokenizer)[0], workdir, which)
-        prompts, counts = interventions.open_prompts(config, tokenizer, context)
+        user_files.check_evaluated(config, setup.open_evaluation(config, tokenizer), workdir, which)
+        prompts = interventions.open_prompts(config, tokenizer, context)
         verifier.probe(prompts.problems)
         name, manifest, model, params = models.open_checkpoint(config, mesh, workdir, which)
         models.check_vocabulary(tokenizer, model)
@@ -81,7 +81,8 @@ def main(argv: list[str]) -> None:
             check_replaceable(path, settings)
         console = terminal.console()
         console.quiet = not hosts.is_main()
-        terminal.say(console, "problems: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+        for line in counts.lines(config, prompts):
+            terminal.say(console, line)
         work = interventions.Interventions(config, mesh, model, params, tokenizer, prompts, verifier, context)
         with console.status("") as status:
             pairs, rewards = work.choose(example_ids, _counting(status, "problems", len(example_ids)))

@@ -36,6 +36,7 @@ from dasd_jax.errors import UserError
 from dasd_jax.evaluate import Partial, check_same, deciding
 from dasd_jax.mesh import make_mesh
 from dasd_jax.run import compiled, decisions, models, selection, setup
+from dasd_jax.run.counts import listed
 from dasd_jax.run.display import duration
 from dasd_jax.run.selection import Example, Score
 from dasd_jax.text.tokenizer import Tokenizer
@@ -72,7 +73,7 @@ def main(argv: list[str]) -> None:
     versioned, counts = versions.read(config.data.sources, names, config.data.verifier)
     setup.check_references(each.problem for each in versioned)
     tokenizer = models.open_tokenizer(config.model)
-    terminal.say(console, "problems: " + ", ".join(f"{number:,} {what}" for what, number in counts.items()))
+    terminal.say(console, f"problems: {listed(counts)}")
     anchor_set = _anchors(versioned, asked.anchors, config.run.seed)
     whole = [place for place, each in enumerate(versioned) if len(each.texts) == len(names)]
     text, width = setup.prompt_text(config, []), config.rollout.prompt_length

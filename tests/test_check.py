@@ -75,7 +75,8 @@ def test_it_prints_both_prompts_as_the_model_reads_them(look, tmp_path):
 def test_what_is_left_out_is_counted_with_its_reason(look, tmp_path):
     long = {"question": "long " * 100, "answer": "1"}
     said = look(TINY, jsonl(tmp_path, *ROWS, ROWS[0], long), *FEW, "--config.data.heldout=2")[1]
-    assert re.search(r"problems: 10 read, 1 duplicates, 9 kept, .*1 student prompt longer than 192 tokens", said)
+    left_out = "1 left out: student prompt longer than 192 tokens"
+    assert f"problems: 10 read, 1 duplicates, 9 kept; training: 6 of 7, {left_out}; to evaluate: 2\n" in said
     assert re.search(r"student prompt: \d+ to \d+ tokens, of at most rollout.prompt_length = 192", said)
     assert "prompt and response: at most 336 of the model's 512 tokens" in said
 

@@ -289,7 +289,7 @@ def test_from_published_files_to_a_score_without_tensorflow(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     # 24 training problems, 4 of them in a benchmark; 11 to evaluate, 8 of them at a time with 4 samples each.
-    assert "24 read, 0 duplicates, 24 kept, 4 in a benchmark, 20 training, 11 to evaluate" in done.stdout
+    assert "24 read, 24 kept, 4 in a benchmark; training: 20; to evaluate: 11" in done.stdout
     assert "8 of 11 problems are already answered" in done.stdout and "calls: [32, 12, 12]" in done.stdout
     rows = [line.split()[:2] for line in done.stdout.splitlines() if "±" in line and "held out" not in line]
     named = [row for row in rows if row[0] in ("aime25", "math500", "macro")]

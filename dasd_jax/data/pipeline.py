@@ -10,6 +10,7 @@ import datetime
 import functools
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -149,8 +150,9 @@ class PromptSet(Prompts):
 
     Attributes:
         problems: the problems kept.
+        given: spec of a source → number of its problems before any was dropped.
         dropped: reason → number of problems dropped.
-        counts: the same, and how many lose characters for which the tokenizer has no token.
+        counts: the same in words, and how many lose characters for which the tokenizer has no token.
     """
 
     def __init__(
@@ -179,7 +181,7 @@ class PromptSet(Prompts):
         kept, student, teacher, targets = [], [], [], []
         widths = {"student prompt": student_width, "teacher prompt": teacher_width, "reference response": target_width}
         self.dropped = {f"{what} longer than {width} tokens": 0 for what, width in widths.items() if width}
-        watched, lossy = Watched(tokenizer), 0
+        watched, lossy, self.given = Watched(tokenizer), 0, Counter(problem.source for problem in problems)
         for problem in problems:
             kind = text.kind(problem)
             if teacher_width and not contexts.has(problem, kind):
@@ -202,16 +204,13 @@ class PromptSet(Prompts):
             teacher.append(encoded.get("teacher prompt", []))
             targets.append(encoded.get("reference response", []))
         if not kept:
-            reasons = [
-                f"{count} with {'' if reason.startswith('no ') else 'a '}{reason}"
-                for reason, count in self.dropped.items()
-                if count
-            ]
+            reasons = [f"{n} with {'' if why.startswith('no ') else 'a '}{why}" for why, n in self.dropped.items() if n]
             if f"no {text.privileged}" in self.dropped:
                 field = f"data.privileged: {text.privileged!r}"
             raise UserError(f"{field}: all {len(problems)} problems were dropped: {', '.join(reasons)}")
         super().__init__(kept, student, student_width, tokenizer.pad_id)
-        self.counts = self.dropped | ({f"with characters that have no token ({watched.some})": lossy} if lossy else {})
+        self.counts = {f"left out: {why}": n for why, n in self.dropped.items()}
+        self.counts |= {f"with characters that have no token ({watched.some})": lossy} if lossy else {}
         self._tokenizer, self._text = tokenizer, text
         self._pairs: list[list[skills.Pair]] = []  # of each problem, from `retrieve`
         self._teacher_width, self._target_width = teacher_width, target_width

@@ -34,8 +34,8 @@ _NO_CONTEXT = "none"
 _CONTINUING = 1
 
 
-def open_prompts(config: Config, tokenizer: Tokenizer, context: str) -> tuple[PromptSet, dict[str, int]]:
-    """The problems that an evaluation asks, as far as a teacher can be shown something of them, and counts.
+def open_prompts(config: Config, tokenizer: Tokenizer, context: str) -> PromptSet:
+    """The problems that an evaluation asks, as far as a teacher can be shown something of them.
 
     Args:
         context: a name in `prompts.CONTEXTS`; "" is data.privileged.
@@ -63,7 +63,7 @@ def open_prompts(config: Config, tokenizer: Tokenizer, context: str) -> tuple[Pr
                 f"--context: {context!r}: none of the {len(prompts)} problems to evaluate has a text of kind {kind!r}: "
                 "expected one that some have"
             )
-    return prompts, {"to evaluate": len(prompts), **prompts.counts}
+    return prompts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,7 +99,7 @@ def open_prompts(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, Promp
     """Training problems and those to evaluate, tokenised.
 
     Returns:
-        (training without the shots, to evaluate, counts of what was read and left out).
+        (training without the shots, to evaluate, counts of what was read and left out before tokenising).
 
     Raises:
         UserError: sources that cannot be read, or nothing that fits.
@@ -127,10 +127,6 @@ def open_prompts(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, Promp
         if view.context == contexts.SKILLS:
             counts |= _retrieve(config, train_set, heldout, view.count)
     heldout_set = _evaluation_set(config, heldout, tokenizer, text)
-    counts = {**counts, "training": len(train_set), "to evaluate": len(heldout_set)}
-    for prompt_set in (train_set, heldout_set):
-        for reason, count in prompt_set.counts.items():
-            counts[reason] = counts.get(reason, 0) + count
     return train_set, heldout_set, counts
 
 
@@ -144,8 +140,8 @@ def _retrieve(config: Config, train_set: PromptSet, heldout: list[Problem], coun
     }
 
 
-def open_evaluation(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, dict[str, int]]:
-    """The problems to evaluate, tokenised, and the counts of those and of what was left out.
+def open_evaluation(config: Config, tokenizer: Tokenizer) -> PromptSet:
+    """The problems to evaluate, tokenised.
 
     Benchmarks without shots need no training source: another machine may evaluate what this one trains.
 
@@ -153,8 +149,7 @@ def open_evaluation(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, di
         UserError: sources or benchmarks that cannot be read, or nothing that fits.
     """
     train, asked = problems_to_evaluate(config)
-    prompts = _evaluation_set(config, asked, tokenizer, prompt_text(config, train))
-    return prompts, {"to evaluate": len(prompts), **prompts.counts}
+    return _evaluation_set(config, asked, tokenizer, prompt_text(config, train))
 
 
 def problems_to_evaluate(config: Config) -> tuple[list[Problem], list[Problem]]:

@@ -25,7 +25,19 @@ from dasd_jax.model.param_table import num_params
 from dasd_jax.objective.surrogate import plain
 from dasd_jax.recorded import Change
 from dasd_jax.rollout.sampler import Sampling
-from dasd_jax.run import changes, compiled, guards, models, origin, records, setup, trackers, user_files, workdir
+from dasd_jax.run import (
+    changes,
+    compiled,
+    counts,
+    guards,
+    models,
+    origin,
+    records,
+    setup,
+    trackers,
+    user_files,
+    workdir,
+)
 from dasd_jax.run.collect import Collector
 from dasd_jax.run.display import Compilations, Display
 from dasd_jax.run.origin import Origin
@@ -106,7 +118,7 @@ def start(
     """
     setup.check_rows(config, mesh)
     tokenizer = models.open_tokenizer(config.model)
-    prompts, heldout, counts = setup.open_prompts(config, tokenizer)
+    prompts, heldout, read = setup.open_prompts(config, tokenizer)
     mine = user_files.of(config)
     problems = user_files.of_problems(prompts, heldout)
     hosts.check_same(lambda: {"data.sources": problems, "data.verifier": mine})
@@ -196,7 +208,7 @@ def start(
         teacher_weight=guards.judge(log.lines, config).teacher_weight,
         evaluated_since=records.evaluated_alike_from(changed),
     )
-    _introduce(run, counts, rows)
+    _introduce(run, read, rows)
     if resumed:
         run.display.say(f"resumed from {resumed}")
         for note in _notes(run, changed):
@@ -226,13 +238,14 @@ def _notes(run: Run, changed: list[dict]) -> Iterator[str]:
         yield "held-out problems are answered anew: earlier evaluations are not compared with those from here on"
 
 
-def _introduce(run: Run, counts: dict[str, int], rows: int) -> None:
+def _introduce(run: Run, read: dict[str, int], rows: int) -> None:
     config, say = run.config, run.display.say
     say(
         f"{num_params(run.model) / 1e6:.1f} M parameters on {run.mesh.size} {jax.devices()[0].platform} device(s), "
         f"method {config.objective.method}, workdir {run.workdir}"
     )
-    say("problems: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+    for line in counts.lines(config, run.heldout, run.prompts, read):
+        say(line)
     if kept := compiled.kept_in():
         say(f"compiled programs: {kept}")
     if config.method.rollouts:

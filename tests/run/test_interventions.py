@@ -77,7 +77,7 @@ def made(context="", mesh_config=None, *overrides):
 
     with jax.set_mesh(mesh), mock.patch.multiple(places, pairs=noted, **LOOSE):
         model, params = models.open_model(tiny, mesh)
-        prompts, _ = interventions.open_prompts(tiny, TOKENIZER, context)
+        prompts = interventions.open_prompts(tiny, TOKENIZER, context)
         work = Interventions(tiny, mesh, model, loud(params), TOKENIZER, prompts, verifier(), context)
         pairs, rewards = work.choose(setup.evaluated(tiny, prompts), lambda count: None)
         results = work.outcomes(pairs, lambda count: None)
@@ -88,8 +88,8 @@ def test_problems_are_those_of_an_evaluation_and_judged_as_there():
     own = f"{Path('benchmarks/lab/task.py').resolve()}:reward"
     benchmark = "jsonl:benchmarks/lab/problems/easy.jsonl"
     asked = config(f"data.verifier={own}", f"data.benchmarks={(benchmark,)}")
-    evaluated, _ = setup.open_evaluation(asked, TOKENIZER)
-    found, _ = interventions.open_prompts(asked, TOKENIZER, "")
+    evaluated = setup.open_evaluation(asked, TOKENIZER)
+    found = interventions.open_prompts(asked, TOKENIZER, "")
     assert found.problems == evaluated.problems and {problem.scorer for problem in found.problems} == {own}
 
 
@@ -203,7 +203,7 @@ def informing(context, rollouts, *overrides):
     """Interventions that know their problems and no model, and these problems."""
     work, tiny = Interventions.__new__(Interventions), config(*overrides)
     work._config, work._context, work._sampling = tiny, context, types.SimpleNamespace(rollouts=rollouts)
-    work._prompts, _ = interventions.open_prompts(tiny, TOKENIZER, context)
+    work._prompts = interventions.open_prompts(tiny, TOKENIZER, context)
     return work, work._prompts
 
 

@@ -100,7 +100,7 @@ def test_answers_of_the_start_are_those_of_the_weights_that_they_were_sampled_fr
 
     def settings():
         name, manifest, loaded, _ = models.open_checkpoint(asked, mesh, tmp_path / "new", "start")
-        prompts = setup.open_evaluation(asked, bytes_)[0]
+        prompts = setup.open_evaluation(asked, bytes_)
         return loaded, evaluate.deciding(asked, mesh, bytes_, name, manifest, prompts, prompts.problems[:2])
 
     loaded, before = settings()

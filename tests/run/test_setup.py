@@ -19,7 +19,7 @@ from dasd_jax.learner import checkpoint
 from dasd_jax.model import param_table
 from dasd_jax.model.presets import preset
 from dasd_jax.objective.contract import NOISE
-from dasd_jax.run import models, setup
+from dasd_jax.run import counts, models, setup
 from dasd_jax.text.tokenizer import ByteTokenizer
 from dasd_jax.text.tokenizer_files import load_tokenizer
 
@@ -48,31 +48,30 @@ def files(tmp_path):
 
 def test_problems_of_a_benchmark_are_not_trained_on(files):
     source, first, second = files
-    train, evaluated, counts = setup.open_prompts(tiny([source], [first, second]), BYTES)
-    assert len(train) == 16 and counts["in a benchmark"] == 4 and counts["training"] == 16
+    train, evaluated, read = setup.open_prompts(tiny([source], [first, second]), BYTES)
+    assert len(train) == 16 and read["in a benchmark"] == 4
     assert not {f"What is {i} + 1?" for i in (0, 1, 2, 19)} & {problem.question for problem in train.problems}
     assert [problem.source for problem in evaluated.problems] == [first] * 7 + [second] * 2
-    assert counts["to evaluate"] == 9
-    _, _, both = setup.open_prompts(tiny([source], [first], "data.heldout=5"), BYTES)
-    assert both["held out and not evaluated"] == 5 and both["training"] == 20 - 3 - 5
-    _, _, without = setup.open_prompts(tiny([source], [], "data.heldout=4"), BYTES)
-    assert "in a benchmark" not in without and without["training"] == 16
+    train, _, read = setup.open_prompts(tiny([source], [first], "data.heldout=5"), BYTES)
+    assert read["held out and not evaluated"] == 5 and len(train) == 20 - 3 - 5
+    train, _, read = setup.open_prompts(tiny([source], [], "data.heldout=4"), BYTES)
+    assert "in a benchmark" not in read and len(train) == 16
 
 
 def test_conversations_of_a_benchmark_are_not_trained_on_as_texts(tmp_path):
     source = write(tmp_path / "source.jsonl", [f"What is ${i} + 1$?" for i in range(6)])
     benchmark = write(tmp_path / "talk.jsonl", [[{"role": "user", "content": "What is  \\(2+1\\)?"}]])
-    train, _, counts = setup.open_prompts(tiny([source], [benchmark], "rollout.problems=4"), BYTES)
-    assert counts["in a benchmark"] == 1 and len(train) == 5
+    train, _, read = setup.open_prompts(tiny([source], [benchmark], "rollout.problems=4"), BYTES)
+    assert read["in a benchmark"] == 1 and len(train) == 5
     assert "What is $2 + 1$?" not in {problem.question for problem in train.problems}
 
 
 def test_problems_that_differ_from_a_benchmarks_in_the_order_of_their_numbers_are_not_trained_on(tmp_path):
     source = write(tmp_path / "source.jsonl", ["4 + 9?", "9 + 4?", "3 + 7?", "7 + 3?", "8 + 2?", "4 * 9?", "5 + 1?"])
     benchmark = write(tmp_path / "benchmark.jsonl", ["4 + 9?", "7  + 3?", "2 + 8?"])
-    train, _, counts = setup.open_problems(tiny([source], [benchmark]))
+    train, _, read = setup.open_problems(tiny([source], [benchmark]))
     assert {problem.question for problem in train} == {"4 * 9?", "5 + 1?"}
-    assert counts["in a benchmark"] == 2 and counts["in a benchmark but for the order of their numbers"] == 3
+    assert read["in a benchmark"] == 2 and read["in a benchmark but for the order of their numbers"] == 3
 
 
 def test_every_method_draws_the_same_batches_whatever_its_teacher_is_shown(tmp_path):
@@ -86,8 +85,9 @@ def test_every_method_draws_the_same_batches_whatever_its_teacher_is_shown(tmp_p
     drawn = {}
     for method in ("dasd", "grpo", "sft"):
         made = tiny([f"jsonl:{path}"], [benchmark], f"objective.method={method}", "data.privileged=hint")
-        train, _, counts = setup.open_prompts(made, BYTES)
-        assert (counts["training"], counts["no hint"], counts["teacher prompt longer than 320 tokens"]) == (9, 2, 1)
+        train, _, _ = setup.open_prompts(made, BYTES)
+        left_out = train.dropped["no hint"], train.dropped["teacher prompt longer than 320 tokens"]
+        assert len(train) == 9 and left_out == (2, 1)
         batches = train.batches(4, seed=0)
         drawn[method] = [train.problems[i].question for n in range(6) for i in batches[n].example_id]
     assert drawn["dasd"] == drawn["grpo"] == drawn["sft"]
@@ -97,18 +97,39 @@ def test_the_number_of_problems_is_capped_in_each_benchmark(files):
     source, first, second = files
     for cap, expected in ((0, 7 + 2), (1, 1 + 1), (5, 5 + 2)):
         capped = tiny([source], [first, second], f"run.eval_problems={cap}")
-        prompts, counts = setup.open_evaluation(capped, BYTES)
+        prompts = setup.open_evaluation(capped, BYTES)
         chosen = setup.evaluated(capped, prompts)
-        assert len(chosen) == expected and counts["to evaluate"] == 9
+        assert len(chosen) == expected and len(prompts) == 9
         assert {prompts.problems[i].source for i in chosen} == {first, second}
     heldout = tiny([source], [], "run.eval_problems=3", "data.heldout=4")
-    assert setup.evaluated(heldout, setup.open_evaluation(heldout, BYTES)[0]) == [0, 1, 2]
+    assert setup.evaluated(heldout, setup.open_evaluation(heldout, BYTES)) == [0, 1, 2]
+
+
+def test_what_is_left_out_of_training_and_of_each_benchmark_is_counted_apart_in_one_line(tmp_path):
+    """Prompts of more than 192 tokens; the second benchmark is whole."""
+    long = [f"{'long ' * 40}{i}?" for i in range(5)]
+    source = write(tmp_path / "source.jsonl", [*(f"What is {i} + 1?" for i in range(6)), "What is 0 + 1?", *long[:2]])
+    first = write(tmp_path / "first.jsonl", ["What is 5 + 1?", *long[2:]])
+    second = write(tmp_path / "second.jsonl", ["What is 2 * 2?", "What is 2 * 3?"])
+    made = tiny([source], [first, second], "rollout.problems=4")
+    train, evaluated, read = setup.open_prompts(made, BYTES)
+    training = "training: 5 of 7, 2 left out: student prompt longer than 192 tokens"
+    asked = "to evaluate: 3 of 6, 3 left out: student prompt longer than 192 tokens"
+    warning = (
+        f"warning: data.benchmarks: '{first}': 3 of its 4 problems are left out: its figures are not those of the "
+        "whole benchmark"
+    )
+    before = "problems: 9 read, 1 duplicates, 8 kept, 1 in a benchmark"
+    assert [*counts.lines(made, evaluated, train, read)] == [f"{before}; {training}; {asked}", warning]
+    assert [*counts.lines(made, setup.open_evaluation(made, BYTES))] == [f"problems: {asked}", warning]
+    whole = tiny([source], [second], "rollout.problems=4")
+    assert [*counts.lines(whole, setup.open_evaluation(whole, BYTES))] == ["problems: to evaluate: 2"]
 
 
 def test_benchmarks_are_evaluated_without_the_training_sources(files):
     _, first, second = files
     elsewhere = tiny(["jsonl:/nowhere.jsonl"], [first, second])
-    assert len(setup.open_evaluation(elsewhere, BYTES)[0]) == 9
+    assert len(setup.open_evaluation(elsewhere, BYTES)) == 9
 
 
 def test_mistaken_benchmarks_are_one_line_each(files, tmp_path):
@@ -154,9 +175,9 @@ def test_templates_that_ask_for_the_date_are_told_that_of_the_run(files):
     teachers = train.teacher_batch(np.arange(2), group=1)
     prompts = [train[0]["student_prompt"], evaluated[0]["student_prompt"], *teachers.teacher_prompt]
     assert all("09 Mar 2026 user" in tokenizer.decode(ids) for ids in prompts)
-    assert setup.open_evaluation(of_the_run, tokenizer)[0].digest() == evaluated.digest()
+    assert setup.open_evaluation(of_the_run, tokenizer).digest() == evaluated.digest()
     another_day = tiny([source], [first], "data.now=2026-03-10")
-    assert setup.open_evaluation(another_day, tokenizer)[0].digest() != evaluated.digest()
+    assert setup.open_evaluation(another_day, tokenizer).digest() != evaluated.digest()
 
 
 KINDS = {
@@ -238,14 +259,14 @@ def test_only_supervised_fine_tuning_meets_a_question_once_for_each_response(tmp
             "rollout.max_new_tokens=32",
         )  # fmt: skip
         made[method] = setup.open_prompts(tiny, BYTES)
-    (sft, asked, counts), (grpo, asked_too, others) = made["sft"], made["grpo"]
+    (sft, asked, read), (grpo, asked_too, others) = made["sft"], made["grpo"]
     assert [p.question for p in asked.problems] == [p.question for p in asked_too.problems] and len(asked) == 2
     questions = [p.question for p in grpo.problems]
     assert len(questions) == len(set(questions)) == 4 and "further responses" not in others
     assert list(dict.fromkeys(p.question for p in sft.problems)) == questions
     kept = {(p.question, p.response) for p in sft.problems}
     assert kept == {(row["question"], row["response"]) for row in rows if row["question"] in questions}
-    assert counts["further responses"] == len(sft) - 4 > 0 and counts["training"] == len(sft)
+    assert read["further responses"] == len(sft) - 4 > 0
     targets, mask = sft.target_batch(np.arange(len(sft)))
     texts = [BYTES.decode(ids[keep]) for ids, keep in zip(targets, mask, strict=True)]
     assert texts == [p.response for p in sft.problems]
