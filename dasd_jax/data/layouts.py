@@ -103,8 +103,8 @@ def _plain(
 
 def _boxed(row: Mapping[str, Any], question: str) -> Fields | Drop:
     text, solution = as_question(row, question), as_text(row, "solution")
-    answer = boxed_answer(text, solution)
-    return unfit(row) or (NOT_ONE_ANSWER if answer is None else checked(text, answer, solution, as_text(row, "hint")))
+    answer, others = boxed_answer(text, solution), (as_text(row, column) for column in ("hint", "response"))
+    return unfit(row) or (NOT_ONE_ANSWER if answer is None else checked(text, answer, solution, *others))
 
 
 def _verl(row: Mapping[str, Any]) -> Fields | Drop:

@@ -240,6 +240,15 @@ def test_a_published_layout_is_known_by_its_columns_and_read(name):
     assert found.read(row) == fields
 
 
+def test_hints_and_responses_are_read_in_deepmath_and_from_problem_answer_on():
+    names = [layout.name for layout in layouts.LAYOUTS]
+    for layout in layouts.LAYOUTS:
+        if layout.name == "deepmath" or names.index(layout.name) >= names.index("problem_answer"):
+            row = {column: "So \\boxed{2}." if "olution" in column else "2" for column in layout.columns}
+            found = layout.read(row | {"hint": "Count.", "response": "It is 2."})
+            assert (found.hint, found.response) == ("Count.", "It is 2."), layout.name
+
+
 DROPPED = {
     "empty question": (dapo(question=" "), "empty question"),
     "no answer": (dapo(answer=None), "no answer"),
