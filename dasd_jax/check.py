@@ -12,8 +12,9 @@ named and not checked.
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,6 +31,7 @@ from dasd_jax.mesh import abstract_mesh, make_mesh
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.param_table import num_params
 from dasd_jax.model.presets import preset
+from dasd_jax.objective.contract import View
 from dasd_jax.run import counts, models, setup, user_files
 from dasd_jax.run.estimate import estimate
 from dasd_jax.run.programs import programs
@@ -39,6 +41,8 @@ from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify.verifier import Verifier
 
 _FIRST, _LAST = 200, 100  # tokens of a long prompt that are printed
+_NO_CONTEXT = "none"
+_MISSING = "no context: it is missing or does not fit; the teacher reads the student's prompt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,12 +225,38 @@ def show_prompts(config: Config, train: PromptSet, tokenizer: Tokenizer) -> None
             continue
         if view.context == contexts.PARTIAL:
             title = f"{title}, at alpha = {arguments['alpha']:.4g} (step 1),"
+        may_be_missing = view.context not in ("", _NO_CONTEXT)  # problems without their default context are dropped
+        if may_be_missing:
+            show_lengths(config, train, title, view, arguments)
         shown_to = train.teacher_batch(batch.example_id, view.context, view.count, group=1, **arguments)
+        if may_be_missing and not shown_to.shown.flat[0]:
+            print(f"\n{title} of the first problem: {_MISSING}")
+            continue
         ids, mask = (x.reshape(-1, x.shape[-1])[0] for x in (shown_to.teacher_prompt, shown_to.teacher_prompt_mask))
         _show_ids(title, ids[mask], tokenizer)
     if not config.method.rollouts:
         target, mask = train.target_batch(batch.example_id[:1])
         _show_ids("reference response", target[0][mask[0]], tokenizer)
+
+
+def show_lengths(config: Config, train: PromptSet, title: str, view: View, arguments: Mapping[str, Any]) -> None:
+    """Prints how long a teacher's prompts with a context of its own are, and how many problems have none that fits.
+
+    Args:
+        arguments: of the makers of contexts.
+    """
+    lengths, missing = [], 0
+    # Each part has the problems of a batch, of which other_problem shows another.
+    for ids in np.array_split(np.arange(len(train)), max(1, len(train) // config.rollout.problems)):
+        batch = train.teacher_batch(ids, view.context, view.count, group=1, **arguments)
+        shown_to = batch.shown.reshape(len(ids), -1)
+        lengths += batch.teacher_prompt_mask.sum(axis=-1).reshape(shown_to.shape)[shown_to].tolist()
+        missing += int((~shown_to.any(axis=1)).sum())
+    of_those = f"{min(lengths):,} to {max(lengths):,} tokens" if lengths else "none"
+    print(
+        f"\n{title} with context {view.context}: {of_those}, of at most rollout.teacher_prompt_length = "
+        f"{config.rollout.teacher_prompt_length:,}; problems without one that fits: {missing:,} of {len(train):,}"
+    )
 
 
 def _show_ids(title: str, ids: np.ndarray, tokenizer: Tokenizer) -> None:

@@ -120,6 +120,34 @@ def test_a_partial_solution_is_shown_as_far_as_the_method_shows_it(look, tmp_pat
     assert (code, error) == (0, "") and partial(said) == (alpha, lines)
 
 
+def test_a_context_of_the_teachers_own_is_measured_and_named_where_it_is_missing(look, tmp_path):
+    """Two problems have no hint and that of a third does not fit; which problem is the first depends on run.seed."""
+    hints = ["", "", "long " * 100, *(f"count{' on' * n}" for n in range(5))]
+    source = jsonl(tmp_path, *(row | {"hint": hint} for row, hint in zip(ROWS, hints, strict=True)))
+    measured = re.compile(
+        r"^teacher prompt with context hint: (\d+) to (\d+) tokens, of at most rollout.teacher_prompt_length = 320; "
+        r"problems without one that fits: (\d) of 7$",
+        re.M,
+    )
+    missing = (
+        "\nteacher prompt of the first problem: no context: it is missing or does not fit; the teacher reads the "
+        "student's prompt\n"
+    )
+    seen = set()
+    for seed in range(4):
+        argv = [TINY, source, *FEW, "--config.objective.context=hint", f"--config.run.seed={seed}"]
+        code, said, error = look(*argv)
+        assert (code, error) == (0, "")
+        train, _, _ = setup.open_prompts(cli.parse(cli.parser(""), argv, quiet=True).config, ByteTokenizer())
+        lengths = [len(problem.hint) for problem in train.problems if 0 < len(problem.hint) < 100]
+        shortest, longest, without = map(int, measured.search(said).groups())
+        assert longest - shortest == max(lengths) - min(lengths) and without == 7 - len(lengths)
+        prompt = re.search(r"^teacher prompt of the first problem, \d+ tokens:\n(.*?)\n  as tokens:", said, re.M | re.S)
+        assert (prompt is None) == (missing in said) and (prompt is None or "count" in prompt[1])
+        seen.add(missing in said)
+    assert seen == {True, False}
+
+
 def test_the_share_of_a_solution_is_that_of_the_runs_first_step(look, tmp_path):
     """Which the method draws by run.seed after the evaluation of step 0 is in the log."""
     atesd, found = "--config=configs/methods.py:tiny,method=atesd", set()
