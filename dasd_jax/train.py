@@ -361,7 +361,7 @@ def say_left_out(run: Run, count: int) -> None:
 
 
 def say_errors(run: Run, step: int, collected: Collected) -> None:
-    """Warns, once for each of them, of reward functions of the user's own that could not judge responses."""
+    """Warns, once for each of them, of scorers that could not judge responses."""
     for name, why in collected.failures().items():
         if name not in run.warned:
             run.warned.add(name)

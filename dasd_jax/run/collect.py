@@ -82,14 +82,20 @@ class Collected:
         }
 
     def failures(self) -> dict[str, str]:
-        """Of each reward function of the user's own that could not judge a response: why, and what comes of it."""
+        """Of each scorer that could not judge a response: why, and what comes of it.
+
+        Answers to mathematics that are expensive without end are common: of scorers that are not the user's own crashes
+        alone are named.
+        """
         ends = {"timeout": "out of time", "memory": "out of memory", "crash": "its process died"}
         found: dict[str, str] = {}
         for problem, verdict in zip(self.problems, self.verdicts, strict=False):  # no verdicts where nothing is sampled
-            if is_own(problem.scorer) and verdict.error in ends and problem.scorer not in found:
-                found[problem.scorer] = (
-                    f"{shown(verdict.detail) or ends[verdict.error]}: the reward is 0; later ones are only counted, in "
-                    f"reward/{verdict.error}_frac of the log"
+            own = is_own(problem.scorer)
+            name = problem.scorer if own else f"{problem.scorer} of {problem.source}"
+            if verdict.error in (ends if own else ["crash"]) and name not in found:
+                found[name] = (
+                    f"{shown(verdict.detail) or ends[verdict.error]}: the reward of such a response is 0; this is said "
+                    f"once, and reward/{verdict.error}_frac in the log is their share"
                 )
         return found
 

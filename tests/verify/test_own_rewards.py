@@ -319,16 +319,23 @@ def test_the_commands_that_show_runs_take_the_same_for_right_and_for_judged():
     assert (records._RIGHT, records._UNJUDGED) == (REWARD_THRESHOLD, UNJUDGED)
 
 
-def test_errors_of_a_function_are_said_once():
+def test_errors_of_a_scorer_are_said_once():
+    """A task's scorer may crash too; that an answer takes a scorer of ours too long is common."""
     said = []
     run = types.SimpleNamespace(display=types.SimpleNamespace(say=said.append), warned=set())
-    verdicts = [Verdict(0.0, 0.0, None, "crash", "ValueError: \x1b[2J"), Verdict(0.0, 0.0, None, "timeout")]
+    verdicts = [Verdict(0.0, 0.0, None, "timeout"), Verdict(0.0, 0.0, None, "crash", "ValueError: \x1b[2J")]
     batch = dataclasses.replace(drawn([0.0, 0.0]), verdicts=verdicts)
-    of_mathematics = dataclasses.replace(batch, problems=[problem("math")] * 2)
-    for step, collected in enumerate((of_mathematics, batch, batch), start=1):
+    of_a_task = dataclasses.replace(batch, problems=[dataclasses.replace(problem("task"), source="gym:x")] * 2)
+    of_both = dataclasses.replace(batch, problems=[problem("mine.py:f"), of_a_task.problems[0]])
+    slow = dataclasses.replace(of_a_task, verdicts=verdicts[:1] * 2)
+    for step, collected in enumerate((slow, of_a_task, of_both, of_both), start=1):
         train.say_errors(run, step, collected)
-    [line] = said
-    assert line.startswith("warning: step 2: data.verifier: mine.py:f: ValueError: ␛[2J: the reward is 0")
+    assert said == [
+        "warning: step 2: data.verifier: task of gym:x: ValueError: ␛[2J: the reward of such a response is 0; this is "
+        "said once, and reward/crash_frac in the log is their share",
+        "warning: step 3: data.verifier: mine.py:f: out of time: the reward of such a response is 0; this is said "
+        "once, and reward/timeout_frac in the log is their share",
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ files
