@@ -278,8 +278,8 @@ def show_memory(config: Config, machine: Machine, model: ModelConfig) -> None:
     Raises:
         UserError: more than a device has is needed in any case, or the mesh cannot split the model.
     """
-    print(f"\nmemory: a device has {_size(machine.memory)}; at least needed, counted without compiling, which")
-    print("would add activations (python -m dasd_jax.compile, for TPU chips):")
+    print(f"\nmemory: a device has {_size(machine.memory)}; needed at least, without activations")
+    print("(python -m dasd_jax.compile counts those too, for TPU chips):")
     for program in programs(config, model, machine.mesh, machine.limit):
         slots = f", {program.slots:,} slots" if program.slots else ""
         print(f"    {program.name:12} {_size(program.least):>12}{slots}")
@@ -307,7 +307,7 @@ def show_amounts(config: Config, evaluated: int) -> None:
     print(f"\nsteps: {run.steps:,} of {each}, {run.steps * config.optim.minibatches:,} updates")
     many = f"{evaluated:,} problems" if evaluated else "all problems"
     print(f"evaluations: {len(all_of.evaluations):,}, each of {many} × {run.eval_samples} answers")
-    print(f"tokens of responses, at most, every one of {group.max_new_tokens:,}:")
+    print(f"tokens of responses, if each has the full {group.max_new_tokens:,}:")
     again = f", and up to {group.resample} times as many again (rollout.resample)" if group.resample else ""
     answered = f"{all_of.answered:,}" if evaluated else "not known"
     print(f"    generated {all_of.generated:,}{again}; in evaluations {answered}")

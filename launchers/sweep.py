@@ -2,7 +2,7 @@
 
 The points come from get_sweep() in the sweep file (see configs/sweeps/common.py). Each is one training run with a
 workdir in DIR that is named after its overrides; its output goes to a .log. Points whose workdir holds done.json are
-skipped, and refused if its config.json is not the point's config, or names another content of its files. A failed point
+skipped, and refused if its config.json is not the point's config, or if its files have changed since. A failed point
 does not stop the others. Finally a table is printed; the exit code is 1 if a point failed.
 
 --dry-run prints the command of every point, which can be run by hand. With --slices=FILE each point runs on its own TPU

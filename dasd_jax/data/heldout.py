@@ -36,8 +36,8 @@ def split_heldout(problems: Sequence[Problem], num_heldout: int) -> tuple[list[P
     if len(chosen) < num_heldout:
         possible = len(chosen) or min(map(len, groups.values()))
         raise UserError(
-            f"data.heldout: {num_heldout}: problems that differ in the order of their numbers alone stay together, and "
-            f"no choice of such groups has as many: expected {possible}, for example"
+            f"data.heldout: {num_heldout}: problems that differ in the order of their numbers alone stay together: "
+            f"exactly {num_heldout} cannot be held out without splitting such a group: expected {possible}, for example"
         )
     back = (problem for place, problem in enumerate(ordered[:num_heldout]) if place not in chosen)
     train = [next(back) if place in chosen else ordered[place] for place in range(num_heldout, len(ordered))]

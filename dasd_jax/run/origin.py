@@ -150,7 +150,7 @@ def load(
     if other := _first_other(config, Path(origin.run), _DRAWS):
         data = f"the data begin anew, since {other[0]} differs"
     elif type(drawn) is not int or not (theirs := hosts.from_main(lambda: _trained_on(Path(origin.run)))):
-        data = "the data begin anew, since an older version does not say where it was"
+        data = "the data begin anew: that run was written by an older version, which did not record its place in them"
     elif theirs != problems[user_files.TRAINED_ON]:
         data = f"the data begin anew, since the {user_files.TRAINED_ON} differ"
     else:

@@ -46,8 +46,8 @@ def open_problems(config: Config) -> tuple[list[Problem], list[Problem], dict[st
     named = [verifier_of(spec) for spec in (*config.data.sources, *config.data.benchmarks)]
     if config.data.verifier and all(named):
         raise UserError(
-            f"data.verifier: {config.data.verifier!r}: would judge no problem, since every source names its own, "
-            f"verifier={', '.join(sorted(set(named)))}: expected a source without one, or no data.verifier"
+            f"data.verifier: {config.data.verifier!r}: has no effect: every source sets verifier= itself "
+            f"({', '.join(sorted(set(named)))}): expected a source that does not, or no data.verifier"
         )
     if benchmarks:
         same = {"in a benchmark": normalise, "in a benchmark but for the order of their numbers": twins}

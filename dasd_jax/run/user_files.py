@@ -90,8 +90,8 @@ def check_same(config: Config, theirs: dict[str, Any], workdir: Path) -> None:
     for name, sha256 in of(config).items():
         if before.get(name) != sha256:
             raise UserError(
-                f"--workdir: {workdir} belongs to a run with another content of {name}, of sha256 "
-                f"{str(before.get(name)):.12}… and not {sha256:.12}…: expected the same file, or another --workdir"
+                f"--workdir: {name} has changed since the run in {workdir} began, with sha256 "
+                f"{str(before.get(name)):.12}… and not {sha256:.12}…: expected the file as it was, or another --workdir"
             )
 
 
@@ -110,8 +110,9 @@ def check_problems(mine: dict[str, str], theirs: dict[str, Any], workdir: Path) 
     for name, sha256 in mine.items():
         if before.get(name, sha256) != sha256:
             raise UserError(
-                f"--workdir: {workdir} belongs to a run with other {name}, of sha256 {str(before[name]):.12}… and not "
-                f"{sha256:.12}…: expected the files of problems and tokenizer as they were, or another --workdir"
+                f"--workdir: {name} have changed since the run in {workdir} began, with sha256 "
+                f"{str(before[name]):.12}… and not {sha256:.12}…: expected the files of problems and tokenizer as they "
+                "were, or another --workdir"
             )
 
 

@@ -228,6 +228,6 @@ def test_a_run_counts_what_it_leaves_out_and_records_the_file(tmp_path):
     user_files.check_same(config, user_files.as_written(config, mine), tmp_path)
     theirs = user_files.as_written(config, mine)
     bank(tmp_path, LINES)
-    with pytest.raises(UserError, match="^--workdir: .* another content of .*bank.jsonl"):
+    with pytest.raises(UserError, match="^--workdir: .*bank.jsonl has changed since the run in .* began"):
         user_files.check_same(config, theirs, tmp_path)
     assert user_files.of(tiny.config(f"data.skills={named}")) == {}  # a method that is shown none of it

@@ -105,7 +105,7 @@ def test_a_damaged_record_is_one_line(content, tmp_path):
         ({user_files.TRAINED_ON: "b"}, (), "the data begin anew, since the training problems differ", 0),
         ({user_files.TRAINED_ON: "a"}, ("run.seed=1",), "the data begin anew, since run.seed differs", 0),
         ({user_files.TRAINED_ON: "a"}, ("rollout.problems=4",), "anew, since rollout.problems differs", 0),
-        (None, (), "the data begin anew, since an older version does not say where it was", 0),
+        (None, (), "that run was written by an older version, which did not record its place in them", 0),
     ],
 )
 def test_the_data_go_on_where_the_same_problems_are_drawn(theirs, overrides, said, batches, first, mesh):

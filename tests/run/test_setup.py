@@ -193,7 +193,7 @@ def test_a_verifier_that_would_judge_no_problem_is_one_line(files):
     source, *benchmarks = files
     named = f"{source}?verifier=math"
     with pytest.raises(
-        UserError, match="^data.verifier: 'numeric': would judge no problem, .* verifier=math: expected a"
+        UserError, match=r"^data.verifier: 'numeric': has no effect: every source sets verifier= itself \(math\): ex"
     ):
         setup.open_problems(tiny([named], [], "data.verifier=numeric", "data.heldout=2"))
     setup.open_problems(tiny([named], benchmarks, "data.verifier=numeric"))

@@ -84,7 +84,9 @@ def test_a_run_does_not_go_on_with_other_problems_behind_the_same_name(what, pro
     monkeypatch.setattr("dasd_jax.hosts.leave", lambda code, line: said.append((code, line)))
     tiny.command(monkeypatch)(*words(config, folder))
     [(code, line)] = said
-    assert code == 2 and line.startswith(f"error: --workdir: {folder} belongs to a run with other training problems, ")
+    assert code == 2 and line.startswith(
+        f"error: --workdir: training problems have changed since the run in {folder} began, "
+    )
     assert "\n" not in line and (folder / "config.json").read_bytes() == before
 
 
@@ -96,7 +98,7 @@ def test_a_run_goes_on_with_the_same_files_and_one_of_an_older_version_without_t
     user_files.check_problems(mine, user_files.as_written(config, {}), tmp_path)
     for name in mine:
         with pytest.raises(
-            UserError, match=f"belongs to a run with other {name}, of sha256 0… and not {mine[name]:.12}"
+            UserError, match=f"{name} have changed since the run in .* began, with sha256 0… and not {mine[name]:.12}"
         ):
             user_files.check_problems(mine, user_files.as_written(config, {}, mine | {name: "0"}), tmp_path)
 
@@ -127,7 +129,9 @@ def test_a_checkpoint_is_not_asked_other_problems_than_its_run_was(command, prob
     [asked, *_] = setup.open_problems(config)[1]
     next(row for row in rows if row["question"] == asked.question)["answer"] = "7"
     written(problems, rows)
-    with pytest.raises(UserError, match=f"^--workdir: {folder} belongs to a run with other problems to evaluate, of "):
+    with pytest.raises(
+        UserError, match=f"^--workdir: problems to evaluate have changed since the run in {folder} began, "
+    ):
         command.main([f"--workdir={folder}"])
     with pytest.raises(LookupError):
         command.main([f"--workdir={folder}", f"--config.data.benchmarks=('jsonl:{problems}',)"])

@@ -468,4 +468,4 @@ def test_a_run_learns_from_graded_rewards_and_goes_on_with_their_file_alone(tmp_
     assert train_(*words) == 0 and "holds a finished run" in capfd.readouterr().out
     path.write_text(GRADED + "\n")
     assert train_(*words) == 2
-    assert f"another content of {path}" in capfd.readouterr().err
+    assert f"{path} has changed since the run in {workdir} began" in capfd.readouterr().err
