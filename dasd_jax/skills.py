@@ -41,17 +41,17 @@ def main(argv: list[str]) -> None:
     finished = [each for each in found if each.finished]
     judged = [each.response for each in finished if each.judged]
     bank = made(judged, int(given.max_chars))
-    unjudged = len(finished) - len(judged)
-    left_out = f"; {unjudged} left out: the verifier came to no verdict" if unjudged else ""
     if not bank:
         raise UserError(
-            f"RUN: {run}: {len(finished)} of {len(found)} responses are finished{left_out}, and none of those has at "
+            f"RUN: {run}: {len(judged)} of {len(found)} responses are finished and judged, and none of those has at "
             f"most --max_chars = {given.max_chars} characters: raise the run's rollout.max_new_tokens, or --max_chars"
         )
     with files.replacing(output, "--output") as draft:
         draft.write_text("".join(map(files.json_line, bank)), encoding="utf-8")
     skills = sum("skill" in line for line in bank)
-    made_of = f"{len(judged)} finished responses of {len(found)}{left_out}"
+    made_of = f"{len(judged)} finished responses of {len(found)}"
+    if unjudged := len(finished) - len(judged):
+        made_of += f"; {unjudged} left out: the verifier came to no verdict"
     print(f"{output}: skills: {skills}, mistakes: {len(bank) - skills}, made of {made_of}")
 
 

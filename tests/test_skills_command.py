@@ -120,7 +120,7 @@ def test_unfinished_responses_and_conversations(tmp_path, capsys):
         (["--output={}/bank.jsonl", "--max_chars=0"], "--max_chars: 0: expected a whole number"),
         (
             ["--output={}/bank.jsonl", "--max_chars=1"],
-            "RUN: .*: 16 of 16 responses are finished, and none of those has at most --max_chars = 1 ",
+            "RUN: .*: 16 of 16 responses are finished and judged, and none of those has at most --max_chars = 1 ",
         ),
         (
             ["--output={}/bank.jsonl", "--answers=eval/7.jsonl"],

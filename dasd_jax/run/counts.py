@@ -33,7 +33,6 @@ def lines(
 
 
 def _taken(prompts: PromptSet) -> str:
-    whole = prompts.given.total()
-    return ", ".join(
-        filter(None, [f"{len(prompts):,}{f' of {whole:,}' if len(prompts) < whole else ''}", listed(prompts.counts)])
-    )
+    taken, whole = f"{len(prompts):,}", prompts.given.total()
+    of_whole = f"{taken} of {whole:,}" if len(prompts) < whole else taken
+    return ", ".join(filter(None, [of_whole, listed(prompts.counts)]))
