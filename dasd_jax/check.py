@@ -2,8 +2,8 @@
 
 Loads the problems, the tokenizer and the headers of the weights, and prints what the model and its teachers will read,
 which problems are left out and why, the memory that can be counted without compiling, and how much the run samples,
-scores and trains at most. Reward functions of your own are called once. Exit code 2 with one line for the first thing
-that has to be mended. Nothing is written.
+scores and trains at most. Reward functions of your own are called once. Exit code 2 with one line for the first problem
+that has to be fixed. Nothing is written.
 
 With --topology the run is meant for that slice of TPU chips: weights and problems that are not on this machine are
 named and not checked.
@@ -98,7 +98,7 @@ def check(config: Config, machine: Machine) -> None:
     """Prints all of it, under the mesh of the machine.
 
     Raises:
-        UserError: the first thing that has to be mended.
+        UserError: the first problem that has to be fixed.
     """
     setup.check_rows(config, machine.mesh)
     model = open_architecture(config, machine)

@@ -5,7 +5,7 @@ absl and ml_collections answer an unknown key with a page of traceback and exit 
     --config=FILE.py[:ARG]           a file with get_config(arg) → ConfigDict, the name of a shipped one, or the
                                      config.json of a run, which evaluate and generate take from --workdir where no
                                      other is given
-    --config.GROUP.FIELD=VALUE       an override, read as the type that the field has; a space does for the =
+    --config.GROUP.FIELD=VALUE       an override, read as the field's type; a space may replace the =
     --help-config [GROUP or word]    the fields, with their values under this command line
     --print-config                   the resolved configuration, as config.json holds it
 """
@@ -64,7 +64,7 @@ def parser(description: str, of_a_run: bool = False) -> argparse.ArgumentParser:
     flags.add_argument("--config", required=not of_a_run, metavar="FILE.py|NAME[:ARG]", help=source)
     flags.add_argument("--workdir", metavar="DIR", help="folder of the run (default: runs/NAME of the config)")
     flags.add_argument(
-        "--help-config", action=_Show, nargs="?", metavar="WORD", help="explain the fields of a group, or about a word"
+        "--help-config", action=_Show, nargs="?", metavar="WORD", help="explain a group's fields, or those about a word"
     )
     flags.add_argument("--print-config", action=_Show, nargs=0, help="print the resolved configuration as JSON")
     return flags
@@ -205,9 +205,9 @@ def _json_config(path: str) -> Raw:
     try:
         raw = json.loads(Path(path).read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"--config: {path} is no JSON that can be read: {error}") from error
+        raise UserError(f"--config: {path} is not valid JSON: {error}") from error
     if not isinstance(raw, dict):
-        raise UserError(f"--config: {path} holds no object: expected the config.json of a run")
+        raise UserError(f"--config: {path} is not a JSON object: expected the config.json of a run")
     # What stands beside the groups is made anew where it is used.
     return {group: fields for group, fields in raw.items() if group not in config_module.BESIDE}
 

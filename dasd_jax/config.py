@@ -60,7 +60,7 @@ class ModelGroup(Fields):
     sha256: str = field("", SHA256, "expected checksum of a .gguf file; empty: not checked")
     preset: str = field("", anything("a name"), "architecture of random weights, as qwen3_tiny; empty: from `weights`")
     tokenizer: str = field("", anything("a path, or byte"), ".gguf, .model or .json file; empty: from `weights`")
-    compute_dtype: str = field("bfloat16", one_of(*_DTYPES), "of products and cache; parameters stay float32")
+    compute_dtype: str = field("bfloat16", one_of(*_DTYPES), "of matrix products and KV cache; parameters stay float32")
     attention: str = field("auto", one_of(*_KERNELS), "auto: in bfloat16 splash on TPU and cudnn on GPU, otherwise xla")
     remat: str = field(
         "auto", one_of(*_REMATS), "computed again for gradients; auto: dots (not products) on CPU, else full"
@@ -77,15 +77,15 @@ class DataGroup(Fields):
     benchmarks: tuple[str, ...] = field((), _ONCE, "specs as in sources: evaluated, and never trained on")
     heldout: int = field(128, at_least(0), "problems never trained on; evaluated unless there are benchmarks")
     shots: int = field(0, at_least(0), "worked examples before the problem: training problems with solution and answer")
-    instruction: str = field("boxed", wordings.allowed("instruction"), "how the answer is asked for (docs/data.md)")
+    instruction: str = field("boxed", wordings.allowed("instruction"), "answer-format instruction (docs/data.md)")
     system: str = field("", wordings.allowed("system"), "the system turn; empty: the chat template's own")
     privileged: str = field("answer", one_of(*PRIVILEGED), "what a teacher is shown; sibling: a verified rollout")
     privileged_wording: str = field(wordings.DEFAULT, wordings.allowed("privileged_wording"), "how a context is shown")
     transition: str = field("default", wordings.allowed("transition"), "sentence after the context; default: its own")
     skills: str = field("", anything("a .jsonl file or nothing"), "bank of skills and mistakes that a teacher is shown")
     verifier: str = field("", _JUDGES, "what judges responses; empty: math, or a task's own scorer")
-    thinking: str = field("default", one_of("default", "on", "off"), "told to chat templates that know it")
-    now: str = field("", MOMENT, "told to chat templates that ask for the date; empty: when the run starts")
+    thinking: str = field("default", one_of("default", "on", "off"), "enable_thinking for chat templates that use it")
+    now: str = field("", MOMENT, "date for chat templates that print one; empty: first start of the run")
 
     def __post_init__(self):
         super().__post_init__()
@@ -110,20 +110,20 @@ class RolloutGroup(Fields):
 
     group: ClassVar[str] = "rollout"
 
-    problems: int = field(128, at_least(1), "problems a rollout batch")
+    problems: int = field(128, at_least(1), "problems per rollout batch")
     rollouts: int = field(8, span(2, _MAX_SAMPLES), "responses to each problem; an advantage needs a group")
     prompt_length: int = field(1024, at_least(1, "tokens"), "problems with a longer student's prompt are left out")
     teacher_prompt_length: int = field(1536, at_least(1, "tokens"), "problems with a longer teacher's are left out")
-    max_new_tokens: int = field(8192, at_least(1, "tokens"), "tokens a response")
+    max_new_tokens: int = field(8192, at_least(1, "tokens"), "maximum tokens per response")
     temperature: float = field(1.0, above(0), "statistics are of log_softmax(logits / temperature)")
     top_k: int = field(0, exactly(0, "in training"), "a truncated sample has no matching score pass")
     top_p: float = field(1.0, exactly(1.0, "in training"), "as for top_k")
-    resample: int = field(0, at_least(0, "batches", off=True), "more a step, to replace groups of equal rewards")
+    resample: int = field(0, at_least(0, "batches", off=True), "extra batches per step to replace equal-reward groups")
     slots: int = field(0, at_least(0), "rows that a device decodes at a time; 0: as many as fit")
-    weights: str = field("compute", one_of(*_ROUNDED), "that sample: in model.compute_dtype or int8 (docs/numerics.md)")
-    cache: str = field("compute", one_of(*_ROUNDED), "keys and values while sampling: in model.compute_dtype or int8")
+    weights: str = field("compute", one_of(*_ROUNDED), "when sampling: model.compute_dtype or int8 (docs/numerics.md)")
+    cache: str = field("compute", one_of(*_ROUNDED), "KV cache when sampling: model.compute_dtype or int8")
     verifier_workers: int = field(8, span(1, 1024, "processes"), "processes that score answers")
-    verifier_deadline_s: float = field(5.0, span(0.05, 3600, "seconds"), "CPU time an answer; more is wrong")
+    verifier_deadline_s: float = field(5.0, span(0.05, 3600, "seconds"), "CPU time per answer; above it, reward 0")
     verifier_memory_mb: int = field(2048, span(512, 2**20, "MiB"), "address space of a verifier process")
 
     @property
@@ -139,19 +139,21 @@ class RolloutGroup(Fields):
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveGroup(Fields):
-    """The method, the fields that all methods share, and those of its own."""
+    """The method, the fields that all methods share, and the method's own fields."""
 
     group: ClassVar[str] = "objective"
 
     method: str = field("dasd", one_of(*METHODS), "how a token's credit is computed; docs/methods.md")
-    clip_low: float = field(0.2, inside(0, 1), "ratios below 1 - clip_low stop counting")
-    clip_high: float = field(0.2, above(0), "ratios above 1 + clip_high stop counting")
-    clip_dual: float = field(0.0, _RATIO, "bound of ratios of A < 0")
+    clip_low: float = field(0.2, inside(0, 1), "PPO clips the policy ratio at 1 - clip_low")
+    clip_high: float = field(0.2, above(0), "PPO clips the policy ratio at 1 + clip_high")
+    clip_dual: float = field(0.0, _RATIO, "upper bound of the ratio of tokens with a negative advantage (dual clip)")
     tis: float = field(0.0, _RATIO, "cap of a token's weight p(score pass) / p(sampler); 2 for int8 rollouts")
     row_ratio_max: float = field(0.0, _RATIO, "rows with a geometric mean of it above this or below 1/this drop out")
-    truncated: str = field("zero", one_of("zero", "score", "drop_from_loss"), "what an unfinished response is worth")
+    truncated: str = field(
+        "zero", one_of("zero", "score", "drop_from_loss"), "unfinished responses: 0, as scored, or out of loss"
+    )
     overlong_tokens: int = field(0, at_least(0, "tokens", off=True), "before the limit, over which up to ½ is deducted")
-    token_chunk: int = field(1024, at_least(1, "tokens"), "tokens a device whose logits exist at one time")
+    token_chunk: int = field(1024, at_least(1, "tokens"), "tokens per device whose logits are in memory at once")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +171,7 @@ class OptimGroup(Fields):
     eps: float = field(1e-8, above(0), "added to the root of Adam's second moment")
     grad_clip: float = field(1.0, above(0), "global norm to which a larger gradient is scaled")
     moment_dtype: str = field("float32", one_of(*_DTYPES), "of Adam's first moment")
-    minibatches: int = field(4, at_least(1), "optimiser steps a rollout batch; divides rollout.problems")
+    minibatches: int = field(4, at_least(1), "optimiser steps per rollout batch; divides rollout.problems")
     microbatches: int = field(1, at_least(1), "parts of a minibatch, or of its groups, whose gradients are summed")
 
 
@@ -195,7 +197,7 @@ class RunGroup(Fields):
     eval_samples: int = field(16, span(1, _MAX_SAMPLES), "responses to each of them (K of Avg@K and Pass@k)")
     eval_temperature: float = field(1.0, at_least(0), "0: the most likely token")
     eval_top_k: int = field(0, at_least(0), "most likely tokens that are sampled from; 0: all")
-    eval_top_p: float = field(0.9, _SHARE, "probability that is sampled from")
+    eval_top_p: float = field(0.9, _SHARE, "top-p: probability mass of the tokens that are sampled from")
     logged_rollouts: int = field(4, at_least(0), "rollouts a step written to samples.jsonl, token by token")
     samples_mb: float = field(256.0, at_least(0, "MiB", off=True), "size of samples.jsonl, shared evenly by all steps")
     profile_step: int = field(0, at_least(0, off=True), "the step whose jax.profiler trace is written to profile/")
@@ -240,24 +242,16 @@ class Config:
 
     def __post_init__(self):
         data, rollout, optim, run = self.data, self.rollout, self.optim, self.run
+        whole, parts = rollout.problems % optim.minibatches == 0, optim.microbatches
+        responses = rollout.problems * self.rollouts // optim.minibatches
         overlong, limit = self.objective.overlong_tokens, rollout.max_new_tokens
         views = self.method.views(self.hp).values()
         siblings = max((view.count for view in views if "sibling" in view.context), default=1)
         for name, value, fits, expected in (
             ("data.sources", data.sources, data.sources, "at least one source"),
             ("data.heldout", data.heldout, data.heldout or data.benchmarks, "at least 1 problem, or data.benchmarks"),
-            (
-                "rollout.problems",
-                rollout.problems,
-                rollout.problems % optim.minibatches == 0,
-                f"a multiple of optim.minibatches = {optim.minibatches}",
-            ),
-            (
-                "optim.microbatches",
-                optim.microbatches,
-                rollout.problems * self.rollouts % (optim.minibatches * optim.microbatches) == 0,
-                f"a divisor of a minibatch's {rollout.problems * self.rollouts // optim.minibatches} responses",
-            ),
+            ("rollout.problems", rollout.problems, whole, f"a multiple of optim.minibatches = {optim.minibatches}"),
+            ("optim.microbatches", parts, responses % parts == 0, f"a divisor of a minibatch's {responses} responses"),
             ("objective.overlong_tokens", overlong, overlong <= limit, f"at most rollout.max_new_tokens = {limit}"),
             (
                 "rollout.rollouts",

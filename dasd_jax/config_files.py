@@ -12,7 +12,7 @@ A configuration file has a function get_config(arg) that returns the groups of f
 
 Those that come with the program are the folder configs/ of the repository, `configs` of an installed package; a name
 such as qwen_math stands for them from any folder. They are loaded by their path and never imported, so that none of
-their names can stand in the way of a module.
+their names can shadow a module.
 """
 
 import difflib
@@ -74,7 +74,7 @@ def located(given: str) -> str:
     near = difflib.get_close_matches(stem, names(), n=1)
     meant = f"; did you mean --config={near[0]}?" if near else ""
     raise UserError(
-        f"--config: {given} is no Python file: expected one with get_config(arg), the config.json of a run, or the "
+        f"--config: {given} is not a Python file: expected one with get_config(arg), the config.json of a run, or the "
         f"name of a shipped one: {', '.join(names())}{meant}"
     )
 
@@ -87,7 +87,7 @@ def call_file(flag: str, path: str, function: str, *args: str) -> Any:
     """
     if not os.path.isfile(path) or not path.endswith(".py"):
         raise UserError(
-            f"{flag}: {path} is no Python file: expected one with {function}({', '.join(args and ['arg'])})"
+            f"{flag}: {path} is not a Python file: expected one with {function}({', '.join(args and ['arg'])})"
         )
     # A person's file may import its neighbours, as `configs.mine`, from wherever the command is run. Beside shipped
     # ones lie modules of the package, whose names must not become those of top-level modules.

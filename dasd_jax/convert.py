@@ -45,9 +45,9 @@ def main(argv: list[str]) -> None:
     print(f"{param_table.num_params(model) / 1e6:.1f} M parameters from {source}")
     print(f"written to {output}" + ("" if tokenizer else ", without a tokenizer; pass --tokenizer to include one"))
     if asked.format == "hf" and not hf_rope.fits_version4(model):
-        print("its YaRN factor times the original context is no whole number: it needs transformers 4.57 or later")
+        print("its YaRN factor times the original context is not a whole number: transformers 4.57 or later is needed")
     if not ids.eos:
-        print("no file names the id that ends a text: generation does not stop before its limit")
+        print("no file names an end-of-text token: generation stops only at its length limit")
 
 
 def _source(path: Path) -> tuple[Path, str]:

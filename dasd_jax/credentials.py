@@ -1,4 +1,4 @@
-"""Secrets are kept out where words come in: from a command line, a config file, a file of flags."""
+"""Refuses secrets in user input: a command line, a config file, a file of flags."""
 
 import os
 import re
@@ -39,6 +39,6 @@ def refuse_secrets(words: Iterable[str], where: str = "the command line") -> Non
         named = named and not word.startswith("--secret=")
         if named or _SECRET_SHAPE.search(word) or any(value in word for value in values):
             raise UserError(
-                f"a secret stands in {where}: expected it in the environment alone "
+                f"a secret is in {where}: expected it only in the environment "
                 "(launchers.tpu_vm: --secret=VARIABLE, without its value)"
             )

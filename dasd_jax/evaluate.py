@@ -4,7 +4,7 @@ Answers data.benchmarks, or the held-out problems of data.sources, run.eval_samp
 standard error over problems, Pass@k, length, truncation and how the answers are written (docs/health.md), for each
 benchmark and their mean; writes eval/<step>.json, and eval/<step>.jsonl with every answer. After an interruption, the
 same command resumes after the problems already answered. On several hosts run the same command on each, with a shared
-workdir. --health makes the figures of a past evaluation again from the answers that it kept.
+workdir. --health computes the figures of a past evaluation again from its stored answers.
 
 Settings come from config.json in DIR, where the run left it; --config.GROUP.FIELD=VALUE changes them, for example
 run.eval_samples or data.benchmarks. With --config they come from that file, which has to agree with config.json about
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
         "--checkpoint", default="", metavar="STEP", help="step, best, path, or start for untrained (default: newest)"
     )
     flags.add_argument(
-        "--health", action="store_true", help="read the kept answers of a past evaluation again, without the model"
+        "--health", action="store_true", help="compute the figures again from the stored answers, without the model"
     )
     hosts.add_flags(flags)
     command = cli.parse(flags, argv)
@@ -134,8 +134,8 @@ def read_again(workdir: Path, which: str) -> None:
         found = [int(path.stem) for path in folder.glob("*.jsonl") if path.stem.isdecimal()]
         if not which and not found:
             raise UserError(
-                f"--health: {folder} holds no evaluation of a step with its answers: expected one, which the command "
-                "makes without --health, or --checkpoint"
+                f"--health: {folder} holds no evaluation of a step with stored answers: expected one, made by the "
+                "command without --health, or --checkpoint"
             )
         which = checkpoint.find(workdir, which).name if which else str(max(found))
         which = str(int(which)) if which.isdecimal() else which
@@ -143,8 +143,8 @@ def read_again(workdir: Path, which: str) -> None:
     kept = path.with_suffix(".jsonl")
     if not path.exists() or not kept.exists():
         raise UserError(
-            f"--health: {kept} and {path.name} are not both there: expected --checkpoint to name an evaluation that "
-            "kept its answers, which those of this version do"
+            f"--health: {kept} and {path.name} must both exist: expected --checkpoint to name an evaluation that "
+            "kept its answers, as this version does"
         )
     problems, answers = {}, []
     with files.reading(kept, "--workdir"):

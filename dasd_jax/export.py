@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     if output.is_dir() or output.suffix != ".csv":
         raise UserError(f"--output: {asked.output}: expected a file that ends in .csv")
     if twice := [run for run in asked.runs if asked.runs.count(run) > 1]:
-        raise UserError(f"RUN: {twice[0]} stands there twice: expected each run once")
+        raise UserError(f"RUN: {twice[0]} is given twice: expected each run once")
     files.check_writable(output.parent, "--output")
     logs = {run: _lines(Path(run).expanduser()) for run in asked.runs}
     names = sorted({name for lines in logs.values() for line in lines for name in line} - {"step"})

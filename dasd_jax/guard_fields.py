@@ -10,11 +10,11 @@ _LEVEL = at_least(0, off=True)
 
 @dataclasses.dataclass(frozen=True)
 class GuardsGroup(Fields):
-    """When a run warns of its own numbers, and when it stops; a level of 0 is off (docs/reliability.md)."""
+    """When a run warns about its metrics, and when it stops; a level of 0 is off (docs/reliability.md)."""
 
     group: ClassVar[str] = "guards"
 
-    window: int = field(5, at_least(1), "steps whose means the guards below look at")
+    window: int = field(5, at_least(1), "steps over which the guards below average")
     on_collapse: str = field("stop", one_of("stop", "anneal"), "at a stop level: stop, or halve the teacher's weight")
     entropy_warn: float = field(0.05, _LEVEL, "nats a token; warns when the policy's mean entropy is below this")
     entropy_stop: float = field(0.005, _LEVEL, "nats a token; acts as `on_collapse` says below this")
@@ -38,7 +38,7 @@ class GuardsGroup(Fields):
     equal_rewards_stop: float = field(0.0, _LEVEL, "steps in a row whose groups have equal rewards; stops above this")
     logp_gap_mean_warn: float = field(0.01, _LEVEL, "nats, mean |sampler - score pass|; warns above this")
     logp_gap_mean_max: float = field(0.02, above(0, "nats"), "the same of one step; stops before its update above this")
-    logp_gap_p999_max: float = field(0.5, above(0, "nats"), "99.9th percentile of one step; stops before its update")
+    logp_gap_p999_max: float = field(0.5, above(0, "nats"), "its 99.9th percentile; stops before the update above this")
     int8_gap_mean_warn: float = field(0.06, _LEVEL, "nats, as logp_gap_mean_warn where rollouts are in int8")
     int8_gap_mean_max: float = field(0.12, above(0, "nats"), "as logp_gap_mean_max where rollouts are in int8")
     int8_gap_p999_max: float = field(2.5, above(0, "nats"), "as logp_gap_p999_max where rollouts are in int8")

@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
     flags.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, finished or not")
     flags.add_argument("--output", required=True, metavar="FILE.html", help="the page; a file of that name is replaced")
     flags.add_argument(
-        "--max_mb", default="15", metavar="MB", help="largest size in 10^6 bytes; beyond it steps lose their rollouts"
+        "--max_mb", default="15", metavar="MB", help="size limit in 10^6 bytes; rollouts of some steps are dropped"
     )
     given = flags.parse_intermixed_args(argv)
     output, max_mb = Path(given.output).expanduser(), _megabytes(given.max_mb)

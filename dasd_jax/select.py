@@ -8,7 +8,7 @@ difference of the scores decide.
 
 Writes DIR/selected.jsonl, which objective.method=sft trains on as jsonl:DIR/selected.jsonl, DIR/selected.json with what
 was chosen and why, and DIR/scores.jsonl. After an interruption the same command resumes after the versions already
-scored. With the first two renamed and other --quantiles it decides anew from the scores, without the model. On several
+scored. With the first two renamed, other --quantiles select again from the scores, without the model. On several
 hosts run the same command on each, with a shared DIR.
 """
 
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
         "--quantiles",
         default="0.25,0.75",
         metavar="LOW,HIGH",
-        help="of the score of A less that of B: B alone below LOW, A alone above HIGH (default: 0.25,0.75)",
+        help="of score(A) - score(B): only B below LOW, only A above HIGH, else both (default: 0.25,0.75)",
     )
     hosts.add_flags(flags)
     command = cli.parse(flags, argv)
@@ -233,7 +233,7 @@ def _check_replaceable(output: Path, settings: dict[str, Any]) -> None:
             theirs = formats.read_object(report)["settings"]
             check_same(theirs, settings, report, f"renamed to keep both, as well as {data.name}", "--output")
     elif data.exists():
-        raise UserError(f"--output: {data} lies there without {report.name}: expected it renamed as well, or removed")
+        raise UserError(f"--output: {data} exists without {report.name}: expected it renamed as well, or removed")
 
 
 def table(report: dict[str, Any], width: int | None) -> str:

@@ -1,7 +1,7 @@
 """Makes a bank of skills and mistakes of a run's answers: python -m dasd_jax.skills RUN --output=bank.jsonl
 
 RUN is the --workdir of a run. Of every problem in its samples.jsonl a right response becomes a skill, a worked example,
-and a wrong one a mistake, the reader of which is told that its answer is wrong. No model writes or judges anything:
+and a wrong one a mistake, with a note that its answer is wrong. No model writes or judges anything:
 docs/data.md says which responses are chosen and what a bank is for.
 """
 

@@ -2,8 +2,8 @@
 
 Writes in the workdir: config.json, metrics.jsonl, tensorboard/, samples.jsonl, verdicts.jsonl, checkpoints/, heldout/,
 and done.json last. The same command again goes on from the last checkpoint. On several hosts the same command runs on
-each, with a workdir that all of them share. With a larger run.steps a finished run goes on; what else may change on the
-way, and is then noted in changes.jsonl: docs/reliability.md. --from=RUN[:STEP] starts a new run from a checkpoint of
+each, with a workdir that all of them share. With a larger run.steps a finished run goes on; docs/reliability.md lists
+what else may change, which changes.jsonl then records. --from=RUN[:STEP] starts a new run from a checkpoint of
 another one.
 """
 

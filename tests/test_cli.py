@@ -221,7 +221,7 @@ def test_a_config_file_is_told_which_method_has_a_field(refused, tmp_path):
 def test_other_failures_of_a_config_file_are_one_line_too(refused, tmp_path):
     path = config_file(tmp_path, "1 / 0")
     assert refused(f"--config={path}") == f"--config: {path} failed: ZeroDivisionError: division by zero"
-    assert refused(f"--config={tmp_path}/none.py").startswith(f"--config: {tmp_path}/none.py is no Python file")
+    assert refused(f"--config={tmp_path}/none.py").startswith(f"--config: {tmp_path}/none.py is not a Python file")
     for text in ("", "[]", "{", "[" * 100_000, '{"run": 3}', "{}"):
         (tmp_path / "config.json").write_text(text)
         refused(f"--config={tmp_path}/config.json")
@@ -308,4 +308,4 @@ def test_nothing_that_explains_shows_a_secret(refused, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "planted-by-the-test")
     path = config_file(tmp_path, "config.model.weights = 'planted-' + 'by-the-test'")
     for word in ("--help-config", "--print-config"):
-        assert refused(f"--config={path}", word).startswith("a secret stands in the configuration")
+        assert refused(f"--config={path}", word).startswith("a secret is in the configuration")

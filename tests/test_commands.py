@@ -129,7 +129,7 @@ def test_a_secret_is_refused_at_the_door_and_not_repeated(place, refused, monkey
     )
     args = [word.replace("CONFIG", str(config)) for word in SECRET_PLACES[place]]
     error = refused(f"--workdir={tmp_path / 'w'}", *args)
-    assert error.startswith("error: a secret stands in ") and "planted" not in error
+    assert error.startswith("error: a secret is in ") and "planted" not in error
     assert not (tmp_path / "w").exists()
 
 
@@ -338,7 +338,7 @@ def test_files_that_are_not_what_they_should_be_are_one_line_each(refused, tmp_p
         ([TINY, f"--config.data.sources=('jsonl:{lines}',)"], f"data.sources: 'jsonl:{lines}': {lines}:2: not JSON"),
         ([TINY, f"--config.data.sources=('jsonl:{missing}',)"], f"data.sources: 'jsonl:{missing}': {missing}:2"),
         ([f"--config={config}"], f"--config: get_config of {config} returned dict: expected a ConfigDict"),
-        (["--config=configs/nowhere.py"], "--config: configs/nowhere.py is no Python file"),
+        (["--config=configs/nowhere.py"], "--config: configs/nowhere.py is not a Python file"),
         (["--config=configs/qwen_math.py:huge"], "--config: configs/qwen_math.py: unknown argument"),
         (["--config=configs/qwen_math.py"], "model.weights: empty: set --config.model.weights=PATH"),
         ([], "the following arguments are required: --config"),

@@ -94,7 +94,7 @@ def test_a_path_wins_over_a_name(tmp_path, monkeypatch):
     assert parsed("qwen_math:tiny").run.steps == 6
     (tmp_path / "qwen_math").rmdir()
     (tmp_path / "qwen_math").write_text("not the shipped one")
-    with pytest.raises(UserError, match=r"^--config: qwen_math is no Python file"):
+    with pytest.raises(UserError, match=r"^--config: qwen_math is not a Python file"):
         parsed("qwen_math:tiny")
 
 
@@ -108,7 +108,7 @@ def test_an_unknown_name_lists_the_shipped_ones_and_the_nearest(given, near, tmp
     with pytest.raises(UserError) as refused:
         parsed(given)
     said, path = str(refused.value), given.partition(":")[0]
-    assert said.startswith(f"--config: {path} is no Python file: expected one with get_config(arg)")
+    assert said.startswith(f"--config: {path} is not a Python file: expected one with get_config(arg)")
     assert said.endswith(f"methods, qwen_coder_math, qwen_math, smollm2_math; did you mean --config={near}?")
 
 
@@ -124,5 +124,5 @@ def test_a_file_of_ones_own_starts_from_the_defaults_or_from_a_shipped_one(tmp_p
     assert parsed("mine.py").objective.method == "grpo"
     with pytest.raises(UserError, match=r"^--config: configs/qwen_math.py: unknown argument 'huge'"):
         parsed("mine.py:qwen_math:huge")
-    with pytest.raises(UserError, match=r"^--config: .*nowhere.py is no Python file"):
+    with pytest.raises(UserError, match=r"^--config: .*nowhere.py is not a Python file"):
         parsed("mine.py:nowhere")

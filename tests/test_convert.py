@@ -79,7 +79,7 @@ def test_ids_are_exported_without_a_tokenizer_and_their_absence_is_said(folder, 
         (folder / name).unlink()
     config, generation = exported(folder, tmp_path)
     assert generation == {} and config["eos_token_id"] is None  # null: the classes of transformers have defaults
-    assert "no file names the id that ends a text" in capsys.readouterr().out
+    assert "no file names an end-of-text token" in capsys.readouterr().out
     change(folder / "config.json", eos_token_id=7)
     config, generation = exported(folder, tmp_path)
     assert generation["eos_token_id"] == config["eos_token_id"] == 7

@@ -65,7 +65,7 @@ def test_a_run_that_is_being_written_gives_its_whole_lines(tmp_path):
         (["RUN", "--output=FOLDER"], "--output: .*: expected a file that ends in .csv"),
         (["RUN", "--output=FOLDER/x.json"], "--output: .*x.json: expected a file that ends in .csv"),
         (["RUN", "--output=RUN/metrics.jsonl/x.csv"], "--output: .* is not a writable folder"),
-        (["RUN", "RUN", "--output=FOLDER/x.csv"], "RUN: .*run stands there twice"),
+        (["RUN", "RUN", "--output=FOLDER/x.csv"], "RUN: .*run is given twice"),
         (["RUN", "FOLDER", "--output=FOLDER/x.csv"], "RUN: .* holds no metrics.jsonl"),
         (["RUN", "DAMAGED", "--output=FOLDER/x.csv"], "RUN: .*line 1 holds 'a', which is no number"),
     ],

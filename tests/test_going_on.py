@@ -173,7 +173,7 @@ def test_evaluations_of_other_settings_are_made_again_and_compared_among_themsel
     code, out, err = run("run.steps=3", "run.eval_samples=4", "run.eval_every=1")
     assert (code, err) == (0, "")
     assert "from step 3 on: run.eval_samples 2 → 4\n" in out
-    assert "held-out problems are answered anew: earlier evaluations are not compared with those from here on" in out
+    assert "held-out problems are evaluated again: earlier evaluations are not compared with those from here on" in out
     assert old["samples"] == 2 and heldout(copied, 2)["samples"] == heldout(copied, 3)["samples"] == 4
     done = json.loads((copied / "done.json").read_text())
     assert done["compared_with_step"] == 2 and "rise since step 2: " in out
@@ -212,7 +212,7 @@ def test_a_run_with_all_of_another_one_goes_the_same_way(run, mesh, tmp_path):
 def test_where_other_batches_are_drawn_the_data_begin_anew(first, run, tmp_path):
     code, out, err = run(f"--from={first}", "run.steps=1", "data.heldout=9")
     assert (code, err) == (0, "")
-    assert f"starts from step 2 of {first}: weights; the data begin anew, since the training problems differ\n" in out
+    assert f"starts from step 2 of {first}: weights; the data start over, since the training problems differ\n" in out
     assert [line["batch"] for line in lines_of(tmp_path / "w" / "verdicts.jsonl")] == [0]
 
 

@@ -40,7 +40,7 @@ def test_without_a_config_the_settings_are_those_that_the_run_left(tmp_path):
         ([], "--workdir: missing: expected the folder of a run, or --config=FILE.py"),
         (["--workdir=FOLDER"], "--workdir: FOLDER holds no config.json: expected the folder of a run, or --config"),
         (["--workdir=FOLDER/" + "x" * 300], "does not exist: expected the folder of a run"),
-        (["--workdir=FOLDER/damaged"], "FOLDER/damaged/config.json is no JSON that can be read"),
+        (["--workdir=FOLDER/damaged"], "FOLDER/damaged/config.json is not valid JSON"),
         (["--workdir=FOLDER/older"], "FOLDER/older/config.json was written by another version of this program: expec"),
     ],
 )

@@ -199,7 +199,7 @@ def test_other_quantiles_are_decided_from_the_scores_and_replace_nothing(written
     )
     (out / "selected.json").rename(out / "first.json")
     code, _, error = call(*flags(written, out, "--quantiles=0,1"))
-    assert code == 2 and error.startswith(f"error: --output: {out}/selected.jsonl lies there without selected.json")
+    assert code == 2 and error.startswith(f"error: --output: {out}/selected.jsonl exists without selected.json")
     (out / "selected.jsonl").rename(out / "first.jsonl")
     assert call(*flags(written, out, "--quantiles=0,1"))[0] == 0
     report = json.loads((out / "selected.json").read_text())

@@ -1,4 +1,4 @@
-"""What a teacher thinks of the reference answers, asked for at once: a number of how much its prompt gives away."""
+"""Mean log p that a teacher gives the reference answers right after its prompt: how much the prompt gives away."""
 
 import math
 from functools import partial

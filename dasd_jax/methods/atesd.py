@@ -29,16 +29,16 @@ from dasd_jax.objective.normalise import sequence_mean
 class AtesdParams(Fields):
     """Constants of ATESD; their values are a reconstruction."""
 
-    hold: int = field(5, at_least(1, "steps"), "H, that share an alpha; reconstructed")
-    look_ahead: int = field(10, at_least(1, "steps"), "L, whose loss and probe reward an alpha; reconstructed")
+    hold: int = field(5, at_least(1, "steps"), "H, consecutive steps with the same alpha; reconstructed")
+    look_ahead: int = field(10, at_least(1, "steps"), "L, steps whose loss and probe give its reward; reconstructed")
     discount: float = field(0.9, span(0, 1), "γ, of later steps in the reward; reconstructed")
     probe_weight: float = field(0.1, at_least(0, off=True), "λ, of the answers' log p in the reward; reconstructed")
     alpha_min: float = field(0.05, span(0, 1), "least share of a solution that is shown; reconstructed")
     alpha_max: float = field(0.95, span(0, 1), "largest share of a solution that is shown; reconstructed")
-    entropy_target: float = field(-0.5, span(-10, 0, "nats"), "above which the policy's entropy costs; reconstructed")
-    entropy_weight: float = field(0.1, at_least(0, off=True), "of that penalty; reconstructed")
-    controller_rate: float = field(0.02, at_least(0, off=True), "learning rate of the policy; reconstructed")
-    controller_batch: int = field(4, at_least(2, "alphas"), "that the policy learns from at once; reconstructed")
+    entropy_target: float = field(-0.5, span(-10, 0, "nats"), "penalty above this controller entropy; reconstructed")
+    entropy_weight: float = field(0.1, at_least(0, off=True), "weight of the entropy penalty; reconstructed")
+    controller_rate: float = field(0.02, at_least(0, off=True), "learning rate of the controller; reconstructed")
+    controller_batch: int = field(4, at_least(2, "alphas"), "per update of the controller; reconstructed")
     progress_steps: int = field(200, at_least(1, "steps"), "at which its input progress is 1; reconstructed")
     teacher: str = field("live", one_of("live", "frozen"), "whose weights read the solution")
 

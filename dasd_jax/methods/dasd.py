@@ -70,7 +70,7 @@ class DasdParams(Fields):
     dense_on_zero_adv: bool = field(True, TRUE_OR_FALSE, "keep the teacher's term where a group's rewards are equal")
     repel_kl_max: float = field(0.0, at_least(0, "nats", off=True), "no repulsion above this KL(student || teacher)")
     context: str = field("", one_of(*OFFERED, *CONTROLS), "shown; empty: data.privileged; the last two: controls")
-    teacher: str = field("live", one_of(*WEIGHTS), "whose weights read it: now, at first, averaged, copied")
+    teacher: str = field("live", one_of(*WEIGHTS), "the teacher's weights: current, initial, averaged, copied")
     rate: float = field(0.05, inside(0, 1), "of ema: student's share in each update of the teacher's weights")
     refresh: int = field(20, at_least(1, "steps"), "of snapshot: steps between two copies")
 
@@ -291,7 +291,7 @@ def _notice(hp: DasdParams, rollouts: int, graded: bool) -> str:
     if graded:
         return (
             f"warning: the teacher's term reaches {loudest:.3f} and can change the sign of an advantage: graded "
-            "rewards (of objective.overlong_tokens, or a function in data.verifier) leave advantages as small as any"
+            "rewards (of objective.overlong_tokens, or a function in data.verifier) allow arbitrarily small advantages"
         )
     if loudest <= smallest:
         return ""

@@ -30,7 +30,7 @@ class EgrsdParams(Fields):
     quantile: float = field(
         0.95, inside(0, 1), "of the teacher's entropies, at which the gate is smallest; reconstructed"
     )
-    lookahead: int = field(0, at_least(0, "tokens", off=True), "ahead of a token that count as well; CL, with e.g. 8")
+    lookahead: int = field(0, at_least(0, "tokens", off=True), "later tokens whose entropy counts too; CL: e.g. 8")
     context: str = field("", one_of(*OFFERED), "shown; empty: data.privileged")
 
 

@@ -23,7 +23,7 @@ class HepoParams(Fields):
     share: float = field(
         0.2,
         Range(lambda value: 0 < value <= 1, "a number in (0, 1]"),
-        "of a minibatch's tokens, by entropy, that are kept",
+        "of a minibatch's tokens that are kept, highest entropy first",
     )
     norm: str = field("kept", one_of("kept", "all"), "tokens that the loss is divided by")
 

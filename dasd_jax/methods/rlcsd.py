@@ -27,7 +27,7 @@ class RlcsdParams(Fields):
     """Constants of RLCSD."""
 
     beta: float = field(1.0, at_least(0), "weight of the teachers' term")
-    mix: float = field(0.5, span(0, 1), "λ, a second factor of it")
+    mix: float = field(0.5, span(0, 1), "λ, a second factor of the teachers' term")
     tau: float = field(0.02, above(0, "nats"), "scale of the contrast")
     delta: float = field(0.02, at_least(0), "tokens whose term is larger are selected")
     bound: float = field(2.0, above(0), "of the term")

@@ -37,10 +37,10 @@ class SgsdParams(Fields):
     """Constants of SGSD."""
 
     contexts: int = field(8, span(1, 32), "pairs of a skill and a mistake from data.skills, K: as many teachers")
-    retrieval_temperature: float = field(1.0, above(0), "of the softmax that makes weights of their similarities")
+    retrieval_temperature: float = field(1.0, above(0), "temperature of the softmax over their similarities")
     tau: float = field(1.0, above(0, "nats²"), "beyond a squared gap of this order the loss saturates")
     clip: float = field(3.0, above(0, "nats"), "bound of a token's gap in a teacher's support of a response")
-    neutral: float = field(0.05, at_least(0, "nats"), "support up to which a teacher has no say")
+    neutral: float = field(0.05, at_least(0, "nats"), "a teacher with |support| up to this is ignored")
 
 
 def views(hp: SgsdParams) -> dict[str, View]:

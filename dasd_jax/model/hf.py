@@ -180,7 +180,7 @@ def _names(path: Path) -> tuple[list[str], dict[str, str]]:
     if missing := [name for name in names if name not in there]:
         raise UserError(
             f"model.weights: {path} lacks {missing[0]} ({len(missing)} of {len(names)} files are missing): "
-            f"expected all that {source} speaks of"
+            f"expected all that {source} names"
         )
     return names, index
 

@@ -38,11 +38,11 @@ def check(path: str, sha256: str) -> None:
         if where.name in _ON_THE_HUB:
             raise UserError(
                 f"model.weights: {path} does not exist: hf download {_ON_THE_HUB[where.name]} {where.name} "
-                f"--local-dir {Path(path).parent} brings it from the Hugging Face hub"
+                f"--local-dir {Path(path).parent} downloads it from the Hugging Face hub"
             )
         raise UserError(
             f"model.weights: {path} does not exist: expected a .gguf file, a Hugging Face folder or a checkpoint "
-            "(python -m dasd_jax.fetch brings the embedded default)"
+            "(python -m dasd_jax.fetch downloads the default model)"
         )
     if not sha256:
         return

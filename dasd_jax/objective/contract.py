@@ -155,7 +155,7 @@ SIGNAL_TO_NOISE = Guard(
     reads=("gap/mean_abs", NOISE),
     reading=_signal_to_noise,
     high_is_bad=False,
-    means="much of the teacher's opinion is rounding; set model.compute_dtype to float32 in a new --workdir",
+    means="much of the teacher's gap is rounding; set model.compute_dtype to float32 in a new --workdir",
 )
 BLANK = mean_guard(
     "blank", "teacher/blank_frac", high_is_bad=True, means="hardly any rollout's teacher is shown a context"

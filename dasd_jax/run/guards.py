@@ -89,7 +89,7 @@ def judge(lines: Sequence[dict], config: Config) -> Judgement:
             else:
                 stop = stop or (
                     f"{where}, beyond {reading.at('stop')}. The last checkpoint stays. "
-                    "Lower optim.learning_rate or the teacher's weight in a new --workdir, or set the level anew"
+                    "Lower optim.learning_rate or the teacher's weight in a new --workdir, or change the level"
                 )
         elif reading.beyond(reading.warn) and not _was_beyond(reading, steps, config):
             warnings.append(f"warning: {where}, beyond {reading.at('warn')}")
@@ -115,7 +115,7 @@ def _skipped(steps: list[dict], levels: GuardsGroup) -> tuple[list[str], str]:
         return [f"warning: step {last}: loss or gradient is not finite in {share:.0%} of its minibatches: skipped"], ""
     return [], (
         f"steps {last - streak + 1}-{last}: loss or gradient is not finite, and the updates were skipped: "
-        f"guards.skipped_steps_stop = {levels.skipped_steps_stop}. Their batches lie in not_finite/ of the workdir. "
+        f"guards.skipped_steps_stop = {levels.skipped_steps_stop}. Their batches are in not_finite/ of the workdir. "
         "Lower optim.learning_rate or optim.grad_clip in a new --workdir"
     )
 
@@ -177,5 +177,5 @@ def _readings(steps: list[dict], config: Config) -> list[_Reading]:
             add((f"{name} over that of step 1", float(np.mean(lengths[1:])) / lengths[0]), level, high_is_bad, means)
     equal = _streak(steps, lambda line: line.get("reward/mixed_groups_frac", 1.0) == 0)
     counted = "steps in a row without a mixed group", float(equal)
-    add(counted, "equal_rewards", high_is_bad=True, means="the verifier teaches nothing")
+    add(counted, "equal_rewards", high_is_bad=True, means="the verifier gives no learning signal")
     return found

@@ -3,7 +3,7 @@
     {"run": "/data/runs/first", "step": 24, "weights": "<sha256>", "optimizer": false}
 
 The new run takes the weights, and the place in the data where it draws the same batches; with --from-optimizer also the
-optimiser's moments. Steps, schedule, logs, guards and the teachers' copies begin anew.
+optimiser's moments. Steps, schedule, logs, guards and the teachers' copies start over.
 """
 
 import argparse
@@ -148,11 +148,11 @@ def load(
     taken = "weights and moments" if origin.optimizer else "weights"
     drawn = formats.read_object(folder / "manifest.json").get("batches_drawn")
     if other := _first_other(config, Path(origin.run), _DRAWS):
-        data = f"the data begin anew, since {other[0]} differs"
+        data = f"the data start over, since {other[0]} differs"
     elif type(drawn) is not int or not (theirs := hosts.from_main(lambda: _trained_on(Path(origin.run)))):
-        data = "the data begin anew: that run was written by an older version, which did not record its place in them"
+        data = "the data start over: that run was written by an older version, which did not record its place in them"
     elif theirs != problems[user_files.TRAINED_ON]:
-        data = f"the data begin anew, since the {user_files.TRAINED_ON} differ"
+        data = f"the data start over, since the {user_files.TRAINED_ON} differ"
     else:
         state = state.replace(batches_drawn=state.batches_drawn + drawn)
         data = f"the data go on after {drawn} batches"

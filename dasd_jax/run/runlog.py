@@ -139,8 +139,8 @@ def _cut_back(path: Path, step: int, numbers: bool) -> Iterable[dict]:
     )
     if numbers and (odd := _first_odd_step([line["step"] for _, line in kept], step)) is not None:
         raise UserError(
-            f"--workdir: {path}: step {odd} is missing or stands there twice, and the checkpoint is of step {step}: "
-            "expected each step once; without the file the run goes on, and its guards begin anew"
+            f"--workdir: {path}: step {odd} is missing or logged twice, and the checkpoint is of step {step}: "
+            "expected each step once; if the file is removed, the run goes on and its guards start over"
         )
     draft = path.with_suffix(".tmp")
     draft.write_bytes(b"".join(text + b"\n" for text, _ in kept))

@@ -1,7 +1,7 @@
 """Scores of versions of solutions as worked examples, for TATA's selection of data (arXiv 2502.12022).
 
 A version is shown to the untrained model as the one worked example before each problem of a small anchor set; its score
-is the accuracy on those. What is not the paper's own is said in docs/data.md.
+is the accuracy on those. docs/data.md lists what differs from the paper.
 """
 
 import dataclasses

@@ -214,7 +214,7 @@ def start(
         for note in _notes(run, changed):
             run.display.say(note)
     elif begins_again:
-        run.display.say("no checkpoint was finished: the run begins again")
+        run.display.say("no checkpoint is complete: the run starts over")
     if said:
         run.display.say(said)
     return run
@@ -235,7 +235,7 @@ def _notes(run: Run, changed: list[dict]) -> Iterator[str]:
     if "run.steps" in new and changes.RATE not in new:
         yield f"the learning rate stays {changes.rate(run.config, updates_done(run.state.opt_state)):.4g}"
     if new.keys() & recorded.EVALUATION:
-        yield "held-out problems are answered anew: earlier evaluations are not compared with those from here on"
+        yield "held-out problems are evaluated again: earlier evaluations are not compared with those from here on"
 
 
 def _introduce(run: Run, read: dict[str, int], rows: int) -> None:
@@ -254,7 +254,7 @@ def _introduce(run: Run, read: dict[str, int], rows: int) -> None:
         if config.rollout.in_int8 and not config.objective.tis:
             say(
                 "warning: rollouts are in int8 and objective.tis is 0: tokens are trained on as if the policy itself "
-                "had drawn them; objective.tis=2 weights each by what the policy says of it"
+                "had drawn them; objective.tis=2 corrects this by truncated importance sampling"
             )
     if (every := max((view.every for view in run.steps.views.values()), default=0)) > config.run.steps:
         say(
@@ -264,7 +264,7 @@ def _introduce(run: Run, read: dict[str, int], rows: int) -> None:
     if config.method.surrogate is plain and not config.method.divergence(config.hp) and config.optim.minibatches > 1:
         say(
             f"warning: optim.minibatches = {config.optim.minibatches}: without a ratio the gradient of method "
-            f"{config.objective.method} is exact in the first of them alone"
+            f"{config.objective.method} is exact only in the first minibatch"
         )
     graded = bool(config.objective.overlong_tokens) or any(is_own(problem.scorer) for problem in run.prompts.problems)
     if notice := config.method.notice(config.hp, config.rollout.rollouts, graded):

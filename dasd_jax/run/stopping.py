@@ -83,7 +83,7 @@ class StopRequest:
                 return
             self.reason = f"by {_SIGNALS[first]}"
             if first == signal.SIGINT:
-                self.say("Ctrl-C: what is done is saved; once more ends the run at once")
+                self.say("Ctrl-C: saving; press Ctrl-C again to exit immediately")
             if jax.process_count() == 1 or self.save is None:
                 threading.Thread(target=self._end_between_steps, name="last save", daemon=True).start()
             second = self._heard(time.monotonic() + self._grace_s)

@@ -90,6 +90,6 @@ def as_text(done: dict) -> str:
         *([terminal.table(("mean over the steps that logged it", ""), means, None)] if means else []),
         f"this session: {done['seconds_this_session'] / 60:.1f} min, "
         f"host memory at most {done['peak_memory_gib']:.1f} GiB",
-        f"the run lies in {done['workdir']}",
+        f"the run is in {done['workdir']}",
     ]
     return "\n".join(lines)

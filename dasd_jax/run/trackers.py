@@ -36,7 +36,7 @@ def check(config: Config) -> None:
     found = importlib.util.find_spec(name)
     # A folder of that name, as W&B leaves it where it is used, looks like a package without an origin.
     if found is None or found.origin is None:
-        raise UserError(f"run.tracker: {name!r}: its package is not installed: expected it after `pip install {name}`")
+        raise UserError(f"run.tracker: {name!r}: its package is not installed: expected `pip install {name}` first")
 
 
 def start(

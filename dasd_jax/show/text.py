@@ -17,7 +17,7 @@ _ORDER = ("entropy", "gap", "route", "gate", "dense", "advantage", "credit")  # 
 _NATS = ("entropy", "gap")
 
 LEGEND = f"""\
-Behind a token, ‹+2› to ‹+{LEVELS}›: the method pulls toward the teacher; ‹-2› to ‹-{LEVELS}›: it pushes away from it.
+After a token, ‹+2› to ‹+{LEVELS}›: the method pulls toward the teacher; ‹-2› to ‹-{LEVELS}›: it pushes away from it.
 The number is the strength in quarters of the response's 95th percentile; the first quarter has no mark.
 ^ is a fork: the token is among the fifth of the response with the highest entropy."""
 

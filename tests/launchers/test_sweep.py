@@ -30,7 +30,7 @@ def points_of(*overrides, shared=(), workdir="runs/s", config=TINY):
 
 def test_a_point_that_holds_a_secret_is_no_point_of_a_dry_run(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "planted-by-the-test")
-    with pytest.raises(UserError, match="a secret stands in point 2") as refusal:
+    with pytest.raises(UserError, match="a secret is in point 2") as refusal:
         points_of({"run.seed": 0}, {"model.weights": "planted-by-the-test"})
     assert "planted" not in str(refusal.value)
 

@@ -169,7 +169,7 @@ def test_a_secret_in_a_file_of_flags_is_refused_too(tmp_path, monkeypatch):
     for line in ("--create-flag=--metadata=MY_TOKEN=0123456789", "--create-flag=--labels=a=from-the-environment"):
         file.write_text(line + "\n")
         message = refusal(*RUN, f"@{file}", "--", *TRAIN)
-        assert "a secret stands in --create-flag" in message
+        assert "a secret is in --create-flag" in message
         assert not any(value in message for value in ("0123456789", "from-the-environment"))
 
 

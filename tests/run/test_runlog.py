@@ -51,7 +51,7 @@ def test_damage_in_the_middle_is_named_and_the_file_is_left_alone(line, said, tm
 def test_a_log_that_lacks_a_step_of_its_checkpoint_is_refused_and_left_alone(steps, missing, tmp_path):
     written(tmp_path, [LINES[step] for step in steps])
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    with pytest.raises(UserError, match=f"step {missing} is missing or stands there twice, and the checkpoint is of"):
+    with pytest.raises(UserError, match=f"step {missing} is missing or logged twice, and the checkpoint is of"):
         RunLog(tmp_path, 3)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 

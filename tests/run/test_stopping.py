@@ -44,7 +44,7 @@ def ended(state, numbers):
     return code, [*said, *process.stdout.readlines()][1:]
 
 
-AGAIN = "Ctrl-C: what is done is saved; once more ends the run at once\n"
+AGAIN = "Ctrl-C: saving; press Ctrl-C again to exit immediately\n"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

@@ -41,7 +41,7 @@ def test_the_end_of_a_run_fits_80_columns_and_has_all_figures():
     for name, value in MEANS.items():
         [line] = [line for line in text.split("\n") if name in line]
         assert float(line.split()[-1]) == pytest.approx(value, rel=1e-3)
-    assert text.endswith("\nthe run lies in runs/smollm2_math")
+    assert text.endswith("\nthe run is in runs/smollm2_math")
 
 
 def of(held, **figures):

@@ -219,7 +219,7 @@ def test_a_package_that_is_missing_is_one_line_before_anything_is_written(tmp_pa
     with pytest.raises(SystemExit) as ended:
         cli.run(train.main)
     assert ended.value.code == 2 and not (tmp_path / "run").exists()
-    line = "error: run.tracker: 'wandb': its package is not installed: expected it after `pip install wandb`\n"
+    line = "error: run.tracker: 'wandb': its package is not installed: expected `pip install wandb` first\n"
     assert capsys.readouterr().err == line
 
 
