@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> None:
         done = len(known)
         console = terminal.console()
         console.quiet = not hosts.is_main()
-        for line in counts.lines(config, prompts):
+        for line in [*counts.lines(config, prompts), *_trained_on(config, prompts, workdir, which)]:
             terminal.say(console, line)
         if done:
             terminal.say(console, f"{done} of {len(asked)} problems are already answered")
@@ -284,6 +284,16 @@ def deciding(
         # The files of reward functions of the user's own.
         **{name: verifiers.located(name)[1] for name in sorted(scorers) if verifiers.is_own(name)},
     }
+
+
+def _trained_on(config: Config, prompts: PromptSet, workdir: Path, which: str) -> Iterator[str]:
+    """What is said of problems that the run of the checkpoint was trained on; nothing of a model without a run."""
+    run = recorded.run_of(workdir, which)
+    theirs = recorded.read(run) if hosts.is_main() and which != "start" else None
+    if theirs:
+        with files.reading(run / recorded.NAME, "--workdir"):
+            benchmarks = list(theirs["data"]["benchmarks"])
+        yield from counts.trained_on(config, benchmarks, prompts)
 
 
 def table(result: dict, width: int | None) -> str:

@@ -142,5 +142,5 @@ def test_the_figures_of_a_past_evaluation_are_made_again_from_its_answers(tmp_pa
 
 
 def test_health_of_a_run_without_evaluations_says_how_to_make_one(tmp_path):
-    with pytest.raises(UserError, match=r"--health: .*eval holds no evaluation of a step with its answers: "):
+    with pytest.raises(UserError, match=r"--health: .*eval holds no evaluation of a step with stored answers: "):
         read_again(tmp_path, "")

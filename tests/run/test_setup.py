@@ -126,6 +126,20 @@ def test_what_is_left_out_of_training_and_of_each_benchmark_is_counted_apart_in_
     assert [*counts.lines(whole, setup.open_evaluation(whole, BYTES))] == ["problems: to evaluate: 2"]
 
 
+def test_problems_to_evaluate_that_the_run_was_trained_on_are_counted(files):
+    """Of the 20 training problems the first benchmark has 3 and the second 1; the run's own is held out of them."""
+    source, first, second = files
+    made = tiny([source], [first, second], "rollout.problems=4")
+    asked = setup.open_evaluation(made, BYTES)
+    warning = "warning: the run was trained on {} of the 9 problems to evaluate"
+    assert [*counts.trained_on(made, [second], asked)] == [warning.format(3)]
+    assert [*counts.trained_on(made, [first], asked)] == [warning.format(1)]
+    assert [*counts.trained_on(made, [first, second], asked)] == []
+    Path(source.partition(":")[2]).unlink()
+    (note,) = counts.trained_on(made, [first], asked)
+    assert note.startswith("note: not compared with the training problems of the run: data.sources: ")
+
+
 def test_benchmarks_are_evaluated_without_the_training_sources(files):
     _, first, second = files
     elsewhere = tiny(["jsonl:/nowhere.jsonl"], [first, second])
