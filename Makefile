@@ -22,7 +22,7 @@ libtpu: .venv/libtpu/ready ## the TPU compiler, for python -m dasd_jax.compile
 		"$$($(BIN)/python -c 'import importlib.metadata as m; print(*(r.split(";")[0] for r in m.requires("jax") if r.startswith("libtpu")))')"
 	touch $@
 
-tpu-tables: .venv/libtpu/ready ## compile the paper's run for six slices and update the tables in docs/tpu.md, about an hour
+tpu-tables: .venv/libtpu/ready ## compile the paper's run for TPU slices and update the tables in docs/tpu.md, about half an hour for each
 	$(BIN)/python -m benchmarks.tpu_tables
 
 train: .venv/ready ## post-train SmolLM2-135M with DASD, about 11 minutes on two cores, and make a page of the run
