@@ -195,13 +195,17 @@ class HubTokenizer:
         return self._backend.token_to_id(model.unk_token) if model.unk_token else None
 
     def decode(self, ids: Sequence[int]) -> str:
-        kept = [id for id in _without_end(ids, self.stop_ids) if id not in self._left_out]
-        return self._backend.decode(kept, skip_special_tokens=False)
+        ids, special = _without_end(ids, self.stop_ids), self._special
+        if not special.keys() & set(THOUGHTS):
+            return self._backend.decode(ids, skip_special_tokens=True)  # quicker, for the millions of a rollout
+        left_out = {id for text, id in special.items() if text not in THOUGHTS}
+        return self._backend.decode([id for id in ids if id not in left_out], skip_special_tokens=False)
 
     @functools.cached_property
-    def _left_out(self) -> frozenset[int]:
+    def _special(self) -> dict[str, int]:
+        """The texts and ids of special tokens."""
         added = self._backend.get_added_tokens_decoder().items()
-        return frozenset(id for id, token in added if token.special and token.content not in THOUGHTS)
+        return {token.content: id for id, token in added if token.special}
 
     def save(self, folder: Path) -> None:
         """Writes tokenizer.json and tokenizer_config.json for `load_tokenizer` and transformers."""
