@@ -243,7 +243,7 @@ def test_of_weights_the_headers_are_read_and_not_the_tensors(look, tmp_path, mon
         (
             ["--config.model.weights=~/none/qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"],
             "model.weights: ~/none/qwen2.5-coder-0.5b-instruct-q4_k_m.gguf does not exist: hf download Qwen/"
-            "Qwen2.5-Coder-0.5B-Instruct-GGUF qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --local-dir ~/none brings it",
+            "Qwen2.5-Coder-0.5B-Instruct-GGUF qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --local-dir ~/none downloads it",
         ),
         (
             ["--config.data.sources=('tfds:data/dapo_math_17k',)"],

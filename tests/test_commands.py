@@ -286,7 +286,7 @@ MISTAKES = {
     "no worker": (["--config.rollout.verifier_workers=0"], "rollout.verifier_workers: 0: expected 1 to 1024 processes"),
     "missing weights": (["--config.model.weights=/nowhere.gguf"], "model.weights: /nowhere.gguf does not exist"),
     "unknown preset": (["--config.model.preset=gpt"], "model.preset: 'gpt' is unknown"),
-    "odd batch": (["--config.rollout.problems=6"], "rollout.problems: 6: expected a multiple of"),
+    "odd batch": (["--config.rollout.problems=5"], "rollout.problems: 5: expected a multiple of"),
     "mesh": (["--config.mesh.data=3"], "mesh: data=3 fsdp=-1 tensor=1 does not fit 1 device(s)"),
     "nothing fits": (["--config.rollout.prompt_length=8"], "data.sources: all 124 problems were dropped: 124"),
     "no solution to show": (

@@ -104,7 +104,7 @@ def test_a_damaged_record_is_one_line(content, tmp_path):
         ({user_files.TRAINED_ON: "a", "training prompts": "other"}, (), "the data go on after 3 batches", 3),
         ({user_files.TRAINED_ON: "b"}, (), "the data start over, since the training problems differ", 0),
         ({user_files.TRAINED_ON: "a"}, ("run.seed=1",), "the data start over, since run.seed differs", 0),
-        ({user_files.TRAINED_ON: "a"}, ("rollout.problems=4",), "anew, since rollout.problems differs", 0),
+        ({user_files.TRAINED_ON: "a"}, ("rollout.problems=4",), "over, since rollout.problems differs", 0),
         (None, (), "that run was written by an older version, which did not record its place in them", 0),
     ],
 )
