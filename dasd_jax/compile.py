@@ -45,6 +45,7 @@ _REMEDIES = {
     "evaluation": "rollout.slots (fewer), mesh.tensor (larger)",
     "score": _FOR_SCORING,
     "noise": _FOR_SCORING,
+    "probe": _FOR_SCORING,
     "samples": "run.logged_rollouts (fewer), mesh.tensor (larger)",
     "update": "optim.microbatches (more), mesh.tensor (larger), model.remat (full), objective.token_chunk (smaller)",
 }

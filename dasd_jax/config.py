@@ -184,6 +184,7 @@ class RunGroup(Fields):
     steps: int = field(200, at_least(1), "rollout batches")
     seed: int = field(0, span(0, 2**31 - 1), "order of the data, sampling, random weights")
     checkpoint_every: int = field(10, at_least(1, "steps"), "steps from one checkpoint to the next")
+    checkpoint_minutes: float = field(30.0, at_least(0, "minutes", off=True), "also after a step, if the last is older")
     keep_checkpoints: int = field(2, at_least(1), "the newest N stay, and the best of those evaluated (eval_every)")
     keep_every: int = field(0, at_least(0, "steps", off=True), "checkpoints of these steps stay for good")
     keep_optimizer: bool = field(True, TRUE_OR_FALSE, "false: removed at the end, after which no step can follow")

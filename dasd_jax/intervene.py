@@ -23,11 +23,11 @@ import jax
 from dasd_jax import cli, files, hosts, recorded, terminal
 from dasd_jax.data import contexts
 from dasd_jax.errors import UserError
-from dasd_jax.evaluate import check_replaceable, deciding
 from dasd_jax.health import figures
 from dasd_jax.mesh import make_mesh
 from dasd_jax.run import compiled, counts, interventions, models, setup, user_files
 from dasd_jax.run.pairs import Outcome, Result, summary
+from dasd_jax.run.partial import check_replaceable, deciding
 from dasd_jax.text.prompts import CONTEXTS
 from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify.verifier import Verifier

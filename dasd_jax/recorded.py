@@ -28,8 +28,8 @@ _ANNEAL = {"guards.on_collapse", "guards.window"} | {
 # What may change between two starts of the same run: where and how it is computed, exact to the bit on the same mesh.
 OPERATIONAL = {
     "mesh.data", "mesh.fsdp", "mesh.tensor", "rollout.verifier_workers",
-    "run.checkpoint_every", "run.keep_checkpoints", "run.keep_every", "run.keep_optimizer", "run.grace_s",
-    "run.profile_step", "run.logged_rollouts", "run.samples_mb", "run.eval_every",
+    "run.checkpoint_every", "run.checkpoint_minutes", "run.keep_checkpoints", "run.keep_every", "run.keep_optimizer",
+    "run.grace_s", "run.profile_step", "run.logged_rollouts", "run.samples_mb", "run.eval_every",
     "run.tracker", "run.project",
     *({f"guards.{field.name}" for field in dataclasses.fields(GuardsGroup)} - _ANNEAL),
 }  # fmt: skip

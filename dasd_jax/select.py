@@ -33,11 +33,11 @@ from dasd_jax.data.anchors import Anchor
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.versions import Versioned
 from dasd_jax.errors import UserError
-from dasd_jax.evaluate import Partial, check_same, deciding
 from dasd_jax.mesh import make_mesh
 from dasd_jax.run import compiled, decisions, models, selection, setup
 from dasd_jax.run.counts import listed
 from dasd_jax.run.display import duration
+from dasd_jax.run.partial import Partial, check_same, deciding
 from dasd_jax.run.selection import Example, Score
 from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify.verifier import Verifier

@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dasd_jax import cli, files, hosts, recorded, terminal
+from dasd_jax import cli, files, hosts, recorded
 from dasd_jax.batch import TeacherBatch
 from dasd_jax.config import Config
 from dasd_jax.errors import TrainingError
@@ -28,10 +28,10 @@ from dasd_jax.learner.probe import ANSWER_TOKENS, answer_logp
 from dasd_jax.learner.step import Experience, rounding_noise, score_step, train_step
 from dasd_jax.mesh import fetch, make_mesh, put_rows, replicate, row_shards
 from dasd_jax.objective.contract import ANSWER_LOGP, NOISE
-from dasd_jax.run import checks, compiled, guards, origin, setup, summary, trackers, workdir
+from dasd_jax.run import checks, compiled, guards, origin, summary, trackers, workdir
 from dasd_jax.run.collect import Collected
 from dasd_jax.run.display import Clock
-from dasd_jax.run.evaluation import Answers, as_line, evaluate, problems_at_a_time
+from dasd_jax.run.heldout import evaluate_heldout
 from dasd_jax.run.runlog import LEFT_OUT
 from dasd_jax.run.samples import choose, prompts_of, samples
 from dasd_jax.run.start import Run, start
@@ -57,10 +57,13 @@ def loop(run: Run) -> None:
         run.display.step(step, metrics, run.log.lines)
         obey_guards(run)
         # Read once, since a signal may come between two reads, and at the same step in every process.
-        stopping = next(filter(None, hosts.gather(run.stop.reason)), "")
-        if last or best or stopping or step % config.run.checkpoint_every == 0:
+        told = hosts.gather([run.stop.reason, is_due(run)])
+        stopping = next(filter(None, (reason for reason, _ in told)), "")
+        if last or best or stopping or told[0][1] or step % config.run.checkpoint_every == 0:
             save(run, best)
         run.checkpoints.check()
+        for warning in run.checkpoints.take_warnings():
+            run.display.say(warning)
         if stopping and not last:
             stands = save_between_steps(run)
             hosts.barrier()
@@ -102,6 +105,7 @@ def learn(run: Run, step: int) -> tuple[dict[str, float], list[dict]]:
             blank = partial(blank_gaps, run, collected, knobs, chosen)
             checks.views_agree(config, step, metrics.get(NOISE, 0.0), mask, blank)
         looked_at = look_at(run, collected, shown, chosen, logged, states)
+        del logged, states  # of all tokens, and hidden states: the update needs their memory
         run.stop.hold()
         with clock.phase("update"):
             run.state, learned = train_step(run.steps, run.optimizer, run.state, experience, collected.batches)
@@ -274,8 +278,14 @@ def save(run: Run, best: bool) -> None:
     run.display.phase("checkpoint")
     started = time.monotonic()
     run.checkpoints.save(run.state, best=best)
-    run.saved = run.step
-    run.checkpoint_s += time.monotonic() - started
+    run.saved, run.saved_at = run.step, time.monotonic()
+    run.checkpoint_s += run.saved_at - started
+
+
+def is_due(run: Run) -> bool:
+    """Whether the newest checkpoint is so old that the next one does not wait for its step."""
+    minutes = run.config.run.checkpoint_minutes
+    return bool(minutes) and time.monotonic() - run.saved_at >= 60 * minutes
 
 
 def save_between_steps(run: Run) -> str:
@@ -304,51 +314,6 @@ def save_at_the_end(run: Run) -> str:
         return save_between_steps(run)
     finally:
         run.display.close()
-
-
-def evaluate_heldout(run: Run) -> dict[str, float]:
-    """Scores the held-out problems, writes heldout/<step>.json and .jsonl, returns the main figures for the log."""
-    run.display.phase("evaluate")
-    started, config, step = time.monotonic(), run.config, run.step
-    rows = config.rollout.problems * config.rollout.rollouts
-    at_a_time = problems_at_a_time(rows, config.run.eval_samples, run.mesh)
-    example_ids = setup.evaluated(config, run.heldout)
-    kept: list[dict] = []
-
-    def each_batch(batch: list[Answers]) -> None:
-        kept.extend(as_line(run.heldout.problems, answers) for answers in batch)
-        run.display.progress(len(kept), len(example_ids), "problems")
-
-    result = evaluate(
-        model=run.model,
-        params=run.state.params,
-        mesh=run.mesh,
-        tokenizer=run.tokenizer,
-        prompts=run.heldout,
-        verifier=run.verifier,
-        sampling=run.with_slots(setup.eval_sampling(config, run.tokenizer), at_a_time),
-        example_ids=example_ids,
-        rows=rows,
-        seed=config.run.seed,
-        each_batch=each_batch,
-    )
-    if hosts.is_main():
-        files.write_lines(run.workdir / "heldout" / f"{step}.jsonl", kept)
-        files.write_json(run.workdir / "heldout" / f"{step}.json", result)
-    k = result["samples"]
-    run.display.say(
-        f"held out after step {step}: avg@{k} {terminal.with_error(result[f'avg@{k}'], result['standard_error'])}, "
-        f"pass@{k} {result[f'pass@{k}']:.3f}, {result['problems']} problems"
-    )
-    named = (f"avg@{k}", f"pass@{k}", "standard_error", "length_mean", "truncated_frac", "parse_failure_frac")
-    metrics = {f"eval/{name}": result[name] for name in named if result[name] is not None}
-    metrics |= {f"eval/health/{name}": value for name, value in result["health"].items()}
-    if config.data.benchmarks:
-        parts = {**result["benchmarks"], "macro": result["macro"]}
-        averages = {name: figures[f"avg@{k}"] for name, figures in parts.items()}
-        run.display.say("    " + ", ".join(f"{name} {average:.3f}" for name, average in averages.items()))
-        metrics |= {f"eval/{name}/avg@{k}": average for name, average in averages.items()}
-    return metrics | {"time/eval_s": time.monotonic() - started}
 
 
 def say_left_out(run: Run, count: int) -> None:

@@ -7,8 +7,9 @@ import pytest
 from dasd_jax import files
 from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
-from dasd_jax.evaluate import Partial, check_replaceable, read_again, table
+from dasd_jax.evaluate import read_again, table
 from dasd_jax.run.evaluation import Answers, as_line, summary
+from dasd_jax.run.partial import Partial, check_replaceable
 
 IDENTITY = {"checkpoint": "4", "run.eval_samples": 2, "data.benchmarks": ("tfds:a",)}
 

@@ -5,6 +5,7 @@ import http.server
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -283,6 +284,32 @@ def test_an_update_that_outlasts_the_grace_is_given_up_and_a_second_signal_ends_
     )
     assert (workdir / "checkpoints" / "000001" / "manifest.json").exists()
     assert [line["step"] for line in lines_of(workdir / "metrics.jsonl")] == [0, 1]
+
+
+@pytest.mark.parametrize(("minutes", "saved"), [(0, ["000003"]), (1e-6, ["000001", "000002", "000003"])])
+def test_a_checkpoint_that_has_become_old_is_followed_by_another(minutes, saved, run, tmp_path):
+    fields = ("run.steps=3", "run.checkpoint_every=100", "run.keep_checkpoints=5")
+    code, _, err = run(*fields, f"run.checkpoint_minutes={minutes}")
+    assert (code, err) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "w" / "checkpoints").iterdir()) == saved
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning_and_the_next_write_tries_again(
+    run, monkeypatch, tmp_path
+):
+    remove, refused = shutil.rmtree, []
+
+    def once(path, *arguments, **options):
+        if Path(path).name == "000001" and not options and not refused:
+            refused.append(path)
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        remove(path, *arguments, **options)
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", once)
+    code, out, err = run("run.steps=4", "run.checkpoint_every=1", "run.keep_checkpoints=1")
+    assert (code, err) == (0, "") and len(refused) == 1
+    assert "warning: checkpoint 000001 could not be removed: Input/output error" in out
+    assert [path.name for path in (tmp_path / "w" / "checkpoints").iterdir()] == ["000004"]
 
 
 def test_a_notice_of_maintenance_ends_the_run_after_its_step(run, monkeypatch, tmp_path):

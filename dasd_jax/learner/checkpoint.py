@@ -63,7 +63,7 @@ class Writer:
         """
         self.finished, self._beside = finished, dict(beside or {})
         self._workdir, self._model, self._keep, self._keep_every = workdir, model, keep, keep_every
-        self._thread, self._failure = None, None
+        self._thread, self._failure, self._warnings = None, None, []
 
     def save(self, state: TrainState, *, best: bool = False) -> Path:
         """Waits for the previous write, then starts to write the state as the newest checkpoint.
@@ -98,6 +98,11 @@ class Writer:
         if self._failure:
             raise self._failure
 
+    def take_warnings(self) -> list[str]:
+        """Those that no call has returned before."""
+        warnings, self._warnings = self._warnings, []
+        return warnings
+
     def wait(self) -> None:
         """Returns when the last checkpoint is complete; raises if its write failed."""
         if self._thread:
@@ -125,7 +130,10 @@ class Writer:
         best = _best(self._workdir)
         for old in _folders(self._workdir)[: -self._keep]:
             if old.name != best and not (self._keep_every and int(old.name) % self._keep_every == 0):
-                shutil.rmtree(old)
+                try:
+                    shutil.rmtree(old)
+                except OSError as error:  # the new one is whole, and the next write tries again
+                    self._warnings.append(f"warning: checkpoint {old.name} could not be removed: {error.strerror}")
 
 
 def write(folder: Path, model: ModelConfig, trees: dict[str, Any]) -> None:

@@ -138,7 +138,7 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int | None)
         yield Program(
             name="noise",
             lower=lambda: rounding_noise.lower(steps, params, prompts, rollouts, experience.old_logp),
-            beside=others,
+            beside=others + bytes_a_device((experience.replace(old_logp=None), logged, states)),
             least=resident,
             flops=flops,
             traffic=parts * 2 * gathered,
@@ -167,7 +167,7 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh, memory: int | None)
             lower=lambda: inspect.lower(
                 steps, params, state.teachers, *_inspected(config, mesh, unread, chosen.size), states, logged, chosen
             ),
-            beside=others - bytes_a_device(state.teachers),
+            beside=others - bytes_a_device(state.teachers) + bytes_a_device(experience),
             least=resident,
             flops=len(unread) * forward_flops(model, one),
             traffic=len(unread) * 2 * gathered + narrow,

@@ -130,7 +130,7 @@ def _cut_back(path: Path, step: int, numbers: bool) -> Iterable[dict]:
     """Keeps the lines up to `step` and yields them; a half-written last line goes with the rest.
 
     Raises:
-        UserError: a line is not what was written, or `numbers` are not those of the steps 0 to `step`.
+        UserError: a line is not what was written, or of `numbers` a step up to `step` is missing.
     """
     if not path.exists():
         return
@@ -149,5 +149,9 @@ def _cut_back(path: Path, step: int, numbers: bool) -> Iterable[dict]:
 
 
 def _first_odd_step(found: list[int], last: int) -> int | None:
-    """The first of the steps 0 to `last` that is not in its place; None where all are."""
-    return next((step for step in range(last + 1) if step >= len(found) or found[step] != step), None)
+    """The first step up to `last` that is not in its place; None where all are.
+
+    The log begins with step 0, or later if it was removed on the way.
+    """
+    first = found[0] if found else 0
+    return next((step for step in range(first, last + 1) if found[step - first : step - first + 1] != [step]), None)

@@ -77,6 +77,7 @@ class Run:
     evaluated_since: int  # the step since whose end held-out problems have been answered as now
     views_checked: bool = False
     started: float = dataclasses.field(default_factory=time.monotonic)  # of this process
+    saved_at: float = dataclasses.field(default_factory=time.monotonic)  # when the newest checkpoint was, or the start
     warned: set[str] = dataclasses.field(default_factory=set)  # scorers whose errors have been said
     checkpoint_s: float = 0.0  # that the loop has waited for checkpoints since the last line of the log
 

@@ -6,12 +6,16 @@ import json
 import types
 import unittest.mock
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
-from dasd_jax import train
 from dasd_jax.data.sources import Problem
+from dasd_jax.model import param_table
+from dasd_jax.model.presets import preset
+from dasd_jax.run import heldout
 from dasd_jax.run.evaluation import (
     Answers,
     as_line,
@@ -61,16 +65,66 @@ def test_an_evaluation_of_one_problem_is_logged_without_its_error(monkeypatch, t
     """A log holds numbers alone, and says nothing of what is not known."""
     result, said = summary([problem("tfds:x")], [answers(0, 1, 0)]), []
     display = types.SimpleNamespace(phase=lambda name: None, say=said.append)
-    monkeypatch.setattr(train, "evaluate", lambda **arguments: result)
-    monkeypatch.setattr(train, "problems_at_a_time", lambda *arguments: 1)
-    for name in ("evaluated", "eval_sampling"):
-        monkeypatch.setattr(train.setup, name, lambda *arguments: [0])
-    run = unittest.mock.Mock(config=tiny.config(), step=3, workdir=tmp_path, display=display)
-    metrics = train.evaluate_heldout(run)
+    run = stand_in(monkeypatch, tmp_path, display)
+    monkeypatch.setattr(heldout, "evaluate", lambda **arguments: result)
+    metrics = heldout.evaluate_heldout(run)
     assert said == ["held out after step 3: avg@2 0.500 ± –, pass@2 1.000, 1 problems"]
     assert "eval/standard_error" not in metrics and metrics["eval/avg@2"] == 0.5
     assert all(isinstance(value, float) for value in metrics.values())
     assert json.loads((tmp_path / "heldout" / "3.json").read_text())["standard_error"] is None
+
+
+def stand_in(monkeypatch, folder, display):
+    """A run after step 3 with two held-out problems, whose model is a matrix."""
+    monkeypatch.setattr(heldout, "problems_at_a_time", lambda *arguments: 1)
+    for name in ("evaluated", "eval_sampling"):
+        monkeypatch.setattr(heldout.setup, name, lambda *arguments: [0, 1])
+    asked = types.SimpleNamespace(problems=[problem("tfds:x"), problem("tfds:y")], digest=lambda: "of prompts")
+    state = types.SimpleNamespace(params={"w": np.ones((2, 3), np.float32)})
+    mesh, tokenizer = types.SimpleNamespace(devices=np.zeros((1, 1, 1))), types.SimpleNamespace(stop_ids=(1,))
+    more = {"state": state, "heldout": asked, "mesh": mesh, "tokenizer": tokenizer, "workdir": folder}
+    return unittest.mock.Mock(config=tiny.config(), step=3, display=display, **more)
+
+
+@pytest.mark.parametrize("same_weights", [True, False])
+def test_an_evaluation_in_training_goes_on_where_it_was_interrupted_if_the_weights_are_the_same(
+    same_weights, monkeypatch, tmp_path
+):
+    """The run is killed after the first of two problems."""
+    run, seen = stand_in(monkeypatch, tmp_path, unittest.mock.Mock()), []
+
+    def evaluate(*, known, example_ids, each_batch, **_):
+        seen.append([each.example_id for each in known])
+        found = [*known]
+        for example_id in example_ids[len(known) :]:
+            found.append(answers(example_id, 1, 0))
+            each_batch(found[-1:])
+            if len(seen) == 1:
+                raise KeyboardInterrupt
+        return summary(run.heldout.problems, found)
+
+    monkeypatch.setattr(heldout, "evaluate", evaluate)
+    with pytest.raises(KeyboardInterrupt):
+        heldout.evaluate_heldout(run)
+    if not same_weights:
+        run.state.params["w"][1, 2] += 1e-7
+    heldout.evaluate_heldout(run)
+    assert seen == [[], [0] if same_weights else []]
+    assert [path.name for path in sorted((tmp_path / "heldout").iterdir())] == ["3.json", "3.jsonl"]
+    lines = [json.loads(line) for line in (tmp_path / "heldout" / "3.jsonl").read_text().splitlines()]
+    assert [line["example_id"] for line in lines] == [0, 1]
+
+
+def test_the_fingerprint_of_weights_is_that_of_their_bits_wherever_they_lie(mesh, mesh8):
+    found = []
+    for where in (mesh, mesh8):
+        with jax.set_mesh(where):
+            params = param_table.init(preset("qwen3_tiny"), where, 0)
+            found.append(int(heldout.fingerprint(params)))
+    with jax.set_mesh(mesh):
+        params = param_table.init(preset("qwen3_tiny"), mesh, 0)
+        params["final_norm"] = jnp.nextafter(params["final_norm"], 2.0)
+        assert found[0] == found[1] != int(heldout.fingerprint(params))
 
 
 def test_the_rise_is_paired():

@@ -47,13 +47,19 @@ def test_damage_in_the_middle_is_named_and_the_file_is_left_alone(line, said, tm
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize(("steps", "missing"), [([0, 1, 2], 3), ([0, 2, 3], 1), ([0, 1, 1, 2, 3], 2), ([1, 2, 3], 0)])
+@pytest.mark.parametrize(("steps", "missing"), [([0, 1, 2], 3), ([0, 2, 3], 1), ([0, 1, 1, 2, 3], 2), ([1, 3], 2)])
 def test_a_log_that_lacks_a_step_of_its_checkpoint_is_refused_and_left_alone(steps, missing, tmp_path):
     written(tmp_path, [LINES[step] for step in steps])
     before = (tmp_path / "metrics.jsonl").read_bytes()
     with pytest.raises(UserError, match=f"step {missing} is missing or logged twice, and the checkpoint is of"):
         RunLog(tmp_path, 3)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_log_that_was_removed_on_the_way_begins_later(tmp_path):
+    """The run goes on without it, and goes on again."""
+    written(tmp_path, LINES[1:])
+    assert [line["step"] for line in RunLog(tmp_path, 3).lines] == [1, 2, 3]
 
 
 def test_a_step_is_on_the_disk_when_write_returns(tmp_path):
