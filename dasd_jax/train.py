@@ -258,10 +258,12 @@ def train(config: Config, folder: Path, started_from: origin.Origin | None = Non
     with (
         jax.set_mesh(mesh),
         workdir.writing(folder),
+        workdir.Lock(folder) as lock,
         StopRequest(config.run.grace_s) as stop,
         Verifier(*limits) as verifier,
     ):
         run = start(config, folder, mesh, verifier, stop, changes, started_from)
+        lock.take()  # of a folder that was not there before
         try:
             stop.save, stop.say = lambda: save_at_the_end(run), run.display.say
             stop.stands = lambda: goes_on_after(run)

@@ -1,6 +1,8 @@
 """The folder of a run: whose it is, whether all hosts see it, and what it keeps of evaluations and skipped updates."""
 
 import contextlib
+import fcntl
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,6 +95,42 @@ def forget_evaluations(workdir: Path, step: int) -> None:
     for path in (workdir / "heldout").glob("*.json*"):
         if path.suffix in (".json", ".jsonl") and path.stem.isdecimal() and int(path.stem) > step:
             path.unlink()
+
+
+class Lock:
+    """Holds a folder for one training on this machine: a second would cut back and overwrite what the first writes.
+
+    Process 0 alone has one. Where a file system knows no locks there is none.
+    """
+
+    def __init__(self, workdir: Path):
+        self._workdir, self._folder = workdir, None
+
+    def __enter__(self) -> "Lock":
+        self.take()
+        return self
+
+    def __exit__(self, *_exc) -> None:
+        if self._folder is not None:
+            os.close(self._folder)
+
+    def take(self) -> None:
+        """Takes it, if the folder is there and it is not held yet.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        if self._folder is not None or not hosts.is_main() or not self._workdir.is_dir():
+            return
+        self._folder = os.open(self._workdir, os.O_RDONLY)
+        try:
+            fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"--workdir: {self._workdir}: another process trains in it: expected its end, or another --workdir"
+            ) from None
+        except OSError:
+            pass
 
 
 @contextlib.contextmanager

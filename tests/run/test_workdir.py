@@ -145,3 +145,16 @@ def test_evaluations_after_the_step_that_a_run_goes_on_from_are_forgotten(step, 
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert found == own | {f"heldout/{n}.{kind}" for n in left for kind in ("json", "jsonl")}
     workdir.forget_evaluations(tmp_path / "new", step)  # a run that has not evaluated yet
+
+
+def test_a_folder_is_held_by_one_training(tmp_path):
+    """A folder that is not there yet is taken when it is, and all are free afterwards."""
+    with workdir.Lock(tmp_path), workdir.Lock(tmp_path / "later") as later:
+        with pytest.raises(UserError, match=f"^--workdir: {tmp_path}: another process trains in it: expected its end"):
+            workdir.Lock(tmp_path).take()
+        (tmp_path / "later").mkdir()
+        later.take()
+        with pytest.raises(UserError, match="another process trains in it"):
+            workdir.Lock(tmp_path / "later").take()
+    with workdir.Lock(tmp_path), workdir.Lock(tmp_path / "later"):
+        pass
