@@ -49,6 +49,11 @@ class _Reading:
     def at(self, kind: str) -> str:
         return f"guards.{self.level}_{kind} = {getattr(self, kind)}: {self.means}"
 
+    @property
+    def side(self) -> str:
+        """On which side of a level it is bad."""
+        return "above" if self.sign > 0 else "below"
+
     def beyond(self, level: float) -> bool:
         return bool(level) and self.sign * (self.value - level) > 0
 
@@ -85,14 +90,14 @@ def judge(lines: Sequence[dict], config: Config) -> Judgement:
                 # Half at a time: a collapse that the teacher drives ends soon, and one that it does not costs little.
                 weight = min(weight, last_weight / 2)
                 lowered = f"the teacher's weight falls to {weight:.4g} of its value"
-                warnings.append(f"warning: {where}, beyond {reading.at('stop')}; {lowered}")
+                warnings.append(f"warning: {where}, {reading.side} {reading.at('stop')}; {lowered}")
             else:
                 stop = stop or (
-                    f"{where}, beyond {reading.at('stop')}. The last checkpoint stays. "
+                    f"{where}, {reading.side} {reading.at('stop')}. The last checkpoint stays. "
                     "Lower optim.learning_rate or the teacher's weight in a new --workdir, or change the level"
                 )
         elif reading.beyond(reading.warn) and not _was_beyond(reading, steps, config):
-            warnings.append(f"warning: {where}, beyond {reading.at('warn')}")
+            warnings.append(f"warning: {where}, {reading.side} {reading.at('warn')}")
     return Judgement(warnings, stop, weight)
 
 
