@@ -45,7 +45,7 @@ SLICES = {
     ("1p7b", "v5e-16,32k"): {"mesh.tensor": 2, "optim.microbatches": 16} | _LONG,
     ("1p7b", "v6e-8,32k"): {"optim.microbatches": 16} | _LONG,
     ("8b", "v5p-64,32k"): {"optim.microbatches": 4} | _LONG,
-    ("8b", "v6e-64,32k"): {"mesh.tensor": 2, "optim.microbatches": 4} | _LONG,
+    ("8b", "v6e-64,32k"): {"mesh.tensor": 2, "optim.microbatches": 8} | _LONG,
 }
 
 
