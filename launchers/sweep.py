@@ -28,7 +28,7 @@ from dasd_jax import cli, files, recorded, terminal
 from dasd_jax.config import PROBLEMS, Config
 from dasd_jax.errors import UserError
 from dasd_jax.run import user_files
-from launchers import tpu_vm
+from launchers import steps, tpu_vm
 from launchers.plan import Job
 
 
@@ -115,7 +115,7 @@ def on_slices(points: Sequence[Point], flags: str) -> list[Point]:
 def result(point: Point) -> dict | None:
     """The content of a point's done.json; None if it is not finished."""
     if point.job:
-        return tpu_vm.result(point.job)
+        return steps.result(point.job)
     path = point.workdir / "done.json"
     if not os.path.exists(path):
         return None
@@ -150,7 +150,7 @@ def check_config(point: Point) -> None:
 
 def _recorded(point: Point) -> dict[str, Any] | None:
     """The content of a point's config.json."""
-    return tpu_vm.config(point.job) if point.job else recorded.read(point.workdir)
+    return steps.config(point.job) if point.job else recorded.read(point.workdir)
 
 
 def evaluated_on_others(finished: Sequence[Point]) -> list[str]:

@@ -18,24 +18,21 @@
 """
 
 import argparse
-import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dasd_jax import cli
 from dasd_jax.errors import UserError
-from launchers.plan import ACTIONS, LOST, MAX_BACKOFF_S, MAX_MISSES, POLL_S, TRAIN, Job, Step, dry_run, plan, slice_of
+from launchers import steps
+from launchers.plan import ACTIONS, LOST, MAX_BACKOFF_S, MAX_MISSES, POLL_S, TRAIN, Job, dry_run, slice_of
 
 MAX_LOSSES = 8  # slices in a row on which the command never ran
 
 _READY = ("ACTIVE", "READY")  # of a queued resource, of a node
-_FAILED_ON_VM = 70  # exit code of vm.sh, passed on by gcloud; any other code comes from gcloud or ssh
 
 
 # ------------------------------------------------------------------------------------------------ running it
@@ -75,9 +72,9 @@ def run(job: Job, sleep: Callable[[float], None] = time.sleep) -> None:
         SystemExit: with one line, if it cannot be completed; an existing slice is left as it is.
     """
     losses, misses, shown, action = 0, 0, "", ""
-    while result(job) is None:
-        state, reason = _state(job)
-        statuses = _vm_statuses(job) if state in _READY else set()
+    while steps.result(job) is None:
+        state, reason = steps.state(job)
+        statuses = steps.vm_statuses(job) if state in _READY else set()
         if statuses is None:
             misses += 1
         elif "running" in statuses:
@@ -89,16 +86,16 @@ def run(job: Job, sleep: Callable[[float], None] = time.sleep) -> None:
             print(f"{job.name}: {seen}", flush=True)
             shown = seen
         if action == "up":
-            if not before and not _run_action(job, "check"):
+            if not before and not steps.run_action(job, "check"):
                 raise SystemExit(
                     f"error: {job.name}: no slice was requested: the run needs mending (above); --no-check goes on"
                 )
-            if not _run_action(job, "up"):
+            if not steps.run_action(job, "up"):
                 if not losses:
                     raise SystemExit(f"error: {job.name}: the request was rejected (gcloud's output above)")
                 action = "replace"
         elif action == "start":
-            all(_run_action(job, part) for part in ("copy", "setup", "start"))
+            all(steps.run_action(job, part) for part in ("copy", "setup", "start"))
             misses += 1  # reset once it is seen running
         elif action in ("stopped", "failed") and action == before:
             # Seen twice: at the first poll done.json may not be visible yet, or the slice may be about to be preempted.
@@ -107,7 +104,7 @@ def run(job: Job, sleep: Callable[[float], None] = time.sleep) -> None:
                 f"({', '.join(sorted(statuses))}); `logs` shows why. The slice is billed until `delete`"
             )
         if action == "replace":
-            _run_action(job, "delete")
+            steps.run_action(job, "delete")
             losses, misses = losses + 1, 0
             if losses > MAX_LOSSES:
                 raise SystemExit(f"error: {job.name}: {losses} slices in a row were lost before the command ran")
@@ -116,75 +113,13 @@ def run(job: Job, sleep: Callable[[float], None] = time.sleep) -> None:
             sleep(POLL_S)
     print(f"{job.name}: finished, {job.workdir}/done.json", flush=True)
     sleep(POLL_S)  # the log is copied to the bucket after done.json
-    if not job.keep and _state(job)[0] != "" and not _run_action(job, "delete"):
+    if not job.keep and steps.state(job)[0] != "" and not steps.run_action(job, "delete"):
         raise SystemExit(f"error: {job.name}: finished, but the slice still exists and is billed; `delete` it")
-
-
-def result(job: Job) -> dict | None:
-    """The content of done.json in the job's workdir in the bucket; None if it does not exist yet."""
-    return _read(job, "result")
-
-
-def config(job: Job) -> dict | None:
-    """The content of config.json, likewise."""
-    return _read(job, "config")
-
-
-def _read(job: Job, action: str) -> dict | None:
-    (step,) = plan(job, action)
-    read = _run_step(step, capture=True)
-    return json.loads(read.stdout) if read.returncode == 0 else None
-
-
-def _state(job: Job) -> tuple[str | None, str]:
-    """(Google's state of the slice, "" if there is none, None if the query failed; and the reason)."""
-    (step,) = plan(job, "describe")
-    seen = _run_step(step, capture=True)
-    if seen.returncode:
-        return ("", "") if "NOT_FOUND" in seen.stderr else (None, seen.stderr.strip().partition("\n")[0])
-    state, _, reason = seen.stdout.strip().partition("\t")
-    return state or None, reason
-
-
-def _vm_statuses(job: Job) -> set[str] | None:
-    """The statuses that vm.sh prints on the VMs, None if not all of them were reached."""
-    (step,) = plan(job, "probe")
-    seen = _run_step(step, capture=True)
-    if seen.returncode:
-        return None
-    # gcloud prints lines of its own in between.
-    return set(re.findall(r"^(?:running|idle|exited \d+)$", seen.stdout, re.MULTILINE))
 
 
 def _describe(state: str | None, reason: str, statuses: set[str] | None) -> str:
     described = {None: "no answer from Google", "": "no slice"}.get(state, state) + (f" ({reason})" if reason else "")
     return ", ".join([described, *(["unreachable"] if statuses is None else sorted(statuses))])
-
-
-def _run_action(job: Job, action: str) -> bool:
-    """Runs the steps of an action until one fails; returns whether all succeeded.
-
-    Raises:
-        SystemExit: a step failed on a reachable VM, where a retry would fail again.
-    """
-    for step in plan(job, action):
-        print(f"{job.name}: {step.why}", flush=True)
-        code = _run_step(step).returncode
-        if code == _FAILED_ON_VM:
-            raise SystemExit(
-                f"error: {job.name}: {action} failed on the slice (output above), which is billed until `delete`"
-            )
-        if code:
-            return False
-    return True
-
-
-def _run_step(step: Step, capture: bool = False) -> subprocess.CompletedProcess[str]:
-    argv = (sys.executable, *step.argv[1:]) if step.argv[0] == "python" else step.argv
-    try:
-        return subprocess.run(argv, check=False, text=True, capture_output=capture)
-    except FileNotFoundError as error:
-        raise UserError(f"{step.argv[0]}: not found: expected it on the PATH, or --dry-run") from error
 
 
 # ------------------------------------------------------------------------------------------------ command line
@@ -200,17 +135,17 @@ def main(argv: list[str]) -> None:
     elif action == "wait":
         _until_ready(job)
     elif action == "status":
-        state, reason = _state(job)
-        seen = f"{job.name}: {_describe(state, reason, _vm_statuses(job) if state in _READY else set())}"
+        state, reason = steps.state(job)
+        seen = f"{job.name}: {_describe(state, reason, steps.vm_statuses(job) if state in _READY else set())}"
         if state is None:
             raise SystemExit(f"error: {seen}")
         print(seen)
-    elif not _run_action(job, action):
+    elif not steps.run_action(job, action):
         raise SystemExit(f"error: {job.name}: {action} failed (gcloud's output above)")
 
 
 def _until_ready(job: Job) -> None:
-    while (seen := _state(job))[0] not in _READY:
+    while (seen := steps.state(job))[0] not in _READY:
         if seen[0] == "" or seen[0] in LOST:
             raise SystemExit(f"error: {job.name}: {_describe(*seen, set())}")
         print(f"{job.name}: {_describe(*seen, set())}", flush=True)

@@ -14,7 +14,7 @@ from dasd_jax import cli, recorded
 from dasd_jax.config import FILES, PROBLEMS
 from dasd_jax.errors import UserError
 from dasd_jax.run import user_files
-from launchers import sweep, tpu_vm
+from launchers import steps, sweep, tpu_vm
 
 ROOT = Path(__file__).parents[2]
 TINY = "configs/qwen_math.py:tiny"
@@ -248,7 +248,7 @@ def test_the_result_of_other_files_is_refused_and_of_files_on_a_slice_it_is_said
     finish(point, 0.5)
     theirs = recorded.as_json(point.config) | {FILES: user_files.of(point.config)}
     (point.workdir / "config.json").write_text(json.dumps(theirs))
-    monkeypatch.setattr(tpu_vm, "config", lambda job: theirs)
+    monkeypatch.setattr(steps, "config", lambda job: theirs)
     on_slice = dataclasses.replace(point, job=object())
     sweep.check_config(point)
     path.write_text("2")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dasd_jax.errors import UserError
-from launchers import tpu_vm
+from launchers import steps, tpu_vm
 from launchers.plan import LOST, MAX_BACKOFF_S, MAX_MISSES, POLL_S, dry_run, plan, slice_of
 
 HERE = Path(__file__).parent
@@ -345,7 +345,7 @@ def test_no_slice_is_requested_for_a_run_that_needs_mending(google, monkeypatch,
         return subprocess.CompletedProcess(argv, 2 if fails else 0)
 
     real = subprocess.run
-    monkeypatch.setattr(tpu_vm.subprocess, "run", run)
+    monkeypatch.setattr(steps.subprocess, "run", run)
     argv = (*RUN, "--", *TRAIN)
     _, end = follow(google, "NOT_FOUND", "ACTIVE idle", "ACTIVE running", "ACTIVE finishing", argv=argv)
     assert looked == [(sys.executable, "-m", "dasd_jax.check", *TRAIN[3:], "--topology=v5e:4x4")]

@@ -1,0 +1,74 @@
+"""Runs the steps of a plan, and asks Google, the VMs and the bucket how a job is doing."""
+
+import json
+import re
+import subprocess
+import sys
+
+from dasd_jax.errors import UserError
+from launchers.plan import Job, Step, plan
+
+_FAILED_ON_VM = 70  # exit code of vm.sh, passed on by gcloud; any other code comes from gcloud or ssh
+
+
+def run_action(job: Job, action: str) -> bool:
+    """Runs the steps of an action until one fails; returns whether all succeeded.
+
+    Raises:
+        SystemExit: a step failed on a reachable VM, where a retry would fail again.
+    """
+    for step in plan(job, action):
+        print(f"{job.name}: {step.why}", flush=True)
+        code = run_step(step).returncode
+        if code == _FAILED_ON_VM:
+            raise SystemExit(
+                f"error: {job.name}: {action} failed on the slice (output above), which is billed until `delete`"
+            )
+        if code:
+            return False
+    return True
+
+
+def run_step(step: Step, capture: bool = False) -> subprocess.CompletedProcess[str]:
+    """Runs one step; its output is returned if `capture`, otherwise shown."""
+    argv = (sys.executable, *step.argv[1:]) if step.argv[0] == "python" else step.argv
+    try:
+        return subprocess.run(argv, check=False, text=True, capture_output=capture)
+    except FileNotFoundError as error:
+        raise UserError(f"{step.argv[0]}: not found: expected it on the PATH, or --dry-run") from error
+
+
+def result(job: Job) -> dict | None:
+    """The content of done.json in the job's workdir in the bucket; None if it does not exist yet."""
+    return _read(job, "result")
+
+
+def config(job: Job) -> dict | None:
+    """The content of config.json, likewise."""
+    return _read(job, "config")
+
+
+def _read(job: Job, action: str) -> dict | None:
+    (step,) = plan(job, action)
+    read = run_step(step, capture=True)
+    return json.loads(read.stdout) if read.returncode == 0 else None
+
+
+def state(job: Job) -> tuple[str | None, str]:
+    """(Google's state of the slice, "" if there is none, None if the query failed; and the reason)."""
+    (step,) = plan(job, "describe")
+    seen = run_step(step, capture=True)
+    if seen.returncode:
+        return ("", "") if "NOT_FOUND" in seen.stderr else (None, seen.stderr.strip().partition("\n")[0])
+    found, _, reason = seen.stdout.strip().partition("\t")
+    return found or None, reason
+
+
+def vm_statuses(job: Job) -> set[str] | None:
+    """The statuses that vm.sh prints on the VMs, None if not all of them were reached."""
+    (step,) = plan(job, "probe")
+    seen = run_step(step, capture=True)
+    if seen.returncode:
+        return None
+    # gcloud prints lines of its own in between.
+    return set(re.findall(r"^(?:running|idle|exited \d+)$", seen.stdout, re.MULTILINE))
