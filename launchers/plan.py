@@ -4,10 +4,12 @@ Every command is a list of arguments. Commands for a VM's shell are quoted once,
 """
 
 import dataclasses
+import hashlib
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+from dasd_jax.config import Config
 from dasd_jax.cost.chips import topology_of
 from dasd_jax.errors import UserError
 
@@ -92,6 +94,7 @@ class Job:
         secrets: environment variable → name in Secret Manager, "" to take it from the local environment.
         command: runs on every VM, in the repository's folder; empty for actions without one.
         workdir: the command's --workdir.
+        config: of a training command; None for others.
         worker: the VM whose logs are shown.
         keep: do not delete the slice when the command is finished.
         check: look at a training command on the local machine before the slice is requested.
@@ -110,10 +113,16 @@ class Job:
     secrets: dict[str, str]
     command: tuple[str, ...]
     workdir: str
+    config: Config | None
     worker: int
     keep: bool
     check: bool
     home: Path
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the command's words, as `vm.sh status` prints it of the command that a VM was given."""
+        return hashlib.sha256("".join(f"{word}\0" for word in self.command).encode()).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------ steps of each action
@@ -239,7 +248,8 @@ def _delete(job: Job) -> list[Step]:
 
 
 def _run(job: Job) -> list[Step]:
-    parts = ("result", "check", "up", "wait", "probe", "copy", "setup", "start", "probe", "result")
+    compared = ("config",) if job.config else ()
+    parts = (*compared, "result", "check", "up", "wait", "probe", "copy", "setup", "start", "probe", "result")
     return [step for part in parts for step in plan(job, part)] + ([] if job.keep else _delete(job))
 
 

@@ -65,10 +65,20 @@ def state(job: Job) -> tuple[str | None, str]:
 
 
 def vm_statuses(job: Job) -> set[str] | None:
-    """The statuses that vm.sh prints on the VMs, None if not all of them were reached."""
+    """The statuses that vm.sh prints on the VMs, None if not all of them were reached.
+
+    Raises:
+        SystemExit: the job has a command, and a VM was given another one: not to be watched or deleted as ours.
+    """
     (step,) = plan(job, "probe")
     seen = run_step(step, capture=True)
     if seen.returncode:
         return None
+    given = set(re.findall(r"^command ([0-9a-f]{64})$", seen.stdout, re.MULTILINE))
+    if job.command and given - {job.digest}:
+        raise SystemExit(
+            f"error: {job.name}: this slice was given another command: expected another --name, or `delete` first; it "
+            "is billed until then"
+        )
     # gcloud prints lines of its own in between.
     return set(re.findall(r"^(?:running|idle|exited \d+)$", seen.stdout, re.MULTILINE))

@@ -133,19 +133,10 @@ def check_config(point: Point) -> None:
     """
     theirs = _recorded(point)
     if theirs is None:
-        raise UserError(
-            f"--workdir: {point.workdir} holds done.json and no {recorded.NAME}: expected both, or another --workdir"
-        )
+        raise tpu_vm.without_config(point.workdir)
     recorded.check_same(point.config, theirs, point.workdir)
-    try:
-        user_files.of(point.config)
-    except UserError as error:
-        if not point.job:
-            raise
-        # Files in /bucket are on the slice alone.
-        terminal.say(terminal.console(), f"note: {point.workdir.name}: not compared: {error}")
-    else:
-        user_files.check_same(point.config, theirs, point.workdir)
+    if note := tpu_vm.compare_files(point.config, theirs, point.workdir, away=point.job is not None):
+        terminal.say(terminal.console(), f"note: {point.workdir.name}: {note}")
 
 
 def _recorded(point: Point) -> dict[str, Any] | None:

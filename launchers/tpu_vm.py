@@ -10,7 +10,8 @@
     stop    asks COMMAND to save and exit
     delete  deletes the slice; it is billed until then
     run     all of it: look at COMMAND from here (python -m dasd_jax.check, unless --no-check), up, wait, copy, setup,
-            start, watch until COMMAND's workdir holds done.json, delete. A preempted slice is requested again, and
+            start, watch until COMMAND's workdir holds done.json, of as many steps as COMMAND asks for, delete. A
+            slice that was given another command is left alone. A preempted slice is requested again, and
             COMMAND resumes from its last checkpoint. If interrupted, it leaves the slice as it is; the same command
             resumes watching
 
@@ -24,9 +25,12 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from dasd_jax import cli
+from dasd_jax import cli, recorded
+from dasd_jax.config import Config
 from dasd_jax.errors import UserError
+from dasd_jax.run import user_files, workdir
 from launchers import steps
 from launchers.plan import ACTIONS, LOST, MAX_BACKOFF_S, MAX_MISSES, POLL_S, TRAIN, Job, dry_run, slice_of
 
@@ -69,10 +73,12 @@ def run(job: Job, sleep: Callable[[float], None] = time.sleep) -> None:
     """Runs the command of a job to completion, on as many slices as it takes.
 
     Raises:
+        UserError: the workdir holds a run that the command cannot go on with, nor take for its own.
         SystemExit: with one line, if it cannot be completed; an existing slice is left as it is.
     """
+    check_workdir(job)
     losses, misses, shown, action = 0, 0, "", ""
-    while steps.result(job) is None:
+    while not _finished(job):
         state, reason = steps.state(job)
         statuses = steps.vm_statuses(job) if state in _READY else set()
         if statuses is None:
@@ -113,8 +119,63 @@ def run(job: Job, sleep: Callable[[float], None] = time.sleep) -> None:
             sleep(POLL_S)
     print(f"{job.name}: finished, {job.workdir}/done.json", flush=True)
     sleep(POLL_S)  # the log is copied to the bucket after done.json
-    if not job.keep and steps.state(job)[0] != "" and not steps.run_action(job, "delete"):
+    if job.keep or (state := steps.state(job)[0]) == "":
+        return
+    if state in _READY:
+        steps.vm_statuses(job)  # refuses a slice that was given another command
+    if not steps.run_action(job, "delete"):
         raise SystemExit(f"error: {job.name}: finished, but the slice still exists and is billed; `delete` it")
+
+
+def check_workdir(job: Job) -> None:
+    """Refuses a workdir in the bucket with a run that a training command would refuse on the slice.
+
+    Raises:
+        UserError: naming the first field or file that differs and may not, or done.json stands without config.json.
+    """
+    if job.config is None:
+        return
+    theirs, done, folder = steps.config(job), steps.result(job), Path(job.workdir)
+    if theirs is None:
+        if done is not None:
+            raise without_config(folder)
+        return
+    changes = recorded.changes(job.config, theirs, folder)
+    if done is not None:
+        workdir.check_finished(folder, changes)
+    if note := compare_files(job.config, theirs, folder, away=True):
+        print(f"{job.name}: {note}", flush=True)
+
+
+def without_config(folder: Path) -> UserError:
+    """Of a result that cannot be compared with what is asked for."""
+    return UserError(f"--workdir: {folder} holds done.json and no {recorded.NAME}: expected both, or another --workdir")
+
+
+def compare_files(config: Config, theirs: dict[str, Any], folder: Path, away: bool) -> str:
+    """Compares the user's files with those that a run began with; a note where they are not on this machine, or "".
+
+    Args:
+        theirs: the content of the run's config.json.
+        away: the run is on a slice; files in its bucket are not here.
+
+    Raises:
+        UserError: one has changed, or is missing where it should be here.
+    """
+    try:
+        user_files.of(config)
+    except UserError as error:
+        if not away:
+            raise
+        return f"not compared: {error}"
+    user_files.check_same(config, theirs, folder)
+    return ""
+
+
+def _finished(job: Job) -> bool:
+    """Whether the workdir holds the result of this command: of a training run, with the steps that it asks for."""
+    done = steps.result(job)
+    return done is not None and (job.config is None or done.get("steps") == job.config.run.steps)
 
 
 def _describe(state: str | None, reason: str, statuses: set[str] | None) -> str:
@@ -173,6 +234,7 @@ def parse(argv: list[str]) -> tuple[str, Job, bool]:
         if value and not re.fullmatch(pattern, value):
             raise UserError(f"--{name}: {value!r}: expected {expected}")
     takes_command = flags.action in ("start", "run")
+    folder, config = _read_command(command) if takes_command else ("", None)
     if command and not takes_command:
         raise UserError(f"--: {shlex.join(command)!r}: {flags.action} takes no command: expected start or run")
     if not flags.slice and flags.action in ("up", "setup", "start", "run"):
@@ -189,7 +251,8 @@ def parse(argv: list[str]) -> tuple[str, Job, bool]:
         bucket=flags.bucket,
         secrets=dict(_secret(text) for text in flags.secret),
         command=command,
-        workdir=_workdir(command) if takes_command else "",
+        workdir=folder,
+        config=config,
         worker=flags.worker,
         keep=flags.keep,
         check=not flags.no_check,
@@ -261,8 +324,8 @@ def _secret(text: str) -> tuple[str, str]:
     return variable, found[1] if found else ""
 
 
-def _workdir(command: Sequence[str]) -> str:
-    """The command's --workdir. Also validates a training command, before a slice is requested and billed."""
+def _read_command(command: Sequence[str]) -> tuple[str, Config | None]:
+    """(the command's --workdir, the config of a training command), before a slice is requested and billed."""
     if not command:
         raise UserError("no command: expected it after --, as in -- python -m dasd_jax.train --config=… --workdir=…")
     found = [word.removeprefix("--workdir=") for word in command if word.startswith("--workdir=")]
@@ -271,9 +334,9 @@ def _workdir(command: Sequence[str]) -> str:
             f"--workdir: {', '.join(found) or 'missing'}: expected one --workdir=DIR in the command after --, an "
             "absolute path on the VMs, as in /bucket/runs/NAME"
         )
-    if command[:3] == TRAIN:
-        cli.parse(cli.parser(""), list(command[3:]))
-    return found[0]
+    if command[:3] != TRAIN:
+        return found[0], None
+    return found[0], cli.parse(cli.parser(""), list(command[3:])).config
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 #   vm.sh setup [BUCKET]             installs Python and requirements; mounts the bucket at /bucket
 #   vm.sh check CHIPS VMS            checks that JAX sees all chips of the slice
 #   vm.sh start WORKDIR COMMAND…     starts COMMAND in the background, in its own session
-#   vm.sh status                     prints running, "exited CODE" or idle
+#   vm.sh status                     prints running, "exited CODE" or idle, and "command SHA256" of the one it was given
 #   vm.sh logs | stop
 # Its own failures exit with code 70, which the launcher can tell from an unreachable VM.
 set -Eeuo pipefail
@@ -90,6 +90,7 @@ start() {
     rm -f "$state"/*
     export PATH=$venv/bin:$PATH
     echo "${*@Q}" >"$state/command"
+    printf '%s\0' "$@" | sha256sum | cut -d ' ' -f 1 >"$state/digest"
     echo "$(date -Is) ${*@Q}" >>"$log"
     cd dasd_jax
     setsid bash "$self" supervise "$workdir" "$@" </dev/null >>"$log" 2>&1 &
@@ -145,6 +146,7 @@ status() {
     else
         echo idle
     fi
+    if [[ -e $state/digest ]]; then echo "command $(<"$state/digest")"; fi
 }
 
 logs() {

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Plays Google for the launcher. $FAKE/world has one line a look at the slice: its state and what its VMs say, as in
-#   NOT_FOUND | OFFLINE | SUSPENDED | ACTIVE idle,exited-1 | ACTIVE unreachable | ACTIVE broken | ACTIVE finishing
+#   NOT_FOUND | OFFLINE | SUSPENDED | ACTIVE idle,exited-1 | ACTIVE running,other | ACTIVE unreachable | ACTIVE broken |
+#   ACTIVE finishing
 # The last line stays. Each call is kept in $FAKE/calls, quoted for a shell. With $FAKE/vm the VM is that folder: what is
 # sent to it is copied there, and what it is to run is run.
 printf '%q ' "$@" >>"$FAKE/calls"
@@ -18,7 +19,7 @@ case " $* " in
     printf '%s\t%s\n' "$state" "$([[ $state == FAILED ]] && echo "no quota")"
     ;;
 *" create "*) exit "$(cat "$FAKE/create" 2>/dev/null || echo 0)" ;;
-*" storage cat "*) cat "$FAKE/done.json" 2>/dev/null ;;
+*" storage cat "*) cat "$FAKE/$(basename "$3")" 2>/dev/null ;;
 *" secrets versions access "*) echo "from-secret-manager" ;;
 *" scp "*) [[ ! -e $FAKE/vm ]] || cp -p "$5" "$FAKE/vm/${6#*:}" ;;
 *" ssh "*)
@@ -33,10 +34,10 @@ case " $* " in
     if [[ $remote == *" status"* ]]; then
         echo "SSH: Attempting to connect to worker 0..."
         if [[ $words == finishing ]]; then
-            echo '{"steps": 3}' >"$FAKE/done.json"
+            echo '{"steps": 6}' >"$FAKE/done.json"
             words=running
         fi
-        tr ',' '\n' <<<"${words/broken/idle}" | sed 's/exited-/exited /'
+        tr ',' '\n' <<<"${words/broken/idle}" | sed "s/exited-/exited /; s/^other$/command $(printf '0%.0s' {1..64})/"
     fi
     ;;
 esac

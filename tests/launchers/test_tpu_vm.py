@@ -1,6 +1,7 @@
 """What the launcher plans, and what it does when Google takes slices away; Google is a script on the PATH."""
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -68,8 +69,13 @@ def follow(google, *world, argv=(*RUN, "--no-check", "--", *TRAIN)):
     """Runs the job in that world; the seconds that it slept, and how it ended ("" when the run was finished)."""
     (google / "world").write_text("\n".join(world) + "\n")
     slept, end = [], ""
+
+    def sleep(seconds):
+        slept.append(seconds)
+        assert len(slept) < 200, "it waits for ever"
+
     try:
-        tpu_vm.run(job_of(*argv), sleep=slept.append)
+        tpu_vm.run(job_of(*argv), sleep=sleep)
     except SystemExit as error:
         end = str(error)
     return slept, end
@@ -265,11 +271,58 @@ def test_only_what_the_dry_run_prints_is_run(google):
     assert all(["gcloud", *call] in printed for call in calls(google))
 
 
+def workdir_of(google, *overrides, done):
+    """Leaves in the bucket what a run of that config has left: config.json, and done.json of so many steps."""
+    config = job_of(*RUN, "--", *TRAIN, *overrides).config
+    (google / "config.json").write_text(json.dumps(config.to_dict()))
+    if done:
+        (google / "done.json").write_text(json.dumps({"steps": done}))
+
+
 def test_a_finished_run_asks_for_no_slice(google):
-    (google / "done.json").write_text("{}")
+    workdir_of(google, done=6)
     _, end = follow(google, "NOT_FOUND")
     assert end == ""
     assert set(verbs(google)) == {"cat", "describe"}
+
+
+def test_the_result_of_fewer_steps_is_not_that_of_the_command(google):
+    workdir_of(google, "--config.run.steps=4", done=4)
+    _, end = follow(google, "NOT_FOUND", "ACTIVE idle", "ACTIVE running", "ACTIVE finishing")
+    assert end == "" and [verb for verb in verbs(google) if verb in ("create", "start", "delete")] == [
+        "create", "start", "delete"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("theirs", "done", "says"),
+    [
+        ("model.preset=x", 6, "belongs to a run with model.preset = 'x', not 'qwen3_tiny', which would lose"),
+        ("model.preset=x", 0, "belongs to a run with model.preset = 'x', not 'qwen3_tiny', which would lose"),
+        ("optim.learning_rate=0.5", 6, "optim.learning_rate: 0.001: the run in /bucket/runs/tiny is finished with 0.5"),
+        ("run.steps=9", 9, "run.steps: 6: the run in /bucket/runs/tiny has done 9: expected more"),
+    ],
+)
+def test_the_run_of_another_config_is_refused_before_anything_is_requested_or_deleted(google, theirs, done, says):
+    workdir_of(google, f"--config.{theirs}", done=done)
+    with pytest.raises(UserError, match=re.escape(says)):
+        follow(google, "ACTIVE idle")
+    assert set(verbs(google)) == {"cat"}
+
+
+def test_a_result_without_its_config_is_refused(google):
+    (google / "done.json").write_text('{"steps": 6}')
+    with pytest.raises(UserError, match=r"holds done.json and no config.json: expected both"):
+        follow(google, "ACTIVE idle")
+
+
+@pytest.mark.parametrize("world", ["ACTIVE running,other", "ACTIVE exited-0,other", "ACTIVE idle,running,other"])
+@pytest.mark.parametrize("done", [0, 6])
+def test_a_slice_that_was_given_another_command_is_left_alone(google, world, done):
+    workdir_of(google, done=done)
+    _, end = follow(google, world)
+    assert end.startswith("error: dasd: this slice was given another command: expected another --name")
+    assert set(verbs(google)) == {"cat", "describe", "status"}
 
 
 def test_a_preempted_slice_is_deleted_and_requested_again_for_the_same_command(google):
@@ -477,6 +530,16 @@ def test_a_started_command_outlives_the_connection_and_its_end_is_known(vm, caps
     assert f"got {NASTY[0]}" in log_of(vm)
     assert [path.read_text() for path in (vm / "run" / "logs").iterdir()] == [log_of(vm)]
     assert "chips - 8 1" in (vm / "calls").read_text()
+
+
+def test_a_vm_tells_the_command_that_it_was_given_from_any_other(vm):
+    """Words with spaces, quotes and line breaks are told apart from the same letters cut otherwise."""
+    start(vm, "true", *NASTY)
+    given = ["start", *WHERE, "--slice=v6e-8", "--", "true", *NASTY, f"--workdir={vm}/run"]
+    wait_for(lambda: steps.vm_statuses(job_of(*given)) == {"exited 0"})
+    for other in (given[:-2] + given[-1:], [*given[:-2], *NASTY[-1].split(), given[-1]]):
+        with pytest.raises(SystemExit, match="this slice was given another command"):
+            steps.vm_statuses(job_of(*other))
 
 
 def test_the_same_start_again_changes_nothing_and_another_is_refused(vm, capsys, monkeypatch):
