@@ -120,6 +120,11 @@ class Job:
     home: Path
 
     @property
+    def archive(self) -> Path:
+        """The packed files, on this machine."""
+        return self.home / ".cache" / "dasd_jax" / f"{self.name}.tar.gz"
+
+    @property
     def digest(self) -> str:
         """The sha256 of the command's words, as `vm.sh status` prints it of the command that a VM was given."""
         return hashlib.sha256("".join(f"{word}\0" for word in self.command).encode()).hexdigest()
@@ -187,13 +192,15 @@ def _wait(job: Job) -> list[Step]:
     return [dataclasses.replace(step, why=why) for step in _describe(job)]
 
 
-def _copy(job: Job) -> list[Step]:
-    packed = str(job.home / ".cache" / "dasd_jax" / f"{job.name}.tar.gz")
+def _pack(job: Job) -> list[Step]:
     pack = 'mkdir -p "$(dirname "$0")" && git ls-files -z | tar --null --files-from=- -czf "$0"'
+    return [Step("pack the tracked files", ("bash", "-o", "pipefail", "-c", pack, str(job.archive)))]
+
+
+def _send(job: Job) -> list[Step]:
     unpack = "rm -rf dasd_jax && mkdir dasd_jax && tar -xzf dasd_jax.tar.gz -C dasd_jax"
     return [
-        Step("pack the tracked files", ("bash", "-o", "pipefail", "-c", pack, packed)),
-        Step("copy them to every VM", _scp(job, packed, "dasd_jax.tar.gz")),
+        Step("copy them to every VM", _scp(job, str(job.archive), "dasd_jax.tar.gz")),
         Step("unpack them", _ssh(job, unpack)),
     ]
 
@@ -249,14 +256,14 @@ def _delete(job: Job) -> list[Step]:
 
 def _run(job: Job) -> list[Step]:
     compared = ("config",) if job.config else ()
-    parts = (*compared, "result", "check", "up", "wait", "probe", "copy", "setup", "start", "probe", "result")
+    parts = (*compared, "result", "pack", "check", "up", "wait", "probe", "send", "setup", "start", "probe", "result")
     return [step for part in parts for step in plan(job, part)] + ([] if job.keep else _delete(job))
 
 
 _PLANS: dict[str, Callable[[Job], list[Step]]] = {
     "up": _up,
     "wait": _wait,
-    "copy": _copy,
+    "copy": lambda job: _pack(job) + _send(job),
     "setup": _setup,
     "start": _start,
     "logs": lambda job: [Step("follow the log", _ssh_vm(job, "logs", worker=str(job.worker)))],
@@ -265,6 +272,8 @@ _PLANS: dict[str, Callable[[Job], list[Step]]] = {
     "delete": _delete,
     "run": _run,
     # Internal parts of other actions.
+    "pack": _pack,
+    "send": _send,
     "check": _check,
     "describe": _describe,
     "probe": _probe,
@@ -310,7 +319,7 @@ def dry_run(job: Job, action: str) -> str:
     if action == "run":
         lines += [
             f"# If the slice is lost ({', '.join(LOST)}), or unreachable at {MAX_MISSES} polls:",
-            f"# delete it, wait {POLL_S} s to {MAX_BACKOFF_S // 60} min, and start over",
+            f"# delete it, wait {POLL_S} s to {MAX_BACKOFF_S // 60} min, and start over with the same packed files",
             *(shlex.join(step.argv) for step in _delete(job)),
         ]
     return "\n".join(lines).rstrip()

@@ -19,6 +19,7 @@
 """
 
 import argparse
+import hashlib
 import os
 import re
 import shlex
@@ -78,7 +79,9 @@ def run(job: Job, sleep: Callable[[float], None] = time.sleep) -> None:
     """
     check_workdir(job)
     losses, misses, shown, action = 0, 0, "", ""
-    while not _finished(job):
+    if not (finished := _finished(job)):
+        _pack(job)
+    while not finished:
         state, reason = steps.state(job)
         statuses = steps.vm_statuses(job) if state in _READY else set()
         if statuses is None:
@@ -101,7 +104,7 @@ def run(job: Job, sleep: Callable[[float], None] = time.sleep) -> None:
                     raise SystemExit(f"error: {job.name}: the request was rejected (gcloud's output above)")
                 action = "replace"
         elif action == "start":
-            all(steps.run_action(job, part) for part in ("copy", "setup", "start"))
+            all(steps.run_action(job, part) for part in ("send", "setup", "start"))
             misses += 1  # reset once it is seen running
         elif action in ("stopped", "failed") and action == before:
             # Seen twice: at the first poll done.json may not be visible yet, or the slice may be about to be preempted.
@@ -117,6 +120,7 @@ def run(job: Job, sleep: Callable[[float], None] = time.sleep) -> None:
             sleep(min(POLL_S * 2 ** (losses - 1), MAX_BACKOFF_S))
         else:
             sleep(POLL_S)
+        finished = _finished(job)
     print(f"{job.name}: finished, {job.workdir}/done.json", flush=True)
     sleep(POLL_S)  # the log is copied to the bucket after done.json
     if job.keep or (state := steps.state(job)[0]) == "":
@@ -170,6 +174,18 @@ def compare_files(config: Config, theirs: dict[str, Any], folder: Path, away: bo
         return f"not compared: {error}"
     user_files.check_same(config, theirs, folder)
     return ""
+
+
+def _pack(job: Job) -> None:
+    """Packs the files once: every slice of a run gets the same, whatever changes here in the meantime.
+
+    Raises:
+        SystemExit: with one line, if they cannot be packed.
+    """
+    if not steps.run_action(job, "pack"):
+        raise SystemExit(f"error: {job.name}: no slice was requested: the files could not be packed (output above)")
+    with job.archive.open("rb") as packed:
+        print(f"{job.name}: packed, sha256 {hashlib.file_digest(packed, 'sha256').hexdigest()}", flush=True)
 
 
 def _finished(job: Job) -> bool:

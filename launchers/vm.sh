@@ -91,7 +91,7 @@ start() {
     export PATH=$venv/bin:$PATH
     echo "${*@Q}" >"$state/command"
     printf '%s\0' "$@" | sha256sum | cut -d ' ' -f 1 >"$state/digest"
-    echo "$(date -Is) ${*@Q}" >>"$log"
+    echo "$(date -Is) files with sha256 $(sha256sum <dasd_jax.tar.gz | cut -d ' ' -f 1): ${*@Q}" >>"$log"
     cd dasd_jax
     setsid bash "$self" supervise "$workdir" "$@" </dev/null >>"$log" 2>&1 &
     echo $! >"$state/group"

@@ -21,7 +21,10 @@ case " $* " in
 *" create "*) exit "$(cat "$FAKE/create" 2>/dev/null || echo 0)" ;;
 *" storage cat "*) cat "$FAKE/$(basename "$3")" 2>/dev/null ;;
 *" secrets versions access "*) echo "from-secret-manager" ;;
-*" scp "*) [[ ! -e $FAKE/vm ]] || cp -p "$5" "$FAKE/vm/${6#*:}" ;;
+*" scp "*)
+    [[ ! -e $FAKE/vm ]] || cp -p "$5" "$FAKE/vm/${6#*:}"
+    exit "$(cat "$FAKE/scp" 2>/dev/null || echo 0)"
+    ;;
 *" ssh "*)
     for word in "$@"; do [[ $word != --command=* ]] || remote=${word#--command=}; done
     if [[ -e $FAKE/vm ]]; then

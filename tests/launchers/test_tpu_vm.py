@@ -1,6 +1,7 @@
 """What the launcher plans, and what it does when Google takes slices away; Google is a script on the PATH."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -351,10 +352,29 @@ def test_a_moment_out_of_reach_or_offline_deletes_nothing(google):
     assert verbs(google).count("delete") == 1 and "create" not in verbs(google)
 
 
-@pytest.mark.parametrize("git", ["exit 1", "exit 0"])
-def test_a_slice_on_which_nothing_comes_to_run_is_replaced_too(google, tmp_path, git):
+def test_files_that_cannot_be_packed_end_the_run_before_anything_is_requested(google, tmp_path):
+    stub(tmp_path / "bin" / "git", "exit 1")
+    for world in ("NOT_FOUND", "ACTIVE idle"):
+        slept, end = follow(google, world)
+        assert end == "error: dasd: no slice was requested: the files could not be packed (output above)"
+        assert not slept and set(verbs(google)) == {"cat"}
+
+
+def test_every_slice_of_a_run_gets_the_files_as_they_were_when_it_began(google, tmp_path, capsys):
+    """The clone is edited while the run waits for its first slice, and again before its second."""
+    stub(tmp_path / "bin" / "git", "echo >> $FAKE/packed; printf 'README.md\\0'")
+    turn = ["NOT_FOUND", "ACTIVE idle", "ACTIVE running", "SUSPENDED"]
+    _, end = follow(google, *turn, *turn, "NOT_FOUND", "ACTIVE idle", "ACTIVE finishing")
+    assert end == "" and verbs(google).count("scp") == 3
+    assert (google / "packed").read_text() == "\n"
+    (archive,) = (tmp_path / "home").rglob("dasd.tar.gz")
+    assert f"sha256 {hashlib.sha256(archive.read_bytes()).hexdigest()}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("code", ["1", "0"])
+def test_a_slice_on_which_nothing_comes_to_run_is_replaced_too(google, code):
     """Whether a step to it fails every time, or none does and the command is still not there."""
-    stub(tmp_path / "bin" / "git", git)
+    (google / "scp").write_text(code)
     _, end = follow(google, *["ACTIVE idle"] * (MAX_MISSES + 1), "NOT_FOUND", "ACTIVE finishing")
     assert end == ""
     assert verbs(google).count("delete") == 2 and verbs(google).count("create") == 1
@@ -486,6 +506,7 @@ def vm(google, tmp_path, monkeypatch):
     (home / "dasd_jax").mkdir(parents=True)
     shutil.copytree(HERE.parents[1] / "launchers", home / "dasd_jax" / "launchers")
     (home / "dasd_venv" / "bin").mkdir(parents=True)
+    (home / "dasd_jax.tar.gz").write_bytes(b"packed")
     (google / "world").write_text("ACTIVE\n")
     stub(home / "dasd_venv" / "bin" / "python", 'echo "chips $*" >> $FAKE/vm/calls')
     yield home
@@ -528,6 +549,7 @@ def test_a_started_command_outlives_the_connection_and_its_end_is_known(vm, caps
     (vm / "go").touch()
     wait_for(lambda: status(capsys) == "dasd: ACTIVE, exited 3")
     assert f"got {NASTY[0]}" in log_of(vm)
+    assert f"files with sha256 {hashlib.sha256(b'packed').hexdigest()}: 'bash' '-c'" in log_of(vm)
     assert [path.read_text() for path in (vm / "run" / "logs").iterdir()] == [log_of(vm)]
     assert "chips - 8 1" in (vm / "calls").read_text()
 
