@@ -18,6 +18,7 @@ MAX_BACKOFF_S = 1800
 # Consecutive polls at which an existing slice cannot be reached or started before it is given up. gcloud itself retries
 # each connection for a minute.
 MAX_MISSES = 5
+TRIES = 3  # of a step on the VMs that may fail for a moment
 LOST = ("FAILED", "PREEMPTED", "STOPPED", "SUSPENDED", "TERMINATED")  # states that a slice does not recover from
 
 TRAIN = ("python", "-m", "dasd_jax.train")  # how a training command begins
@@ -135,10 +136,15 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One local command and its purpose."""
+    """One local command and its purpose.
+
+    Attributes:
+        tries: how often it is tried if it fails on a VM, where downloads and the connection of the VMs may fail once.
+    """
 
     why: str
     argv: tuple[str, ...]
+    tries: int = 1
 
 
 def plan(job: Job, action: str) -> list[Step]:
@@ -207,7 +213,7 @@ def _send(job: Job) -> list[Step]:
 
 def _setup(job: Job) -> list[Step]:
     bucket = (job.bucket,) if job.bucket else ()
-    return [Step("install Python and requirements, mount the bucket", _ssh_vm(job, "setup", *bucket))]
+    return [Step("install Python and requirements, mount the bucket", _ssh_vm(job, "setup", *bucket), TRIES)]
 
 
 def _start(job: Job) -> list[Step]:
@@ -220,7 +226,7 @@ def _start(job: Job) -> list[Step]:
     settings += [f"SECRETS={' '.join(kept)}"] if kept else []
     run = ("env", *settings, "bash", _VM, "start", job.workdir, *job.command)
     return [
-        Step(f"check that JAX sees {job.slice.chips} chips on {job.slice.vms} VM(s)", check),
+        Step(f"check that JAX sees {job.slice.chips} chips on {job.slice.vms} VM(s)", check, TRIES),
         *_send_secrets(job),
         Step("start the command on every VM", _ssh(job, shlex.join(run))),
     ]

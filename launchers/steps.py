@@ -4,9 +4,12 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 from dasd_jax.errors import UserError
 from launchers.plan import Job, Step, plan
+
+RETRY_S = 30
 
 _FAILED_ON_VM = 70  # exit code of vm.sh, passed on by gcloud; any other code comes from gcloud or ssh
 
@@ -15,11 +18,17 @@ def run_action(job: Job, action: str) -> bool:
     """Runs the steps of an action until one fails; returns whether all succeeded.
 
     Raises:
-        SystemExit: a step failed on a reachable VM, where a retry would fail again.
+        SystemExit: a step failed on a reachable VM, as often as it may be tried.
     """
     for step in plan(job, action):
         print(f"{job.name}: {step.why}", flush=True)
         code = run_step(step).returncode
+        for _ in range(step.tries - 1):
+            if code != _FAILED_ON_VM:
+                break
+            print(f"{job.name}: failed; once more in {RETRY_S} s: {step.why}", flush=True)
+            time.sleep(RETRY_S)
+            code = run_step(step).returncode
         if code == _FAILED_ON_VM:
             raise SystemExit(
                 f"error: {job.name}: {action} failed on the slice (output above), which is billed until `delete`"

@@ -34,6 +34,12 @@ case " $* " in
     read -r _ words < <(now)
     [[ $words != unreachable ]] || exit 255
     [[ $words != broken || $remote != *" setup "* ]] || exit 70
+    for step in setup check start; do # fails as often as its file has letters
+        if [[ $remote == *" $step "* && -s $FAKE/fails_$step ]]; then
+            sed -i 's/.//' "$FAKE/fails_$step"
+            exit 70
+        fi
+    done
     if [[ $remote == *" status"* ]]; then
         echo "SSH: Attempting to connect to worker 0..."
         if [[ $words == finishing ]]; then

@@ -41,6 +41,7 @@ def google(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("FAKE", str(fake))
     monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(steps, "RETRY_S", 0)
     return fake
 
 
@@ -463,10 +464,23 @@ def test_a_command_that_ends_because_its_slice_goes_is_continued(google):
     assert end == "" and verbs(google).count("start") == 1
 
 
-def test_what_fails_on_a_vm_is_not_tried_again(google):
+def test_a_setup_that_fails_on_a_vm_is_tried_three_times(google):
     _, end = follow(google, "ACTIVE broken")
     assert "setup failed on the slice" in end
-    assert verbs(google).count("setup") == 1 and "delete" not in verbs(google)
+    assert verbs(google).count("setup") == 3 and "delete" not in verbs(google)
+
+
+@pytest.mark.parametrize("step", ["setup", "check"])
+def test_a_step_that_fails_on_a_vm_for_a_moment_does_not_end_the_run(google, step):
+    (google / f"fails_{step}").write_text("x" * 2)
+    _, end = follow(google, "ACTIVE idle", "ACTIVE finishing")
+    assert end == "" and [verbs(google).count(verb) for verb in (step, "start")] == [3, 1]
+
+
+def test_a_command_that_a_vm_refuses_to_start_is_not_started_again(google):
+    (google / "fails_start").write_text("x")
+    _, end = follow(google, "ACTIVE idle")
+    assert "start failed on the slice" in end and verbs(google).count("start") == 1
 
 
 def test_keep_leaves_the_slice(google):
@@ -634,6 +648,7 @@ def test_chips_that_are_missing_stop_the_start(vm, capsys):
     stub(vm / "dasd_venv" / "bin" / "python", "exit 1")
     with pytest.raises(SystemExit, match="start failed on the slice"):
         start(vm, "true")
+    assert capsys.readouterr().out.count("failed; once more") == 2
     assert status(capsys) == "dasd: ACTIVE, idle"
 
 
