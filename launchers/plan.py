@@ -18,6 +18,7 @@ MAX_BACKOFF_S = 1800
 # Consecutive polls at which an existing slice cannot be reached or started before it is given up. gcloud itself retries
 # each connection for a minute.
 MAX_MISSES = 5
+ASK_S, DO_S = 180, 1800  # after which a query, or what changes something, counts as one without an answer
 TRIES = 3  # of a step on the VMs that may fail for a moment
 LOST = ("FAILED", "PREEMPTED", "STOPPED", "SUSPENDED", "TERMINATED")  # states that a slice does not recover from
 
@@ -140,11 +141,14 @@ class Step:
 
     Attributes:
         tries: how often it is tried if it fails on a VM, where downloads and the connection of the VMs may fail once.
+        limit_s: seconds after which it is ended and counts as a connection that failed; None: it lasts as long as it
+            does.
     """
 
     why: str
     argv: tuple[str, ...]
     tries: int = 1
+    limit_s: float | None = None
 
 
 def plan(job: Job, action: str) -> list[Step]:
@@ -170,7 +174,7 @@ def _up(job: Job) -> list[Step]:
     else:
         runtime = f"--runtime-version={job.slice.runtime}"
         create = _gcloud(job, "queued-resources", "create", job.name, f"--node-id={job.name}", runtime, *wanted)
-    return [*_ssh_key(job), Step("request the slice", create)]
+    return [*_ssh_key(job), Step("request the slice", create, limit_s=DO_S)]
 
 
 def _ssh_key(job: Job) -> list[Step]:
@@ -190,7 +194,7 @@ def _describe(job: Job) -> list[Step]:
         words = ("tpu-vm", "describe", job.name, "--format=value(state,healthDescription)")
     else:
         words = ("queued-resources", "describe", job.name, "--format=value(state.state,state.failedData.error.message)")
-    return [Step("query the state of the slice", _gcloud(job, *words))]
+    return [Step("query the state of the slice", _gcloud(job, *words), limit_s=ASK_S)]
 
 
 def _wait(job: Job) -> list[Step]:
@@ -206,14 +210,14 @@ def _pack(job: Job) -> list[Step]:
 def _send(job: Job) -> list[Step]:
     unpack = "rm -rf dasd_jax && mkdir dasd_jax && tar -xzf dasd_jax.tar.gz -C dasd_jax"
     return [
-        Step("copy them to every VM", _scp(job, str(job.archive), "dasd_jax.tar.gz")),
-        Step("unpack them", _ssh(job, unpack)),
+        Step("copy them to every VM", _scp(job, str(job.archive), "dasd_jax.tar.gz"), limit_s=DO_S),
+        Step("unpack them", _ssh(job, unpack), limit_s=DO_S),
     ]
 
 
 def _setup(job: Job) -> list[Step]:
     bucket = (job.bucket,) if job.bucket else ()
-    return [Step("install Python and requirements, mount the bucket", _ssh_vm(job, "setup", *bucket), TRIES)]
+    return [Step("install Python and requirements, mount the bucket", _ssh_vm(job, "setup", *bucket), TRIES, DO_S)]
 
 
 def _start(job: Job) -> list[Step]:
@@ -226,9 +230,9 @@ def _start(job: Job) -> list[Step]:
     settings += [f"SECRETS={' '.join(kept)}"] if kept else []
     run = ("env", *settings, "bash", _VM, "start", job.workdir, *job.command)
     return [
-        Step(f"check that JAX sees {job.slice.chips} chips on {job.slice.vms} VM(s)", check, TRIES),
+        Step(f"check that JAX sees {job.slice.chips} chips on {job.slice.vms} VM(s)", check, TRIES, DO_S),
         *_send_secrets(job),
-        Step("start the command on every VM", _ssh(job, shlex.join(run))),
+        Step("start the command on every VM", _ssh(job, shlex.join(run)), limit_s=DO_S),
     ]
 
 
@@ -241,23 +245,23 @@ def _send_secrets(job: Job) -> list[Step]:
     values = "".join(f'printf "export %s=%q\\n" {name} "${name}"; ' for name in names)
     send = f'umask 077; trap \'rm -f "$0"\' EXIT; mkdir -p "$(dirname "$0")"; {{ {values}}} > "$0"; "$@"'
     argv = ("bash", "-c", send, file, *_scp(job, file, ".dasd_jax.secrets"))
-    return [Step("send the secrets from this environment, in a file that `vm.sh start` deletes", argv)]
+    return [Step("send the secrets from this environment, in a file that `vm.sh start` deletes", argv, limit_s=DO_S)]
 
 
 def _probe(job: Job) -> list[Step]:
     # A VM without a copy of the repository is idle too.
     remote = f"if test -e {_VM}; then bash {_VM} status; else echo idle; fi"
-    return [Step("query the status of the command", _ssh(job, remote))]
+    return [Step("query the status of the command", _ssh(job, remote), limit_s=ASK_S)]
 
 
 def _read(job: Job, name: str, why: str) -> list[Step]:
     path = job.workdir.replace("/bucket", f"gs://{job.bucket}", 1) + f"/{name}"
-    return [Step(why, ("gcloud", "storage", "cat", path, f"--project={job.project}"))]
+    return [Step(why, ("gcloud", "storage", "cat", path, f"--project={job.project}"), limit_s=ASK_S)]
 
 
 def _delete(job: Job) -> list[Step]:
     words = ("tpu-vm", "delete", job.name) if job.direct else ("queued-resources", "delete", job.name, "--force")
-    return [Step("delete the slice", _gcloud(job, *words, "--quiet"))]
+    return [Step("delete the slice", _gcloud(job, *words, "--quiet"), limit_s=DO_S)]
 
 
 def _run(job: Job) -> list[Step]:
@@ -295,14 +299,16 @@ def _gcloud(job: Job, *words: str) -> tuple[str, ...]:
     return ("gcloud", *alpha, "compute", "tpus", *words, f"--project={job.project}", f"--zone={job.zone}")
 
 
-def _connection(job: Job) -> tuple[str, ...]:
+def _connection(job: Job, program: str) -> tuple[str, ...]:
     how = {"external-ip": (), "internal-ip": ("--internal-ip",), "iap": ("--tunnel-through-iap",)}[job.connect]
-    # A new VM's host key is unknown, and nobody is there to confirm it.
-    return (*how, "--strict-host-key-checking=no", "--quiet")
+    # A new VM's host key is unknown, and nobody is there to confirm it. A VM that is gone does not close its
+    # connections: ssh notices after two minutes.
+    alive = (f"--{program}-flag=-oServerAliveInterval=30", f"--{program}-flag=-oServerAliveCountMax=4")
+    return (*how, "--strict-host-key-checking=no", "--quiet", *alive)
 
 
 def _ssh(job: Job, remote: str, worker: str = "all") -> tuple[str, ...]:
-    flags = (f"--worker={worker}", *_connection(job), f"--command={remote}")
+    flags = (f"--worker={worker}", *_connection(job, "ssh"), f"--command={remote}")
     return _gcloud(job, "tpu-vm", "ssh", job.name, *flags)
 
 
@@ -311,7 +317,7 @@ def _ssh_vm(job: Job, *words: str, worker: str = "all") -> tuple[str, ...]:
 
 
 def _scp(job: Job, source: str, target: str) -> tuple[str, ...]:
-    return _gcloud(job, "tpu-vm", "scp", source, f"{job.name}:{target}", "--worker=all", *_connection(job))
+    return _gcloud(job, "tpu-vm", "scp", source, f"{job.name}:{target}", "--worker=all", *_connection(job, "scp"))
 
 
 def dry_run(job: Job, action: str) -> str:

@@ -11,6 +11,7 @@ from launchers.plan import Job, Step, plan
 
 RETRY_S = 30
 
+_NO_ANSWER = 255  # as ssh itself says of a connection that failed
 _FAILED_ON_VM = 70  # exit code of vm.sh, passed on by gcloud; any other code comes from gcloud or ssh
 
 
@@ -39,10 +40,15 @@ def run_action(job: Job, action: str) -> bool:
 
 
 def run_step(step: Step, capture: bool = False) -> subprocess.CompletedProcess[str]:
-    """Runs one step; its output is returned if `capture`, otherwise shown."""
+    """Runs one step; its output is returned if `capture`, otherwise shown. After its limit it counts as failed."""
     argv = (sys.executable, *step.argv[1:]) if step.argv[0] == "python" else step.argv
     try:
-        return subprocess.run(argv, check=False, text=True, capture_output=capture)
+        return subprocess.run(argv, check=False, text=True, capture_output=capture, timeout=step.limit_s)
+    except subprocess.TimeoutExpired:
+        said = f"no answer within {step.limit_s:g} s: {step.why}"
+        if not capture:
+            print(said, flush=True)
+        return subprocess.CompletedProcess(argv, _NO_ANSWER, "", said)
     except FileNotFoundError as error:
         raise UserError(f"{step.argv[0]}: not found: expected it on the PATH, or --dry-run") from error
 

@@ -18,7 +18,7 @@ import pytest
 
 from dasd_jax.errors import UserError
 from launchers import steps, tpu_vm
-from launchers.plan import LOST, MAX_BACKOFF_S, MAX_MISSES, POLL_S, dry_run, plan, slice_of
+from launchers.plan import LOST, MAX_BACKOFF_S, MAX_MISSES, POLL_S, Step, dry_run, plan, slice_of
 
 HERE = Path(__file__).parent
 WHERE = ["--name=dasd", "--project=my-project-123", "--zone=us-west4-a"]
@@ -344,6 +344,34 @@ def test_a_slice_that_says_active_but_is_out_of_reach_is_replaced(google):
     _, end = follow(google, "NOT_FOUND", "ACTIVE idle", "ACTIVE running", *gone, "NOT_FOUND", "ACTIVE finishing")
     assert end == ""
     assert [verb for verb in verbs(google) if verb in ("create", "delete")] == ["create", "delete"] * 2
+
+
+@pytest.mark.parametrize("verb", ["describe", "cat", "status", "scp", "setup", "start", "delete"])
+def test_a_call_without_an_answer_is_one_that_failed(google, verb, monkeypatch):
+    """The first of its kind never ends; the run goes on with the next."""
+    run, asked, hung = subprocess.run, [], []
+
+    def hang(argv, **kwargs):
+        asked.append((argv, kwargs["timeout"]))
+        if re.search(rf"\b{verb}\b", " ".join(argv)) and len(asked) > 5 and not hung:
+            hung.append(argv)
+            raise subprocess.TimeoutExpired(argv, kwargs["timeout"])
+        return run(argv, **kwargs)
+
+    monkeypatch.setattr(steps.subprocess, "run", hang)
+    world = ["NOT_FOUND", "ACTIVE idle", "ACTIVE idle", "ACTIVE running", "SUSPENDED", "NOT_FOUND", "ACTIVE finishing"]
+    _, end = follow(google, *world)
+    assert end == "" and hung and (google / "done.json").exists()
+    for argv, limit in asked:
+        words = " ".join(argv)
+        short = " describe " in words or " storage cat " in words or " status;" in words
+        assert limit == (180 if short else 1800 if argv[0] == "gcloud" else None)
+
+
+@pytest.mark.parametrize("capture", [True, False])
+def test_a_step_beyond_its_limit_is_ended(capture):
+    ended = steps.run_step(Step("wait", ("sleep", "600"), limit_s=0.05), capture=capture)
+    assert (ended.returncode, ended.stderr) == (255, "no answer within 0.05 s: wait")
 
 
 def test_a_moment_out_of_reach_or_offline_deletes_nothing(google):
