@@ -3,7 +3,8 @@
 The points come from get_sweep() in the sweep file (see configs/sweeps/common.py). Each is one training run with a
 workdir in DIR that is named after its overrides; its output goes to a .log. Points whose workdir holds done.json are
 skipped, and refused if its config.json is not the point's config, or if its files have changed since. A failed point
-does not stop the others. Finally a table is printed; the exit code is 1 if a point failed.
+does not stop the others. Finally a table is printed; the exit code is 1 if a point failed or was stopped before its
+end. SIGTERM is passed on to the running points, which save.
 
 --dry-run prints the command of every point, which can be run by hand. With --slices=FILE each point runs on its own TPU
 slice: FILE holds flags of launchers.tpu_vm, which runs it, and DIR must be in /bucket.
@@ -17,12 +18,14 @@ import math
 import os
 import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dasd_jax import cli, files, recorded, terminal
 from dasd_jax.config import PROBLEMS, Config
@@ -168,12 +171,19 @@ def run(points: Sequence[Point], jobs: int, logs: Path) -> dict[Path, int]:
 
     Returns:
         The exit codes by workdir.
+
+    Raises:
+        SystemExit: after SIGTERM, when the running points have ended.
     """
     logs.mkdir(parents=True, exist_ok=True)
     codes: dict[Path, int] = {}
+    children = _Children()
+    before = signal.signal(signal.SIGTERM, lambda *_: children.end())
     pool = concurrent.futures.ThreadPoolExecutor(jobs)
     try:
-        running = {pool.submit(_run_one, point, logs / f"{point.workdir.name}.log"): point for point in points}
+        running = {
+            pool.submit(_run_one, point, logs / f"{point.workdir.name}.log", children): point for point in points
+        }
         for future in concurrent.futures.as_completed(running):
             point = running[future]
             codes[point.workdir], last_line = future.result()
@@ -181,16 +191,54 @@ def run(points: Sequence[Point], jobs: int, logs: Path) -> dict[Path, int]:
     finally:
         # Ctrl-C reaches the running points as well; do not start the others.
         pool.shutdown(cancel_futures=True)
+        signal.signal(signal.SIGTERM, before)
+    if children.ended:
+        raise SystemExit("stopped by a signal; the same command goes on")
     return codes
 
 
-def _run_one(point: Point, log: Path) -> tuple[int, str]:
+class _Children:
+    """The processes of the running points, which end with the sweep.
+
+    Attributes:
+        ended: no further ones start.
+    """
+
+    def __init__(self):
+        self.ended = False
+        self._running: set[subprocess.Popen] = set()
+        self._lock = threading.RLock()  # a second signal comes to the thread that handles the first
+
+    def end(self) -> None:
+        """Passes SIGTERM on to all of them."""
+        with self._lock:
+            self.ended = True
+            for process in self._running:
+                process.terminate()
+
+    def run(self, command: Sequence[str], output: IO[bytes]) -> int | None:
+        """The exit code of a command; None if it did not start."""
+        with self._lock:
+            if self.ended:
+                return None
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            self._running.add(process)
+        code = process.wait()
+        with self._lock:
+            self._running.remove(process)
+        return code
+
+
+def _run_one(point: Point, log: Path, children: _Children) -> tuple[int, str]:
     """(exit code, one line for the progress output)."""
     with log.open("ab") as output:
-        command = (sys.executable, *point.command[1:])
-        code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False).returncode
+        code = children.run((sys.executable, *point.command[1:]), output)
+    if code is None:
+        return 0, "not started"
     if code == 0:
-        return 0, "done"
+        # On a slice the launcher's exit code says it; train's is also 0 after SIGTERM and before maintenance.
+        done = point.job is not None or (point.workdir / "done.json").exists()
+        return 0, "done" if done else "stopped before its end"
     lines = log.read_text(errors="replace").strip().splitlines()
     return code, f"exit code {code}: {lines[-1] if lines else 'no output'} ({log})"
 
@@ -288,8 +336,12 @@ def main(argv: list[str]) -> None:
     terminal.show(console, table(points, results, codes, terminal.width_of(console)))
     for note in evaluated_on_others([point for point, done in zip(points, results, strict=True) if done]):
         terminal.say(console, note)
-    if failed := sum(code != 0 for code in codes.values()):
-        raise SystemExit(f"error: {failed} of {len(points)} points failed")
+    failed = sum(code != 0 for code in codes.values())
+    stopped = sum(done is None and codes.get(point.workdir) == 0 for point, done in zip(points, results, strict=True))
+    if failed or stopped:
+        said = [f"{failed} of {len(points)} points failed"] * bool(failed)
+        said += [f"{stopped} of {len(points)} points stopped before their end"] * bool(stopped)
+        raise SystemExit(f"error: {', '.join(said)}")
 
 
 if __name__ == "__main__":

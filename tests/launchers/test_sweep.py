@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import os
 import shlex
+import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -161,20 +164,55 @@ def beta_points(workdir, *shared):
 def test_a_run_that_fails_stops_no_other_and_its_last_line_is_shown(tmp_path, capsys):
     good, bad, last = points_of(*seeds(3), workdir=tmp_path)
     codes = sweep.run(
-        [stand_in(good, "echo fine"), stand_in(bad, "echo working; echo 'error: no' >&2; exit 2"), stand_in(last, ":")],
+        [
+            stand_in(good, 'echo fine; mkdir "$1"; touch "$1/done.json"'),
+            stand_in(bad, "echo working; echo 'error: no' >&2; exit 2"),
+            stand_in(last, ":"),
+        ],
         1,
         tmp_path,
     )
     assert codes == {good.workdir: 0, bad.workdir: 2, last.workdir: 0}
-    assert f"run.seed=1: exit code 2: error: no ({tmp_path}/run.seed=1.log)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"run.seed=1: exit code 2: error: no ({tmp_path}/run.seed=1.log)" in out
+    assert "run.seed=0: done\n" in out and "run.seed=2: stopped before its end\n" in out
     assert (tmp_path / "run.seed=0.log").read_text() == "fine\n"
+
+
+def test_a_sweep_that_is_terminated_ends_its_points_and_starts_no_more(tmp_path):
+    """Both running points save when they hear it; the third has not begun."""
+    script = 'trap "echo saved > $1.saved; exit 0" TERM; echo ran > "$1.ran"; while :; do sleep 0.05; done'
+    found = [
+        dataclasses.replace(point, command=("python", "-S", "-c", EXEC, script, str(point.workdir)))
+        for point in points_of(*seeds(3), workdir=tmp_path)
+    ]
+
+    def terminate():
+        for _ in range(400):
+            if len(list(tmp_path.glob("*.ran"))) == 2:
+                break
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # what is not handled must not end the tests
+    threading.Thread(target=terminate).start()
+    try:
+        with pytest.raises(SystemExit, match="stopped by a signal; the same command goes on"):
+            sweep.run(found, 2, tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert sorted(path.name for path in tmp_path.glob("*.saved")) == ["run.seed=0.saved", "run.seed=1.saved"]
+    assert len(list(tmp_path.glob("*.ran"))) == 2
+
+
+EXEC = "import os, sys; os.execvp('bash', ['bash', '-c', sys.argv[1], 'x', sys.argv[2]])"  # the process itself
 
 
 def test_no_more_than_the_given_number_run_at_a_time(tmp_path, monkeypatch):
     lock, now, most = threading.Lock(), 0, 0
     gate = threading.Barrier(2, timeout=5)  # passed only by two at a time
 
-    def one(point, log):
+    def one(point, log, children):
         nonlocal now, most
         with lock:
             now += 1
@@ -202,13 +240,20 @@ def main_with_stand_ins(monkeypatch, script, *argv):
 
 def test_finished_points_are_skipped_and_a_failure_makes_the_exit_code_1(tmp_path, monkeypatch, capsys):
     finish(beta_points(tmp_path)[0], 0.5)
-    script = 'echo ran >> "$1.ran"; [[ $1 != *beta=0.2,run.seed=2 ]]'
+    (tmp_path / "result").write_text(json.dumps(done(0.5)))
+    script = f'''
+        echo ran >> "$1.ran"
+        [[ $1 != *beta=0.1,run.seed=1 ]] || exit 0
+        [[ $1 != *beta=0.2,run.seed=2 ]] || exit 1
+        mkdir -p "$1" && cp "{tmp_path}/result" "$1/done.json"
+    '''
     end = main_with_stand_ins(monkeypatch, script, f"--workdir={tmp_path}", "--jobs=2")
-    assert end == "error: 1 of 12 points failed"
+    assert end == "error: 1 of 12 points failed, 1 of 12 points stopped before their end"
     ran = {path.name.removesuffix(".ran") for path in tmp_path.glob("*.ran")}
     assert len(ran) == 11 and "objective.beta=0.0,run.seed=0" not in ran
     out = capsys.readouterr().out
-    assert "| 0.2 | 2 | exit code 1 |" in out and "| 0.0 | 0 | done | 0.250 | 0.500 |" in out
+    assert "| 0.2 | 2 | exit code 1 |" in out and "| 0.1 | 1 | not finished |" in out
+    assert "| 0.0 | 0 | done | 0.250 | 0.500 |" in out
 
 
 def test_a_sweep_that_is_finished_prints_its_table_and_runs_nothing(tmp_path, monkeypatch, capsys):
