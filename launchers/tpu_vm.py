@@ -37,6 +37,7 @@ from launchers.plan import ACTIONS, LOST, MAX_BACKOFF_S, MAX_MISSES, POLL_S, TRA
 
 MAX_LOSSES = 8  # slices in a row on which the command never ran
 
+_END_S = 300  # that a command may take to end after done.json
 _READY = ("ACTIVE", "READY")  # of a queued resource, of a node
 
 
@@ -122,13 +123,28 @@ def run(job: Job, sleep: Callable[[float], None] = time.sleep) -> None:
             sleep(POLL_S)
         finished = _finished(job)
     print(f"{job.name}: finished, {job.workdir}/done.json", flush=True)
-    sleep(POLL_S)  # the log is copied to the bucket after done.json
-    if job.keep or (state := steps.state(job)[0]) == "":
-        return
-    if state in _READY:
-        steps.vm_statuses(job)  # refuses a slice that was given another command
-    if not steps.run_action(job, "delete"):
+    if not job.keep and _ended(job, sleep) and not steps.run_action(job, "delete"):
         raise SystemExit(f"error: {job.name}: finished, but the slice still exists and is billed; `delete` it")
+
+
+def _ended(job: Job, sleep: Callable[[float], None]) -> bool:
+    """Waits, up to five minutes, until the command has ended on all VMs; whether there is a slice to delete.
+
+    After done.json the command still removes what it does not keep, sends to a tracker and copies its log.
+
+    Raises:
+        SystemExit: the slice was given another command.
+    """
+    for left in reversed(range(_END_S // POLL_S + 1)):
+        state = steps.state(job)[0]
+        if state not in (None, *_READY):
+            return state != ""
+        statuses = steps.vm_statuses(job) if state in _READY else None
+        if left and (statuses is None or "running" in statuses):
+            sleep(POLL_S)
+        else:
+            break
+    return True
 
 
 def check_workdir(job: Job) -> None:

@@ -43,8 +43,10 @@ case " $* " in
     if [[ $remote == *" status"* ]]; then
         echo "SSH: Attempting to connect to worker 0..."
         if [[ $words == finishing ]]; then
-            echo '{"steps": 6}' >"$FAKE/done.json"
+            # At the first look it is about to end, at the next it has.
             words=running
+            [[ ! -e $FAKE/done.json ]] || words=exited-0
+            echo '{"steps": 6}' >"$FAKE/done.json"
         fi
         tr ',' '\n' <<<"${words/broken/idle}" | sed "s/exited-/exited /; s/^other$/command $(printf '0%.0s' {1..64})/"
     fi

@@ -511,6 +511,22 @@ def test_a_command_that_a_vm_refuses_to_start_is_not_started_again(google):
     assert "start failed on the slice" in end and verbs(google).count("start") == 1
 
 
+@pytest.mark.parametrize(
+    ("after", "waited"),
+    [
+        (["ACTIVE exited-0"], 0),
+        (["ACTIVE running", "ACTIVE running,exited-0", "ACTIVE exited-0,idle"], 2),
+        (["ACTIVE unreachable", "OFFLINE", "SUSPENDED"], 2),
+        (["ACTIVE running"], 10),
+        (["OFFLINE"], 10),
+    ],
+)
+def test_a_finished_command_has_five_minutes_to_end_before_its_slice_is_deleted(google, after, waited):
+    slept, end = follow(google, "ACTIVE finishing", *after)
+    assert end == "" and verbs(google)[-1] == "delete" and verbs(google).count("delete") == 1
+    assert slept == [POLL_S] * (1 + waited)
+
+
 def test_keep_leaves_the_slice(google):
     _, end = follow(google, "ACTIVE finishing", argv=(*RUN, "--keep", "--", *TRAIN))
     assert end == "" and "delete" not in verbs(google)
