@@ -3,15 +3,18 @@
 Every command is a list of arguments. Commands for a VM's shell are quoted once, by shlex, into ssh's --command.
 """
 
+import argparse
 import dataclasses
 import hashlib
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+from dasd_jax import cli, hosts
 from dasd_jax.config import Config
 from dasd_jax.cost.chips import topology_of
 from dasd_jax.errors import UserError
+from dasd_jax.run import origin
 
 POLL_S = 30
 MAX_BACKOFF_S = 1800
@@ -156,12 +159,22 @@ def plan(job: Job, action: str) -> list[Step]:
     return _PLANS[action](job)
 
 
+def train_flags(flags: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The same parser with what train takes beside the flags of all commands."""
+    origin.add_flags(flags)
+    hosts.add_flags(flags)
+    return flags
+
+
 def _check(job: Job) -> list[Step]:
     """What can be seen before a slice is billed; nothing for other commands, and for slices of an unknown shape."""
     topology = topology_of(job.slice.name.partition("-")[0], job.slice.chips)
     if not job.check or not topology or job.command[:3] != TRAIN:
         return []
-    look = ("python", "-m", "dasd_jax.check", *job.command[3:], f"--topology={topology}")
+    _, shared = train_flags(cli.Parser(allow_abbrev=False, add_help=False)).parse_known_args(
+        cli.joined(job.command[3:])
+    )
+    look = ("python", "-m", "dasd_jax.check", *shared, f"--topology={topology}")
     return [Step("look at the run from this machine; --no-check leaves it out", look)]
 
 

@@ -33,7 +33,7 @@ from dasd_jax.config import Config
 from dasd_jax.errors import UserError
 from dasd_jax.run import user_files, workdir
 from launchers import steps
-from launchers.plan import ACTIONS, LOST, MAX_BACKOFF_S, MAX_MISSES, POLL_S, TRAIN, Job, dry_run, slice_of
+from launchers.plan import ACTIONS, LOST, MAX_BACKOFF_S, MAX_MISSES, POLL_S, TRAIN, Job, dry_run, slice_of, train_flags
 
 MAX_LOSSES = 8  # slices in a row on which the command never ran
 
@@ -368,7 +368,7 @@ def _read_command(command: Sequence[str]) -> tuple[str, Config | None]:
         )
     if command[:3] != TRAIN:
         return found[0], None
-    return found[0], cli.parse(cli.parser(""), list(command[3:])).config
+    return found[0], cli.parse(train_flags(cli.parser("")), list(command[3:])).config
 
 
 if __name__ == "__main__":

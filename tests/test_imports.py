@@ -13,7 +13,19 @@ PACKAGE = Path(__file__).parents[1] / "dasd_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAUNCHERS = sorted((PACKAGE.parent / "launchers").rglob("*.py"))
 # What launchers may know of the package.
-DOORS = {"cli", "config", "cost", "errors", "files", "recorded", "terminal", "run.user_files", "run.workdir"}
+DOORS = {
+    "cli",
+    "config",
+    "cost",
+    "errors",
+    "files",
+    "hosts",
+    "recorded",
+    "terminal",
+    "run.origin",
+    "run.user_files",
+    "run.workdir",
+}
 COMMANDS = {
     "train", "evaluate", "generate", "intervene", "check", "convert", "fetch", "prepare", "compile", "view", "report",
     "marker_polarity", "export", "select", "skills",

@@ -458,6 +458,15 @@ def test_no_slice_is_requested_for_a_run_that_needs_mending(google, monkeypatch,
     assert end == "" and len(looked) == 1
 
 
+@pytest.mark.parametrize("origin", [["--from=/bucket/runs/a:best", "--from-optimizer"], ["--from", "/bucket/runs/a"]])
+def test_flags_of_train_alone_reach_it_and_not_the_look_from_here(origin):
+    config = ["--config.run.steps", "9"]
+    job = job_of(*RUN, "--", *TRAIN[:4], *origin, *config, *TRAIN[4:])
+    assert job.command == (*TRAIN[:4], *origin, *config, *TRAIN[4:]) and job.config.run.steps == 9
+    (step,) = plan(job, "check")
+    assert sorted(step.argv[3:]) == sorted([*TRAIN[3:], "--config.run.steps=9", "--topology=v5e:4x4"])
+
+
 @pytest.mark.parametrize(
     ("slice", "topology"),
     [
