@@ -291,7 +291,11 @@ _PLANS: dict[str, Callable[[Job], list[Step]]] = {
     "start": _start,
     "logs": lambda job: [Step("follow the log", _ssh_vm(job, "logs", worker=str(job.worker)))],
     "status": lambda job: _describe(job) + _probe(job),
-    "stop": lambda job: [Step("ask the command to save and exit, for up to 15 minutes", _ssh_vm(job, "stop"))],
+    "stop": lambda job: [
+        Step(
+            "ask the command to save and exit after its step, for up to 15 minutes, then at once", _ssh_vm(job, "stop")
+        )
+    ],
     "delete": _delete,
     "run": _run,
     # Internal parts of other actions.

@@ -155,14 +155,33 @@ logs() {
 
 stop() {
     alive || return 0
-    # Signals the command only: its worker processes are needed until it has saved.
-    kill -TERM "$(<"$state/pid")" || true
+    local pid
+    pid=$(<"$state/pid")
+    # Signals the command only: its worker processes are needed until it has saved. SIGUSR1 lets train finish its step;
+    # SIGTERM alone leaves it run.grace_s seconds, too few for a step of a large model.
+    if catches_usr1 "$pid"; then
+        kill -USR1 "$pid" || true
+        if ends; then return; fi
+    fi
+    kill -TERM "$pid" || true
+    if ends; then return; fi
+    echo "$(hostname): stop: still running after 15 minutes, killed" >&2
+    clear_chips
+}
+
+# Whether the command ends within 15 minutes.
+ends() {
     for _ in {1..900}; do
         alive || return 0
         sleep 1
     done
-    echo "$(hostname): stop: still running after 15 minutes, killed" >&2
-    clear_chips
+    return 1
+}
+
+# Whether a process handles SIGUSR1 (10, the tenth bit), which would otherwise end it at once.
+catches_usr1() {
+    local mask
+    mask=$(awk '/^SigCgt/ {print $2}' "/proc/$1/status") && (((0x$mask & 0x200) != 0))
 }
 
 "$@"

@@ -1,4 +1,4 @@
-"""How a run is asked to end before its last step: by SIGTERM, Ctrl-C, or Google's notice of maintenance on a TPU VM."""
+"""How a run is asked to end before its last step: by SIGTERM, Ctrl-C, SIGUSR1, or Google's notice of maintenance."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from dasd_jax.errors import TrainingError
 
 _METADATA = "metadata.google.internal"  # where GCE_METADATA_HOST, which Google's own libraries read, names no other
 _NOTICE_EVERY_S = 5
-_SIGNALS = {signal.SIGTERM: "a signal", signal.SIGINT: "Ctrl-C"}
+_SIGNALS = {signal.SIGTERM: "a signal", signal.SIGINT: "Ctrl-C", signal.SIGUSR1: "SIGUSR1"}
 _BY_HAND = f"by {_SIGNALS[signal.SIGINT]}"
 _NOT_BEGUN = "in start-up; the same command starts again"
 
@@ -29,8 +29,8 @@ class StopRequest:
     lost but the phase that it is in: `save` writes what the last step has left. Between `hold` and `release`, where
     parameters, log and checkpoints move from one step to the next, and with several processes, which have to agree, the
     step is finished if the time suffices. A second signal ends the process in that moment. A notice of maintenance
-    comes minutes ahead, so the step is finished. A separate thread listens, since the main one is blocked while a
-    device program runs.
+    comes minutes ahead, and SIGUSR1 leaves all the time that it takes, so the step is finished. A
+    separate thread listens, since the main one is blocked while a device program runs.
 
     The exit code is 0 after SIGTERM, as schedulers and spot machines send it to runs that are to go on; after Ctrl-C it
     is 130, so that a shell does not begin what follows; after a second signal 128 + its number.
@@ -78,7 +78,8 @@ class StopRequest:
 
     def _listen(self) -> None:
         try:
-            first = self._heard(None)
+            while (first := self._heard(None)) == signal.SIGUSR1:
+                self.reason = self.reason or f"by {_SIGNALS[first]}"
             if first is None:
                 return
             self.reason = f"by {_SIGNALS[first]}"
@@ -86,7 +87,9 @@ class StopRequest:
                 self.say("Ctrl-C: saving; press Ctrl-C again to exit immediately")
             if jax.process_count() == 1 or self.save is None:
                 threading.Thread(target=self._end_between_steps, name="last save", daemon=True).start()
-            second = self._heard(time.monotonic() + self._grace_s)
+            until = time.monotonic() + self._grace_s
+            while (second := self._heard(until)) == signal.SIGUSR1:
+                pass  # asks for less than what has begun
             if second is not None:
                 print(f"ended by {_SIGNALS[second]} {self.stands()}", flush=True)
                 os._exit(128 + second)

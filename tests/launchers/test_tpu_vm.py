@@ -653,6 +653,25 @@ def test_stop_lets_the_command_save_while_its_workers_live(vm, capsys):
     assert (vm / "saved").read_text() == "saved\n"
 
 
+def test_stop_lets_a_command_that_handles_sigusr1_finish_its_step(vm, capsys):
+    asked = f"trap 'echo finished > {vm}/saved; exit 0' USR1; trap 'echo hurried > {vm}/saved; exit 0' TERM"
+    start(vm, "bash", "-c", f"{asked}; echo ready; while :; do sleep 0.05; done", "x")
+    wait_for(lambda: "ready" in log_of(vm).splitlines())
+    tpu_vm.main(["stop", *WHERE])
+    assert status(capsys) == "dasd: ACTIVE, exited 0"
+    assert (vm / "saved").read_text() == "finished\n"
+
+
+def test_stop_hurries_a_command_that_goes_on_after_sigusr1(vm, tmp_path, capsys):
+    stub(tmp_path / "bin" / "sleep", "exec /bin/sleep 0.001")  # for the 15 minutes
+    asked = f"trap 'echo asked > {vm}/asked' USR1; trap 'echo hurried > {vm}/saved; exit 0' TERM"
+    start(vm, "bash", "-c", f"{asked}; echo ready; while :; do /bin/sleep 0.05; done", "x")
+    wait_for(lambda: "ready" in log_of(vm).splitlines())
+    tpu_vm.main(["stop", *WHERE])
+    assert status(capsys) == "dasd: ACTIVE, exited 0"
+    assert (vm / "saved").read_text() == "hurried\n" and (vm / "asked").exists()
+
+
 def test_a_command_that_made_room_for_maintenance_is_idle_when_that_is_over(vm, tmp_path, capsys):
     """Idle is what the launcher starts again; a command that ended otherwise stays known as ended."""
     stub(tmp_path / "bin" / "curl", 'grep -q instance/maintenance-event <<<"$*" && cat $FAKE/vm/notice')

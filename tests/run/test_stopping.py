@@ -44,6 +44,41 @@ def ended(state, numbers):
     return code, [*said, *process.stdout.readlines()][1:]
 
 
+STEP = """
+import time
+from dasd_jax.run.stopping import StopRequest, exit_code
+
+with StopRequest(0.05) as stop:
+    stop.save = lambda: "nowhere"
+    print("waits", flush=True)
+    while not stop.reason:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    print(f"finishes its step, stopped {stop.reason}, exit code {exit_code(stop.reason)}", flush=True)
+    if sys.argv[1] == "on":
+        while True:
+            time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("then", ["ends", "on"])
+def test_sigusr1_leaves_all_the_time_for_the_step_and_sigterm_after_it_does_not(then):
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import sys" + STEP, then],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    process.stdout.readline()
+    process.send_signal(signal.SIGUSR1)
+    assert process.stdout.readline() == "finishes its step, stopped by SIGUSR1, exit code 0\n"
+    if then == "on":
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 0
+    assert process.stdout.readlines() == (["stopped by a signal nowhere\n"] if then == "on" else [])
+
+
 AGAIN = "Ctrl-C: saving; press Ctrl-C again to exit immediately\n"
 
 
