@@ -286,7 +286,9 @@ def test_an_update_that_outlasts_the_grace_is_given_up_and_a_second_signal_ends_
     assert [line["step"] for line in lines_of(workdir / "metrics.jsonl")] == [0, 1]
 
 
-@pytest.mark.parametrize(("minutes", "saved"), [(0, ["000003"]), (1e-6, ["000001", "000002", "000003"])])
+@pytest.mark.parametrize(
+    ("minutes", "saved"), [pytest.param(0, ["000003"], marks=pytest.mark.slow), (1e-6, ["000001", "000002", "000003"])]
+)
 def test_a_checkpoint_that_has_become_old_is_followed_by_another(minutes, saved, run, tmp_path):
     fields = ("run.steps=3", "run.checkpoint_every=100", "run.keep_checkpoints=5")
     code, _, err = run(*fields, f"run.checkpoint_minutes={minutes}")

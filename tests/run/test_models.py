@@ -9,10 +9,10 @@ import os
 import pytest
 from tiny import config
 
-from dasd_jax import evaluate, select
+from dasd_jax import select
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.errors import UserError
-from dasd_jax.run import models, setup, user_files
+from dasd_jax.run import models, partial, setup, user_files
 from dasd_jax.text.tokenizer_files import load_tokenizer
 
 
@@ -101,7 +101,7 @@ def test_answers_of_the_start_are_those_of_the_weights_that_they_were_sampled_fr
     def settings():
         name, manifest, loaded, _ = models.open_checkpoint(asked, mesh, tmp_path / "new", "start")
         prompts = setup.open_evaluation(asked, bytes_)
-        return loaded, evaluate.deciding(asked, mesh, bytes_, name, manifest, prompts, prompts.problems[:2])
+        return loaded, partial.deciding(asked, mesh, bytes_, name, manifest, prompts, prompts.problems[:2])
 
     loaded, before = settings()
     assert loaded == str(other / "checkpoints" / "000002") and settings() == (loaded, before)
@@ -110,10 +110,10 @@ def test_answers_of_the_start_are_those_of_the_weights_that_they_were_sampled_fr
     loaded, after = settings()
     assert loaded == str(other / "checkpoints" / "000004")
     with pytest.raises(UserError, match="start.partial.jsonl was written with manifest = "):
-        evaluate.check_same(json.loads(json.dumps(before)), after, path, "removed to start over")
+        partial.check_same(json.loads(json.dumps(before)), after, path, "removed to start over")
     monkeypatch.setattr(type(bytes_), "stop_ids", (7,))
     with pytest.raises(UserError, match=r"was written with stop ids = \[.*\], not \[7\]"):
-        evaluate.check_same(json.loads(json.dumps(after)), settings()[1], path, "removed to start over")
+        partial.check_same(json.loads(json.dumps(after)), settings()[1], path, "removed to start over")
 
 
 def test_scores_of_a_selection_belong_to_the_weights_that_gave_them(tmp_path, monkeypatch, mesh):
