@@ -1,11 +1,13 @@
-"""What each method costs: python -m benchmarks.method_costs
+"""What each method costs: python -m benchmarks.method_costs [NAME …]
 
 Forward passes, seconds and memory of one step of every method, with the same rollouts of exactly 64 tokens, on the
 first four layers of SmolLM2-135M in float32. Seconds are medians of alternating runs. Memory is the temporaries of the
-compiled update, beside those of DASD's full form, whose divergence reads one teacher over the whole vocabulary.
+compiled update, beside those of DASD's full form, whose divergence reads one teacher over the whole vocabulary. The
+student is scored, as in one step of run.rescore_every.
 """
 
 import dataclasses
+import sys
 
 import jax
 import numpy as np
@@ -63,13 +65,13 @@ def main() -> None:
     print("|---|---|---|---|---|---|", flush=True)
     written, full, met = None, 0, True
     with jax.set_mesh(mesh):
-        for label in sorted(ROWS, key=lambda label: label != "dasd form=full"):
+        for label in ("dasd form=full", *(name for name in sys.argv[1:] or ROWS if name != "dasd form=full")):
             step = Step(*ROWS[label], mesh)
             written = step.written = step.sample() if written is None else written
-            step.score()
+            step.rescore()
             memory = step.memory()
             full = full or memory
-            times = in_turns({"score": step.score, "update": step.update}, RUNS)
+            times = in_turns({"score": step.rescore, "update": step.update}, RUNS)
             views, divergence = step.config.views, step.config.method.divergence(step.config.hp)
             scored = sum(views[name].count for name in step.config.scored)
             passes = 1 + scored, 1 + len(divergence.views if divergence else ())
