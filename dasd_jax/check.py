@@ -41,7 +41,6 @@ from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify.verifier import Verifier
 
 _FIRST, _LAST = 200, 100  # tokens of a long prompt that are printed
-_NO_CONTEXT = "none"
 _MISSING = "no context: it is missing or does not fit; the teacher reads the student's prompt"
 
 
@@ -225,7 +224,7 @@ def show_prompts(config: Config, train: PromptSet, tokenizer: Tokenizer) -> None
             continue
         if view.context == contexts.PARTIAL:
             title = f"{title}, at alpha = {arguments['alpha']:.4g} (step 1),"
-        may_be_missing = view.context not in ("", _NO_CONTEXT)  # problems without their default context are dropped
+        may_be_missing = view.context not in ("", contexts.NONE)  # problems without their default context are dropped
         if may_be_missing:
             show_lengths(config, train, title, view, arguments)
         shown_to = train.teacher_batch(batch.example_id, view.context, view.count, group=1, **arguments)

@@ -29,6 +29,7 @@ from dasd_jax.text import prompts
 PER_ROLLOUT = frozenset(["sibling", "sibling_or_solution", "wrong_siblings"])
 
 PARTIAL = "partial_solution"  # as much of it as `alpha` says, which a method decides in every step
+NONE = "none"
 SKILLS = "skills"  # K prompts a problem, retrieved when the run starts
 
 _OF_DEFAULT = ("", "other_problem", "without_problem")
@@ -78,7 +79,7 @@ def per_rollout(shown: frozenset[str]) -> bool:
 def worded_as(shown: frozenset[str]) -> frozenset[str]:
     """The kinds of `wordings.KINDS` that the texts of these `kinds` may have."""
     also = {
-        "none": (),
+        NONE: (),
         "sibling_or_solution": ("sibling", "solution"),
         "partial_solution": ("partial_solution", "answer"),
     }
@@ -102,7 +103,7 @@ def batch_shape(shown: frozenset[str], problems: int, group: int, count: int) ->
 
 def may_be_missing(shown: frozenset[str], context: str) -> bool:
     """Whether some teachers may lack a context: the default context of kept problems always exists and fits."""
-    return per_rollout(shown) or context not in ("", "none", "without_problem")
+    return per_rollout(shown) or context not in ("", NONE, "without_problem")
 
 
 def has(problem: Problem, kind: str) -> bool:
@@ -192,7 +193,7 @@ def beginning(solution: str, alpha: float) -> str:
 
 def _of_problem(problem: Problem, kind: str, alpha: float | None) -> list[Text]:
     """The text of a kind that is made from the problem alone, as a list of one, or empty."""
-    if kind == "none":
+    if kind == NONE:
         return []
     if kind == PARTIAL:
         if not problem.solution.strip():

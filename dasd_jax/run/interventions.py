@@ -29,7 +29,6 @@ from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify.journal import verify
 from dasd_jax.verify.verifier import Verdict, Verifier
 
-_NO_CONTEXT = "none"
 # The step in the keys of random numbers: evaluations draw at step 0, so no continuation repeats a response's numbers.
 _CONTINUING = 1
 
@@ -57,7 +56,7 @@ def open_prompts(config: Config, tokenizer: Tokenizer, context: str) -> PromptSe
         teacher_width=config.rollout.teacher_prompt_length,
         field="data.benchmarks" if data.benchmarks else "data.sources",
     )
-    for kind in contexts.kinds(data.benchmarks or data.sources, data.privileged, context) - {_NO_CONTEXT}:
+    for kind in contexts.kinds(data.benchmarks or data.sources, data.privileged, context) - {contexts.NONE}:
         if not any(contexts.has(problem, kind) for problem in prompts.problems):
             raise UserError(
                 f"--context: {context!r}: none of the {len(prompts)} problems to evaluate has a text of kind {kind!r}: "
@@ -227,7 +226,7 @@ class Interventions:
                 tokens=tokens,
                 entropy=entropy[row][mask[row]],
                 student=student[row][mask[row]],
-                teacher=teacher[row][mask[row]] if informed[row] or self._context == _NO_CONTEXT else None,
+                teacher=teacher[row][mask[row]] if informed[row] or self._context == contexts.NONE else None,
                 cue=cues[row],
                 at_cue=at_cue[row],
             )

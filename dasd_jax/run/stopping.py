@@ -29,8 +29,8 @@ class StopRequest:
     lost but the phase that it is in: `save` writes what the last step has left. Between `hold` and `release`, where
     parameters, log and checkpoints move from one step to the next, and with several processes, which have to agree, the
     step is finished if the time suffices. A second signal ends the process in that moment. A notice of maintenance
-    comes minutes ahead, and SIGUSR1 leaves all the time that it takes, so the step is finished. A
-    separate thread listens, since the main one is blocked while a device program runs.
+    comes minutes ahead, and SIGUSR1 leaves all the time that it takes, so the step is finished. A separate thread
+    listens, since the main one is blocked while a device program runs.
 
     The exit code is 0 after SIGTERM, as schedulers and spot machines send it to runs that are to go on; after Ctrl-C it
     is 130, so that a shell does not begin what follows; after a second signal 128 + its number.
