@@ -55,7 +55,7 @@ def get_config(arg=""):
     if name == "base":
         _learn(config, seed)
     else:
-        _post_train(config, seed, plan.STEPS)
+        _post_train(config, seed, plan.STEPS, plan.ARMS[name].problems)
         config.update_from_flattened_dict(plan.ARMS[name].fields)
     return config
 
@@ -70,9 +70,9 @@ def _learn(config, seed):
     config.run.update({"steps": 1200, "checkpoint_every": 300})
 
 
-def _post_train(config, seed, steps):
+def _post_train(config, seed, steps, problems):
     config.model.weights = str(_LAB / "base" / str(seed))
-    config.data.update({"sources": (f"jsonl:{_LAB / 'problems' / 'train.jsonl'}",), "privileged": "solution"})
+    config.data.update({"sources": (f"jsonl:{_LAB / 'problems' / f'{problems}.jsonl'}",), "privileged": "solution"})
     config.rollout.update(
         {"problems": 8, "rollouts": 8, "prompt_length": 10, "teacher_prompt_length": 18, "max_new_tokens": 64}
     )

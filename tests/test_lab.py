@@ -1,6 +1,7 @@
 """The laboratory: its task judges exactly, its splits share nothing, its tests are those of the textbook."""
 
 import itertools
+import json
 import random
 
 import jax
@@ -14,6 +15,8 @@ from dasd_jax import train
 from dasd_jax.config_files import shipped
 from dasd_jax.errors import UserError
 from dasd_jax.mesh import make_mesh
+from dasd_jax.text import prompts, wordings
+from dasd_jax.text.tokenizer_files import load_tokenizer
 
 PROBLEM = {"question": "3 1 2 5>7", "answer": "7"}
 CLAIM = "3+1=4,4-2=2,2+5=7:7!"
@@ -84,6 +87,33 @@ def test_the_files_beside_the_code_are_those_that_it_writes(tmp_path):
     for folder in ("problems", "tokenizer"):
         for path in (tmp_path / folder).iterdir():
             assert path.read_bytes() == (base.LAB / folder / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize(
+    ("kind", "context", "read"),
+    [
+        ("partial_solution", prompts.partial_solution("3\n+1", "7"), "3+1"),
+        ("skills", prompts.skill_and_mistake("3+1-2+5", "5+3-1-2"), "3+1-2+5"),
+        ("solution", "3+1-2+5", "3+1-2+5"),
+    ],
+)
+def test_a_teacher_reads_a_way_and_nothing_around_it(kind, context, read):
+    data = shipped("lab").data
+    words = wordings.read(data.instruction, "", data.privileged_wording, data.transition)
+    tokenizer = load_tokenizer(str(base.LAB / "tokenizer"))
+    messages = prompts.teacher_messages(
+        PROBLEM["question"], instruction=words.instruction, context_kind=kind, context=context, wording=words.wording
+    )
+    assert tokenizer.decode(prompts.encode_prompt(tokenizer, messages)) == f"3 1 2 5>7@{read}|"
+
+
+def test_a_skill_leads_to_its_target_and_a_mistake_does_not():
+    bank = [json.loads(line) for line in (base.LAB / "problems" / "skills.jsonl").read_text().splitlines()]
+    for line in bank:
+        digits, target = line["question"].split(">")
+        values = {str(way): value for way, value in task.ways(tuple(map(int, digits.split()))).items()}
+        assert (values[line.get("skill") or line["mistake"]] == int(target)) == ("skill" in line)
+    assert len(bank) == 2 * problems.SKILLS
 
 
 def test_figures_of_answers():

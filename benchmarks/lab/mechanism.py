@@ -49,7 +49,7 @@ def probes() -> list[Job]:
                 "strength": lambda arm: table.chosen("grpo") | {plan.METHODS[arm].strength: PROBE_BETA},
                 "rho": lambda arm: table.chosen(arm) | {"objective.rho_side": "bottom"},
             }[probe](arm)
-            problems = "train_hard" if probe == "task" else "train"
+            problems = "train_hard" if probe == "task" else ""
             found += [Job("probes", f"{probe}/{arm}", arm, seed, fields, problems=problems) for seed in plan.SEEDS]
     return found
 

@@ -5,6 +5,7 @@ docs/lab.md says it in words. A change here after that is another experiment.
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ class Arm:
         fields: what it sets beside the shared recipe, GROUP.FIELD → value.
         strength: the field that says how much the teacher counts; "" where a method has none.
         strengths: its three values.
+        problems: the split that it is trained on.
     """
 
     label: str
@@ -36,6 +38,7 @@ class Arm:
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     strength: str = ""
     strengths: tuple[float, ...] = ()
+    problems: str = "train"
 
     def trials(self) -> list[dict[str, float]]:
         """Nine settings: overrides, GROUP.FIELD → value."""
@@ -69,14 +72,16 @@ METHODS = {
     "antisd": Arm("AntiSD", "antisd", {}, "objective.strength", (0.25, 0.5, 1.0)),
 }
 # Written on 2026-11-28, after the choice of settings for those above: a table of its own, by the same rule, with the
-# software of its day and GRPO once more beside it. ATESD, SGSD and TATA show their teachers sentences, which a reasoner
-# of 26 characters cannot read.
+# software of its day and GRPO once more beside it. TATA chooses data for supervised fine-tuning, so it has no row.
 NEIGHBOURS = {
     "demopsd": Arm("DemoPSD", "demopsd"),
     "pw_opsd": Arm("PW-OPSD", "pw_opsd"),
     "ad_opsd": Arm("AD-OPSD", "ad_opsd"),
     "egrsd": Arm("EGRSD", "egrsd", {}, "objective.eps", (0.1, 0.2, 0.4)),
     "purified_opsd": Arm("Purified OPSD", "purified_opsd"),
+    # At least the digit that the way starts from, of four parts: a target alone is no beginning of a way.
+    "atesd": Arm("ATESD", "atesd", {"objective.alpha_min": 0.25}, problems="train_parts"),
+    "sgsd": Arm("SGSD", "sgsd", {"data.skills": str(Path(__file__).with_name("problems") / "skills.jsonl")}),
 }
 AGAIN = "grpo_again"  # the name of GRPO's results beside them
 ARMS = METHODS | NEIGHBOURS

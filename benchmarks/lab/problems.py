@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import tokenizers
@@ -18,6 +18,12 @@ WIDTH = 95  # characters of a trace; with the token that ends it, 96
 SHOWN = 0.35  # of the traces that a base model learns from: by a writer who is shown a way
 EASY_ABOVE = 0.13  # share of the ways that lead to the target
 SIZES = {"easy": 128, "hard": 128, "validation": 64, "train": 3000, "train_hard": 3000}
+SKILLS = 600  # ways to the target of a problem in the bank of skills, and as many that miss it
+
+# A teacher reads PROBLEM@TEXT. The sentences that the software puts around a part of a way or around a skill have no
+# signs here: they become nothing, and with them what the base models have not learned to read, a mistake and the target
+# a second time.
+_UNREAD = (r"What helps:\n", r"\n\nWhat goes wrong:\n[^|]*", r"\n\nFinal answer: [^|]*", r"\n")
 
 # The user's turn as it stands, then the mark after which the response begins.
 _TEMPLATE = (
@@ -29,6 +35,8 @@ def write_tokenizer(folder: Path) -> None:
     """One token a character, as tokenizer.json with its configuration."""
     vocab = {PAD: 0, END: 1} | {char: 2 + place for place, char in enumerate(CHARACTERS)}
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
+    unread = [tokenizers.normalizers.Replace(tokenizers.Regex(text), "") for text in _UNREAD]
+    backend.normalizer = tokenizers.normalizers.Sequence(unread)
     backend.decoder = tokenizers.decoders.Fuse()
     backend.add_special_tokens([PAD, END])
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,9 +83,13 @@ def _digest(puzzle: Puzzle) -> bytes:
 
 
 def write_problems(folder: Path) -> None:
-    """A file of problems for each split, and `shown`: the easy ones as the teacher reads them.
+    """A file of problems for each split, and three made from them.
 
     The teacher is shown the first way.
+
+        shown        the easy problems as the teacher reads them
+        train_parts  those of training, a line for each part of the way, so that a teacher may be shown some of them
+        skills       a bank of skills and mistakes: ways through the digits of training problems
     """
     for name, puzzles in splits().items():
         if name in SIZES:
@@ -86,6 +98,20 @@ def write_problems(folder: Path) -> None:
             if name == "easy":
                 shown = [{**row, "question": f"{row['question']}@{row['solution']}"} for row in rows]
                 _write_lines(folder / "shown.jsonl", shown)
+            elif name == "train":
+                parts = [
+                    {**row, "solution": "\n".join(p.solutions[0].parts)} for row, p in zip(rows, puzzles, strict=True)
+                ]
+                _write_lines(folder / "train_parts.jsonl", parts)
+                _write_lines(folder / "skills.jsonl", _bank(puzzles[:SKILLS]))
+
+
+def _bank(puzzles: Iterable[Puzzle]) -> Iterator[dict]:
+    """A way to the target of each problem, and one that misses it."""
+    for puzzle in puzzles:
+        yield {"skill": str(puzzle.solutions[0]), "question": puzzle.question}
+        missed = next(way for way, value in task.ways(puzzle.digits).items() if value != puzzle.target)
+        yield {"mistake": str(missed), "question": puzzle.question}
 
 
 def write_traces(path: Path, seed: int) -> None:

@@ -33,7 +33,8 @@ class Job:
         arm: the name in `plan.ARMS` that the run starts from.
         fields: overrides, GROUP.FIELD → value.
         reported: held-out problems are answered as well.
-        problems: the split that it is trained on; the name of the run tells it, since the results hold no path.
+        problems: the split that it is trained on, "" for that of the arm; the name of the run tells it, since the
+            results hold no path.
     """
 
     kind: str
@@ -42,7 +43,7 @@ class Job:
     seed: int
     fields: Mapping[str, Any]
     reported: bool = True
-    problems: str = "train"
+    problems: str = ""
 
     @property
     def key(self) -> str:
@@ -129,7 +130,8 @@ def run(job: Job) -> dict[str, Any]:
     started, folder = time.monotonic(), job.folder
     if not (folder / "done.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        train(job.arm, job.seed, folder, {**job.fields, "data.sources": sources(job.problems)})
+        split = job.problems or plan.ARMS[job.arm].problems
+        train(job.arm, job.seed, folder, {**job.fields, "data.sources": sources(split)})
     line = {
         "name": job.name,
         "seed": job.seed,

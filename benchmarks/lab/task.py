@@ -45,8 +45,13 @@ class Way(NamedTuple):
     start: int
     moves: tuple[tuple[str, int], ...]  # (operation, digit)
 
+    @property
+    def parts(self) -> list[str]:
+        """The digit that it starts from, and each of its moves."""
+        return [str(self.start), *(f"{operation}{digit}" for operation, digit in self.moves)]
+
     def __str__(self) -> str:
-        return str(self.start) + "".join(f"{operation}{digit}" for operation, digit in self.moves)
+        return "".join(self.parts)
 
 
 class Puzzle(NamedTuple):
