@@ -25,7 +25,7 @@ function draw(tag, attributes = {}, children = []) {
 function figure(value, digits = 4) {
   if (typeof value !== "number" || !Number.isFinite(value)) return "–";
   const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-4 || size >= 1e6)) return value.toExponential(2).replace("-", "−").replace("e+", "e");
+  if (size !== 0 && (size < 1e-4 || size >= 1e6)) return value.toExponential(2).replace(/\.?0+e/, "e").replaceAll("-", "−").replace("e+", "e");
   return String(Number(value.toPrecision(digits))).replace("-", "−");
 }
 
