@@ -104,6 +104,11 @@ def learn(run: Run, step: int) -> tuple[dict[str, float], list[dict]]:
             mask = collected.rollouts.response_mask
             blank = partial(blank_gaps, run, collected, knobs, chosen)
             checks.views_agree(config, step, metrics.get(NOISE, 0.0), mask, blank)
+            if config.objective.tis and "policy/tis_mean" not in metrics:
+                run.display.say(
+                    f"warning: objective.tis = {config.objective.tis:g} has no effect: the loss of method "
+                    f"{config.objective.method} does not depend on which token was drawn"
+                )
         looked_at = look_at(run, collected, shown, chosen, logged, states)
         del logged, states  # of all tokens, and hidden states: the update needs their memory
         run.stop.hold()

@@ -133,14 +133,17 @@ def score_step(
     for name in config.scored:
         view = scored.views[name]
         gap = gap_name(name)
+        told = mask & view.shown[0][:, None]  # without a context the view is the student's, exactly
         logged[gap] = view.logp[0] - scored.logp
-        metrics[f"entropy/{name}_mean"] = masked_mean(view.entropy[0], mask)
+        metrics[f"entropy/{name}_mean"] = masked_mean(view.entropy[0], told)
         if rescore:
-            metrics[f"{gap}/forward_kl"] = masked_mean(view.forward_kl[0], mask)
-            metrics[f"{gap}/reverse_kl"] = masked_mean(view.reverse_kl[0], mask)
+            metrics[f"{gap}/forward_kl"] = masked_mean(view.forward_kl[0], told)
+            metrics[f"{gap}/reverse_kl"] = masked_mean(view.reverse_kl[0], told)
     signal = method.signal(scored, config.shape, config.hp)
     if method.rollouts:
-        signal, of_correction = corrected(signal, stats.logp, rollouts.sampled_logp, mask, config.correction)
+        signal, of_correction = corrected(
+            signal, stats.logp, rollouts.sampled_logp, mask, config.correction, of_divergence=method.ratio_cap < jnp.inf
+        )
         metrics |= of_correction
     divergence = method.divergence(config.hp)
     experience = Experience(
@@ -166,6 +169,7 @@ def _entropy_profile(entropy: Array, mask: Array) -> dict[str, Array]:
     }
 
 
+_HELD, _WEIGHT = "held weight", "weight"  # of the surrogate, sums over the tokens of a part
 _PERCENTS = (20, 50, 80, 95)
 # Odd, so that it is not the difference between the widths of the student's and the teachers' prompts.
 _OTHER_PADDING = 13
@@ -249,6 +253,9 @@ def train_step(
         keep = minibatch.keep
         grads, metrics, padding = sum_by_length(gradient, params, config.microbatches, widths, keep, minibatch)
         metrics["tokens/update_padding_frac"] = padding
+        if _WEIGHT in metrics:
+            # The share of the surrogate's weight at which the clip stops the gradient.
+            metrics["policy/clip_frac"] = metrics.pop(_HELD) / jnp.maximum(metrics.pop(_WEIGHT), 1e-30)
         updates, new_opt_state = optimizer.update(grads, opt_state, params)
         metrics["optim/grad_norm"] = optax.global_norm(grads)
         metrics["optim/update_norm"] = optax.global_norm(updates)
@@ -332,8 +339,8 @@ def loss_of(
         advantage = jnp.where(keep, signal.advantage, 0.0)
         gain, held = method.surrogate(logp, old_logp, advantage, clip)
         loss -= jnp.sum(signal.weight * jnp.where(keep, gain, 0.0))
-        # The share of the surrogate's weight at which the clip stops the gradient.
-        metrics["policy/clip_frac"] = jnp.sum(jnp.where(keep & held, signal.weight, 0.0))
+        metrics[_HELD] = jnp.sum(jnp.where(keep & held, signal.weight, 0.0))
+        metrics[_WEIGHT] = jnp.sum(jnp.where(keep, signal.weight, 0.0))
     if signal.kl is not None:
         kl = signal.kl
         if method.ratio_cap < jnp.inf:

@@ -41,7 +41,7 @@ def signal(scored: Scored, shape: Shape, hp: AdOpsdParams) -> Signal:
     risky = largest(scored.entropy, keep, hp.share) & (excess > 0)
     share = jnp.where(risky, jax.nn.sigmoid(jnp.exp(jnp.where(risky, scored.logp, 0.0)) * excess / hp.tau), 0.0)
     return Signal(
-        kl=scored.knobs["teacher_weight"] * token_mean(keep, shape),
+        kl=token_mean(keep, shape),
         given=share,
         logged={"prior": share},
         metrics={"ad_opsd/mixed_frac": masked_mean(risky, keep), "gap/mean_abs": masked_mean(jnp.abs(excess), keep)},
@@ -54,7 +54,6 @@ METHOD = Method(
     views=lambda hp: {"teacher": View(hp.context, "frozen"), "base": View("none", "frozen")},
     scored=lambda hp: ("teacher",),
     divergence=lambda hp: arithmetic(gjsd("teacher", 0.0), ("teacher", "base")),
-    anneals=True,
     guards=TEACHER_GUARDS,
     watched=("ad_opsd/mixed_frac",),
 )

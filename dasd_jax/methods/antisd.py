@@ -3,11 +3,13 @@
 A_t = A_G - λ · phi(log p_T - log p_S) with phi(u) = (softplus(u) - log 2) / 2: what only the informed teacher likes is
 punished in proportion, what it dislikes is rewarded by at most λ · .347. A Schmitt gate on the median of the teacher's
 entropies over the batch holds the term back: λ is 0 in the first `measured_steps` steps, whose median of medians is
-H_warm; it goes off when the median falls below .93 H_warm, and on again at H_warm. Without a context the term feeds
+H_warm; it goes off when the median falls below .93 H_warm, and on again at H_warm. Steps in which no rollout has a
+context measure nothing and leave the gate as it is. Without a context the term feeds
 itself and collapses within some 70 steps (its ablation); rollouts without one have none of it.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
@@ -42,10 +44,10 @@ def signal(scored: Scored, shape: Shape, hp: AntisdParams) -> Signal:
     view, mask, knobs = scored.views["teacher"], scored.mask, scored.knobs
     gap = jnp.where(mask, view.logp[0] - scored.logp, 0.0)
     verifier = group_advantage(scored.reward, scored.live, shape.rollouts)
-    median = pooled_quantile(view.entropy[0], mask & view.shown[0][:, None], 0.5)
-    measured = knobs["antisd_warm"]
-    gate = jnp.where(median >= measured, 1.0, jnp.where(median < hp.off_below * measured, 0.0, knobs["antisd_gate"]))
-    gate = jnp.where(knobs["step"] > hp.measured_steps, gate, 0.0)
+    told = mask & view.shown[0][:, None]
+    median = jnp.where(jnp.any(told), pooled_quantile(view.entropy[0], told, 0.5), jnp.nan)
+    measured, gate = knobs["antisd_warm"], knobs["antisd_gate"]  # a median that is NaN is on no side of a level
+    gate = jnp.where(median >= measured, 1.0, jnp.where(median < hp.off_below * measured, 0.0, gate))
     push = gate * hp.strength * knobs["teacher_weight"] * 0.5 * (jax.nn.softplus(gap) - jnp.log(2.0))
     credit = jnp.where(mask, verifier[:, None] - push, 0.0)
     return Signal(
@@ -55,7 +57,7 @@ def signal(scored: Scored, shape: Shape, hp: AntisdParams) -> Signal:
         metrics={
             _ENTROPY: median,
             _GATE: gate,
-            "gap/mean_abs": masked_mean(jnp.abs(gap), mask),
+            "gap/mean_abs": masked_mean(jnp.abs(gap), told),
             "credit/dense_abs_mean": masked_mean(jnp.abs(push), mask),
             "credit/verifier_abs_mean": masked_mean(jnp.abs(verifier), scored.live),
         },
@@ -63,12 +65,17 @@ def signal(scored: Scored, shape: Shape, hp: AntisdParams) -> Signal:
 
 
 def memory(lines: Sequence[dict], hp: AntisdParams) -> dict[str, float]:
-    """H_warm and the gate after the last step."""
-    steps = [line for line in lines if line["step"] > 0]
-    warm = [line[_ENTROPY] for line in steps[: hp.measured_steps]]
-    measured = float(np.median(warm)) if warm else 0.0
-    # On at the first step after the warm-up, unless the entropy of that step says otherwise.
-    return {"antisd_warm": measured, "antisd_gate": steps[-1][_GATE] if len(steps) > hp.measured_steps else 1.0}
+    """H_warm and the gate after the last step; until enough steps have measured H_warm, no median reaches it."""
+    measured = [line for line in lines if _ENTROPY in line]
+    if len(measured) < hp.measured_steps:
+        return {"antisd_warm": math.inf, "antisd_gate": 0.0}
+    warm = measured[: hp.measured_steps]
+    later = [line[_GATE] for line in lines if line["step"] > warm[-1]["step"]]
+    # On at the first step after these, unless the entropy of that step says otherwise.
+    return {
+        "antisd_warm": float(np.median([line[_ENTROPY] for line in warm])),
+        "antisd_gate": later[-1] if later else 1.0,
+    }
 
 
 METHOD = Method(

@@ -55,7 +55,7 @@ def signal(scored: Scored, shape: Shape, hp: AtesdParams) -> Signal:
     weight = sequence_mean(keep, shape)
     loss = jnp.sum(jnp.where(keep, weight * view.forward_kl[0], 0.0))
     return Signal(
-        kl=knobs["teacher_weight"] * weight,
+        kl=weight,
         metrics={
             # The weights of a minibatch add up to 1, or to 0 where it keeps nothing.
             exposure.LOSS: loss / jnp.maximum(jnp.sum(weight), 1.0),
@@ -77,7 +77,6 @@ METHOD = Method(
     memory=exposure.remembered,
     context=exposure.exposure,
     probe="teacher",
-    anneals=True,
     guards=TEACHER_GUARDS,
     watched=(exposure.ALPHA, exposure.LOSS),
 )

@@ -67,7 +67,7 @@ class DasdParams(Fields):
     route: str = field("signed", one_of(*ROUTES), "direction map; flip: one arm, or both, the other way round")
     min_tokens: int = field(4, at_least(1, "tokens"), "shorter responses are not routed")
     min_spread: float = field(1e-4, at_least(0, "nats"), "responses whose entropies deviate less are not routed")
-    dense_on_zero_adv: bool = field(True, TRUE_OR_FALSE, "keep the teacher's term where a group's rewards are equal")
+    dense_on_zero_adv: bool = field(True, TRUE_OR_FALSE, "keep the teacher's term where a response's advantage is 0")
     repel_kl_max: float = field(0.0, at_least(0, "nats", off=True), "no repulsion above this KL(student || teacher)")
     context: str = field("", one_of(*OFFERED, *CONTROLS), "shown; empty: data.privileged; the last two: controls")
     teacher: str = field("live", one_of(*WEIGHTS), "the teacher's weights: current, initial, averaged, copied")
@@ -95,9 +95,11 @@ def dasd(
     return credit, metrics
 
 
-def _credit(student_logp, teacher_logp, entropy, mask, live, verifier, hp, beta, noise=0.0, reverse_kl=None, trust=1.0):
+def _credit(
+    logp, teacher_logp, entropy, mask, live, verifier, hp, beta, noise=0.0, reverse_kl=None, trust=1.0, shown=True
+):
     """(credit f32[rows, R], weight of the teacher's term f32[rows, R], scale f32[rows], for samples, for the log)."""
-    gap = jnp.where(mask, teacher_logp, 0.0) - jnp.where(mask, student_logp, 0.0)
+    gap = jnp.where(mask, teacher_logp, 0.0) - jnp.where(mask, logp, 0.0)
     entropy = jnp.where(mask, entropy, 0.0)
     scale = gap_scale(gap, mask, hp, noise)
     route, on = router(entropy, mask, hp)
@@ -114,16 +116,16 @@ def _credit(student_logp, teacher_logp, entropy, mask, live, verifier, hp, beta,
     weight = route * trust
     pressure = weight * gated_gap(gap, scale[:, None], hp)
 
-    rows, mass = jnp.any(mask, axis=1), jnp.abs(pressure)
+    rows, mass, told = jnp.any(mask, axis=1), jnp.abs(pressure), mask & shown
     metrics |= {
         "router/attract_frac": masked_mean(route > 0, mask),
         "router/repel_frac": masked_mean(route < 0, mask),
         "router/attract_mass": masked_mean(jnp.where(route > 0, mass, 0.0), mask),
         "router/repel_mass": masked_mean(jnp.where(route < 0, mass, 0.0), mask),
         "router/rows_off_frac": masked_mean(~on, rows),
-        "gap/mean": masked_mean(gap, mask),
-        "gap/mean_abs": masked_mean(jnp.abs(gap), mask),
-        "gap/scale_mean": masked_mean(scale, rows),
+        "gap/mean": masked_mean(gap, told),
+        "gap/mean_abs": masked_mean(jnp.abs(gap), told),
+        "gap/scale_mean": masked_mean(scale, jnp.any(told, axis=1)),
         "credit/dense_abs_mean": beta * masked_mean(mass, mask),
         "credit/verifier_abs_mean": masked_mean(jnp.abs(verifier), live),
     }
@@ -250,7 +252,7 @@ def signal(scored: Scored, shape: Shape, hp: DasdParams) -> Signal:
     """Credit of each token; in the full form the verifier's alone, and the teacher's as weight of the divergence."""
     teacher, mask = scored.views["teacher"], scored.mask
     verifier = group_advantage(scored.reward, scored.live, shape.rollouts)
-    beta = hp.beta * scored.knobs["teacher_weight"]
+    beta, shown = hp.beta * scored.knobs["teacher_weight"], teacher.shown[0][:, None]
     credit, pull, scale, logged, metrics = _credit(
         scored.logp,
         teacher.logp[0],
@@ -263,14 +265,15 @@ def signal(scored: Scored, shape: Shape, hp: DasdParams) -> Signal:
         noise=scored.knobs["noise"],
         reverse_kl=None if teacher.reverse_kl is None else teacher.reverse_kl[0],
         trust=jnp.exp(-teacher.entropy[0]) if hp.gate == "confidence" else 1.0,
+        shown=shown,
     )
     weight, constant = token_mean(mask, shape), jnp.broadcast_to(verifier[:, None], credit.shape)
     logged |= {"credit": credit, "dense": jnp.where(mask, credit - constant, 0.0)}
     if hp.form == "sampled":
         return Signal(advantage=credit, weight=weight, logged=logged, metrics=metrics)
-    return Signal(
-        advantage=constant, weight=weight, kl=weight * beta * pull, given=scale, logged=logged, metrics=metrics
-    )
+    # A teacher that is shown nothing may have other weights than the student, and says nothing about its tokens.
+    kl = jnp.where(shown, weight * beta * pull, 0.0)
+    return Signal(advantage=constant, weight=weight, kl=kl, given=scale, logged=logged, metrics=metrics)
 
 
 def divergence(hp: DasdParams) -> Divergence | None:

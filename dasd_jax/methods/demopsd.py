@@ -45,6 +45,5 @@ METHOD = Method(
     signal=sdpo.signal,  # the mean over the tokens of rollouts that have a context
     views=views,
     divergence=divergence,
-    anneals=True,
     guards=(BLANK,),
 )

@@ -45,7 +45,7 @@ def signal(scored: Scored, shape: Shape, hp: EgrsdParams) -> Signal:
     gap = jnp.where(mask, view.logp[0] - scored.logp, 0.0)
     verifier = group_advantage(scored.reward, scored.live, shape.rollouts)
     made = of_factor(scored, shape, verifier, gap, scored.knobs["teacher_weight"], hp.eps, gate)
-    more = {"gap/mean_abs": masked_mean(jnp.abs(gap), mask), "egrsd/gate_mean": masked_mean(gate, told)}
+    more = {"gap/mean_abs": masked_mean(jnp.abs(gap), told), "egrsd/gate_mean": masked_mean(gate, told)}
     return made.replace(logged=made.logged | {"gate": jnp.where(mask, gate, 0.0)}, metrics=made.metrics | more)
 
 

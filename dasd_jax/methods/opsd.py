@@ -46,7 +46,7 @@ def signal(scored: Scored, shape: Shape, hp: OpsdParams) -> Signal:
     """The mean divergence over the tokens whose teacher is shown something."""
     view = scored.views["teacher"]
     keep = scored.mask & view.shown[0][:, None]
-    weight = scored.knobs["teacher_weight"] * token_mean(keep, shape)
+    weight = token_mean(keep, shape)
     if hp.form == "full":
         return Signal(kl=weight)
     gap = jnp.where(keep, view.logp[0] - scored.logp, 0.0)
@@ -72,6 +72,5 @@ METHOD = Method(
     scored=lambda hp: ("teacher",) if hp.form == "sampled" else (),
     surrogate=plain,
     divergence=divergence,
-    anneals=True,
     guards=(BLANK,),
 )

@@ -35,7 +35,7 @@ def views(hp: PurifiedOpsdParams) -> dict[str, View]:
 def signal(scored: Scored, shape: Shape, hp: PurifiedOpsdParams) -> Signal:
     """The mean divergence over the tokens whose teacher and reference are shown something."""
     shown = scored.views["teacher"].shown[0] & scored.views["reference"].shown[0]
-    return Signal(kl=scored.knobs["teacher_weight"] * token_mean(scored.mask & shown[:, None], shape))
+    return Signal(kl=token_mean(scored.mask & shown[:, None], shape))
 
 
 def divergence(hp: PurifiedOpsdParams) -> Divergence:
@@ -48,6 +48,5 @@ METHOD = Method(
     signal=signal,
     views=views,
     divergence=divergence,
-    anneals=True,
     guards=(BLANK,),
 )

@@ -35,7 +35,7 @@ def signal(scored: Scored, shape: Shape, hp: PwOpsdParams) -> Signal:
     length = jnp.maximum(jnp.sum(keep, axis=1, keepdims=True), 1)
     place = (jnp.cumsum(keep, axis=1) - 0.5) / length
     weight = hp.weight_min + (1 - hp.weight_min) * jax.nn.sigmoid((place - hp.middle) / hp.width)
-    each = scored.knobs["teacher_weight"] * sequence_mean(keep, shape)
+    each = sequence_mean(keep, shape)
     return Signal(kl=each * weight, logged={"weight": jnp.where(keep, weight, 0.0)})
 
 
@@ -49,6 +49,5 @@ METHOD = Method(
     signal=signal,
     views=lambda hp: {"teacher": View(hp.context, "frozen")},
     divergence=divergence,
-    anneals=True,
     guards=(BLANK,),
 )

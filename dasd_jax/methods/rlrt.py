@@ -30,11 +30,13 @@ class RlrtParams(Fields):
 
 def signal(scored: Scored, shape: Shape, hp: RlrtParams) -> Signal:
     """The verifier's advantage times the clipped evidence ratio of student and teacher, on right rollouts."""
-    reversed_gap = scored.logp - scored.views["teacher"].logp[0]
+    view = scored.views["teacher"]
+    reversed_gap = scored.logp - view.logp[0]
     gap = jnp.where(scored.mask & (scored.correct > 0.5)[:, None], reversed_gap, 0.0)
     verifier = group_advantage(scored.reward, scored.live, shape.rollouts)
     made = of_factor(scored, shape, verifier, gap, share(scored.knobs, hp.mix, hp.decay_steps), hp.eps)
-    return made.replace(metrics=made.metrics | {"gap/mean_abs": masked_mean(jnp.abs(reversed_gap), scored.mask)})
+    told = scored.mask & view.shown[0][:, None]
+    return made.replace(metrics=made.metrics | {"gap/mean_abs": masked_mean(jnp.abs(reversed_gap), told)})
 
 
 METHOD = Method(

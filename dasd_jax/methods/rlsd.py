@@ -37,10 +37,11 @@ def views(hp: RlsdParams) -> dict[str, View]:
 
 def signal(scored: Scored, shape: Shape, hp: RlsdParams) -> Signal:
     """The verifier's advantage times the clipped evidence ratio of teacher and student."""
-    gap = jnp.where(scored.mask, scored.views["teacher"].logp[0] - scored.logp, 0.0)
+    view = scored.views["teacher"]
+    gap = jnp.where(scored.mask, view.logp[0] - scored.logp, 0.0)
     verifier = group_advantage(scored.reward, scored.live, shape.rollouts)
     made = of_factor(scored, shape, verifier, gap, share(scored.knobs, hp.mix, hp.decay_steps), hp.eps)
-    more = {"gap/mean_abs": masked_mean(jnp.abs(gap), scored.mask)}
+    more = {"gap/mean_abs": masked_mean(jnp.abs(gap), scored.mask & view.shown[0][:, None])}
     if hp.refresh:
         more["teacher/age"] = (scored.knobs["step"] - 1) % hp.refresh
     return made.replace(metrics=made.metrics | more)
@@ -58,13 +59,15 @@ def of_factor(
     """The signal A · ((1 - λ) + λ · gate · clip(exp(sign(A) · gap), 1 ± eps)); without a gate a gap of 0 leaves A."""
     factor = jnp.clip(jnp.exp(jnp.sign(verifier)[:, None] * gap), 1 - eps, 1 + eps)
     credit = jnp.where(scored.mask, verifier[:, None] * (1 - mix + mix * gate * factor), 0.0)
+    # What the teacher's opinion adds; what a gate takes off whatever that is does not pull toward it or push away.
+    dense = jnp.where(scored.mask, verifier[:, None] * mix * gate * (factor - 1), 0.0)
     return Signal(
         advantage=credit,
         weight=token_mean(scored.mask, shape),
-        logged={"credit": credit, "dense": jnp.where(scored.mask, credit - verifier[:, None], 0.0)},
+        logged={"credit": credit, "dense": dense},
         metrics={
             "credit/mix": mix,
-            "credit/dense_abs_mean": masked_mean(jnp.abs(credit - verifier[:, None]), scored.mask),
+            "credit/dense_abs_mean": masked_mean(jnp.abs(dense), scored.mask),
             "credit/held_frac": masked_mean(jnp.abs(factor - 1) >= eps * (1 - 1e-6), scored.mask),
             "credit/verifier_abs_mean": masked_mean(jnp.abs(verifier), scored.live),
         },

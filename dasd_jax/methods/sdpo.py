@@ -38,7 +38,7 @@ def views(hp: SdpoParams) -> dict[str, View]:
 def signal(scored: Scored, shape: Shape, hp: SdpoParams) -> Signal:
     """The mean divergence over the tokens whose teacher is shown something."""
     keep = scored.mask & scored.views["teacher"].shown[0][:, None]
-    return Signal(kl=scored.knobs["teacher_weight"] * token_mean(keep, shape))
+    return Signal(kl=token_mean(keep, shape))
 
 
 def divergence(hp: SdpoParams) -> Divergence:
@@ -52,6 +52,5 @@ METHOD = Method(
     views=views,
     divergence=divergence,
     ratio_cap=RATIO_CAP,
-    anneals=True,
     guards=(BLANK,),
 )

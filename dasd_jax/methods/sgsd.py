@@ -58,7 +58,6 @@ def signal(scored: Scored, shape: Shape, hp: SgsdParams) -> Signal:
     polarity = outcome * jnp.where(jnp.abs(support) > hp.neutral, jnp.sign(support), 0.0)
     pressure = jax.nn.sigmoid(-jnp.square(gap) / (2 * hp.tau)) * gap / hp.tau
     credit = jnp.sum((shares(view, hp) * polarity)[..., None] * pressure, axis=0)
-    credit *= scored.knobs["teacher_weight"]
     live = jnp.broadcast_to(scored.live, view.shown.shape)
     judged = view.shown & jnp.any(keep, axis=-1)
     return Signal(
@@ -92,7 +91,6 @@ METHOD = Method(
     tables=("format",),
     surrogate=plain,
     shared={"optim.minibatches": 1},
-    anneals=True,
     guards=TEACHER_GUARDS,
     watched=("sgsd/attract_frac", "sgsd/repel_frac", "credit/dense_abs_mean"),
 )

@@ -35,11 +35,12 @@ def signal(scored: Scored, shape: Shape, hp: SrpoParams) -> Signal:
     tokens, total = (minibatch_sum(jnp.sum(x, axis=1, dtype=jnp.float32), shape) for x in (taught, sure))
     relative = sure * (tokens / jnp.maximum(total, 1e-30))[:, None]
     credit = jnp.where(mask & ~taught, verifier[:, None], 0.0)
+    gap = jnp.where(taught, relative * (view.logp[0] - scored.logp), 0.0)  # where the teacher acts, for the log
     return Signal(
         advantage=credit,
         weight=jnp.where(taught, 0.0, each),
         kl=scored.knobs["teacher_weight"] * each * relative,
-        logged={"credit": credit, "weight": relative},
+        logged={"credit": credit, "weight": relative, "dense": gap},
         metrics={
             "srpo/taught_frac": masked_mean(jnp.any(taught, axis=1), scored.live),
             "credit/verifier_abs_mean": masked_mean(jnp.abs(verifier), scored.live),

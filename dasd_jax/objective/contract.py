@@ -196,6 +196,7 @@ class Method:
         notice: (hp, G, whether rewards are graded and not 0 or 1) → a line to say when a run starts, or "".
         guards: numbers that it wants watched.
         anneals: its teacher's part is multiplied by knobs["teacher_weight"], which guards.on_collapse=anneal lowers.
+            Of a method whose whole loss is the teacher's a factor would change little: AdamW divides by it again.
         watched: names in the log whose means over the run appear in its summary.
         rollouts: False: it learns from reference responses, one per problem; nothing is sampled or verified.
     """

@@ -29,28 +29,31 @@ class Correction:
 
 
 def corrected(
-    signal: Signal, logp: Array, sampled_logp: Array, mask: Array, correction: Correction
+    signal: Signal, logp: Array, sampled_logp: Array, mask: Array, correction: Correction, of_divergence: bool = False
 ) -> tuple[Signal, dict[str, Array]]:
     """The signal with its weights multiplied, and what was done in numbers; divisors stay those of all tokens.
 
     Args:
         logp, sampled_logp: f32[rows, R], log p and log q of each token, in nats.
         mask: bool[rows, R], response tokens.
+        of_divergence: whether the divergence of a token is multiplied too, as SDPO's official code does. Others are
+            sums over the whole vocabulary, which word was drawn does not enter them.
 
     Returns:
         (signal, f32[] each: policy/tis_mean, the mean weight, and policy/tis_capped_frac, the share of tokens at the
-        cap; policy/row_ratio_dropped_frac, the share of rows left out).
+        cap, where something was multiplied; policy/row_ratio_dropped_frac, the share of rows left out).
     """
     if correction == Correction():
         return signal, {}
     gap, metrics = jnp.where(mask, logp - sampled_logp, 0.0), {}
-    if correction.cap:
+    of_drawn = {"weight": signal.weight, "kl": signal.kl if of_divergence else None}
+    of_drawn = {name: weight for name, weight in of_drawn.items() if weight is not None}
+    if correction.cap and of_drawn:
         ratio = jnp.exp(gap)
         capped = jnp.minimum(ratio, correction.cap)
         metrics["policy/tis_mean"] = masked_mean(capped, mask)
         metrics["policy/tis_capped_frac"] = masked_mean(ratio > correction.cap, mask)
-        if signal.weight is not None:
-            signal = signal.replace(weight=signal.weight * capped)
+        signal = signal.replace(**{name: weight * capped for name, weight in of_drawn.items()})
     if correction.row_max:
         kept = jnp.abs(masked_mean(gap, mask, axis=1)) <= math.log(correction.row_max)
         metrics["policy/row_ratio_dropped_frac"] = masked_mean(~kept, jnp.any(mask, axis=1))

@@ -90,6 +90,8 @@ def samples(
             }
         ids = written.response[row][keep].tolist()
         values = {name: x[n][keep] for name, x in numbers.items()}
+        if "gap" in values and not is_shown(shown["teacher"], row, group):
+            values["gap"] = np.zeros_like(values["gap"])  # between weights, on one prompt: not what a context says
         lines[index]["rollouts"].append(
             {
                 "row": row,
@@ -116,10 +118,20 @@ def samples(
     return list(lines.values())
 
 
+def is_shown(batch: TeacherBatch, row: int, group: int) -> bool:
+    """Whether the teacher of a row is shown a context, of K prompts in the first."""
+    return bool(batch.shown[_place(batch, row, group)])
+
+
 def _prompts(batch: TeacherBatch, rows: np.ndarray, group: int) -> Prompt:
     """What a teacher reads before these rows; of K prompts the first."""
-    at = (rows // group,) if batch.shown.ndim == 1 else (rows // group, rows % batch.shown.shape[1], 0)
+    at = _place(batch, rows, group)
     return batch.teacher_prompt[at], batch.teacher_prompt_mask[at]
+
+
+def _place(batch: TeacherBatch, rows, group: int) -> tuple:
+    """Where these rows' prompt stands, of K the first."""
+    return (rows // group,) if batch.shown.ndim == 1 else (rows // group, rows % batch.shown.shape[1], 0)
 
 
 def _of_row(batch: TeacherBatch, row: int, group: int) -> list[Prompt]:

@@ -217,7 +217,8 @@ def knobs(config: Config, lines: Sequence[dict], step: int, teacher_weight: floa
         teacher_weight: the share of the teacher's part, as the guards have it.
     """
     noise = next((line[NOISE] for line in reversed(lines) if NOISE in line), 0.0)
-    given = {"step": float(step), "seed": float(config.run.seed), "noise": noise, "teacher_weight": teacher_weight}
+    seed = float(config.run.seed % 2**24)  # larger ones may be the same in float32
+    given = {"step": float(step), "seed": seed, "noise": noise, "teacher_weight": teacher_weight}
     return given | config.method.memory(lines, config.hp)
 
 

@@ -303,8 +303,15 @@ def test_a_teacher_that_is_shown_nothing_has_a_gap_of_exactly_zero(mesh):
     prompts, shown, rollouts, outcomes = batch()
     hidden = {"teacher": shown["teacher"].replace(shown=np.array([True, False, True, False]))}
     params = wide_params(mesh)
-    _, some, _ = score(mesh, config(), (prompts, hidden, rollouts, outcomes), params)
-    _, whole, _ = score(mesh, config(), params=params)
+    _, some, of_some = score(mesh, config(), (prompts, hidden, rollouts, outcomes), params)
+    _, whole, of_whole = score(mesh, config(), params=params)
+    # Means are over what has a context: rows without one would hide how far away the teacher is.
+    others = {"teacher": shown["teacher"].replace(shown=~hidden["teacher"].shown)}
+    _, _, of_others = score(mesh, config(), (prompts, others, rollouts, outcomes), params)
+    told = np.repeat(hidden["teacher"].shown, G)[:, None] & rollouts.response_mask
+    for name in ("gap/forward_kl", "gap/reverse_kl", "entropy/teacher_mean", "gap/mean_abs"):
+        parts = float(of_some[name]) * told.sum() + float(of_others[name]) * (rollouts.response_mask & ~told).sum()
+        assert parts == pytest.approx(float(of_whole[name]) * rollouts.response_mask.sum(), rel=1e-5)
     some, whole = (np.asarray(split_rows(each["gap"], G)) for each in (some, whole))
     assert not some[1::2].any() and whole[1::2].any()
     np.testing.assert_array_equal(some[::2], whole[::2])
@@ -595,6 +602,20 @@ def test_nothing_outside_the_loss_reaches_loss_or_gradient_not_even_nan(mesh):
             dirty = experience.replace(signal=dirty, old_logp=junk(experience.old_logp, -bad))
             got = loss_and_gradient(steps, params, dirty)
             assert_trees_close(got, expected, rtol=0, atol=0)
+
+
+def test_the_share_that_the_clip_holds_is_one_of_the_weight_whatever_that_adds_up_to(mesh):
+    params = wide_params(mesh)
+    experience, *_ = score(mesh, config(), params=params)
+    places = np.arange(experience.old_logp.size).reshape(experience.old_logp.shape)
+    moved = experience.replace(old_logp=experience.old_logp + np.where(places % 3, 0.0, 1.0))  # ratios 1 and e^-1
+    signal, keep = experience.signal, np.asarray(experience.keep)
+    held = np.sum(np.asarray(signal.weight)[keep & (places % 3 == 0) & (np.asarray(signal.advantage) < 0)])
+    for factor in (1.0, 0.1):
+        lighter = moved.replace(signal=signal.replace(weight=signal.weight * factor))
+        _, metrics = train_step(config(), SMALL_SGD, fresh(params, SMALL_SGD), lighter)
+        assert float(metrics["policy/clip_frac"]) == pytest.approx(held / np.sum(np.asarray(signal.weight)), rel=1e-4)
+    assert 0 < held < np.sum(np.asarray(signal.weight))
 
 
 def references(**options):

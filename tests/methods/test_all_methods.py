@@ -262,7 +262,65 @@ def test_antisd_opens_and_closes_its_gate_with_a_memory(mesh):
     lines = [{"step": 0}, *({"step": s, "antisd/teacher_entropy_median": h, "antisd/gate": g} for s, h, g in
              ((1, 0.4, 0.0), (2, 0.6, 0.0), (3, 0.9, 0.0)))]  # fmt: skip
     assert method.memory(lines, hp) == {"antisd_warm": pytest.approx(0.5), "antisd_gate": 0.0}
-    assert method.memory(lines[:3], hp)["antisd_gate"] == 1.0 and method.memory([], hp)["antisd_warm"] == 0.0
+    assert method.memory(lines[:3], hp)["antisd_gate"] == 1.0 and method.memory([], hp) == {
+        "antisd_warm": np.inf,
+        "antisd_gate": 0.0,
+    }
+
+
+def test_antisd_waits_for_medians_and_keeps_its_gate_in_a_step_without_a_context(mesh):
+    batch, (method, hp) = Batch(), made("antisd", measured_steps=2)
+    without = {"step": 2, "antisd/gate": 0.0}  # as a step logs that showed nothing to anybody
+    lines = [{"step": s, "antisd/teacher_entropy_median": h, "antisd/gate": 0.0} for s, h in ((1, 0.4), (3, 0.6))]
+    assert method.memory([lines[0], without], hp)["antisd_warm"] == np.inf
+    knobs = method.memory([lines[0], without, lines[1]], hp)
+    assert knobs == {"antisd_warm": pytest.approx(0.5), "antisd_gate": 1.0}
+    assert method.memory([lines[0], without, lines[1], {"step": 4, "antisd/gate": 0.0}], hp)["antisd_gate"] == 0.0
+
+    view = batch.view("teacher").replace(shown=np.zeros_like(batch.shown["teacher"]))
+    for warm, before, expected in ((0.5, 1.0, 1), (0.5, 0.0, 0), (np.inf, 0.0, 0)):
+        given = KNOBS | {"antisd_warm": warm, "antisd_gate": before}
+        scored = batch.scored(views={"teacher": view}, knobs={name: np.float32(value) for name, value in given.items()})
+        metrics = method.signal(scored, SHAPE, hp).metrics
+        assert metrics["antisd/gate"] == expected and np.isnan(metrics["antisd/teacher_entropy_median"])
+    measuring = batch.scored(knobs={n: np.float32(v) for n, v in (KNOBS | {"antisd_warm": np.inf}).items()})
+    assert method.signal(measuring, SHAPE, hp).metrics["antisd/gate"] == 0
+
+
+def test_where_the_teacher_is_shown_nothing_dasds_full_form_has_no_term(mesh):
+    """Whatever weights it has: an average or a copy differs from the student on the same prompt as well."""
+    batch, (method, hp) = Batch(), made("dasd", form="full")
+    signal, told = method.signal(batch.scored(), SHAPE, hp), batch.shown["teacher"][0]
+    assert np.asarray(signal.kl)[told].any() and not np.asarray(signal.kl)[~told].any() and batch.mask[~told].any()
+
+
+@pytest.mark.parametrize("name", ["dasd", "rlsd", "rlrt", "antisd", "egrsd"])
+def test_the_mean_gap_is_that_of_tokens_whose_teacher_is_shown_something(name, mesh):
+    batch, (method, hp) = Batch(), made(name)
+    scored, told = batch.scored(), batch.mask & batch.shown["teacher"][0][:, None]
+    gap = np.abs(scored.views["teacher"].logp[0] - scored.logp)[told].mean()
+    assert method.signal(scored, SHAPE, hp).metrics["gap/mean_abs"] == pytest.approx(gap, rel=1e-5)
+
+
+def test_srpos_teacher_acts_on_the_taught_rollouts_alone(mesh):
+    batch, (method, hp) = Batch(), made("srpo")
+    scored = batch.scored()
+    signal = method.signal(scored, SHAPE, hp)
+    taught, dense = np.asarray(signal.weight) == 0, np.asarray(signal.logged["dense"])
+    assert not dense[~taught].any()
+    gap, acts = scored.views["teacher"].logp[0] - scored.logp, taught & batch.mask
+    np.testing.assert_array_equal(np.sign(dense)[acts], np.sign(gap)[acts])
+
+
+def test_egrsds_gate_is_no_push_from_the_teacher(mesh):
+    """It never repels: the dense term has the sign of the gap, as rlsd's has, or is 0."""
+    batch = Batch()
+    for name in ("egrsd", "rlsd"):
+        method, hp = made(name)
+        scored = batch.scored()
+        dense = np.asarray(method.signal(scored, SHAPE, hp).logged["dense"])
+        gap = scored.views["teacher"].logp[0] - scored.logp
+        assert np.all(dense * gap >= 0) and dense.any()
 
 
 def test_rlcsd_drops_rows_without_both_siblings_and_keeps_the_sign_of_the_advantage(mesh):

@@ -44,6 +44,15 @@ def test_a_tokens_weight_is_multiplied_by_its_truncated_ratio(cap, mesh):
     assert metrics["policy/tis_capped_frac"] == pytest.approx((ratio > cap).mean())
 
 
+def test_a_divergence_is_multiplied_where_it_is_of_the_drawn_token_alone(mesh):
+    logp, sampled, signal = batch()
+    factor = np.minimum(np.exp(np.where(MASK, logp - sampled, 0.0)), 2.0)
+    found, _ = corrected(signal, logp, sampled, MASK, Correction(cap=2.0), of_divergence=True)
+    np.testing.assert_allclose(found.kl, signal.kl * factor, rtol=1e-5)
+    alone = signal.replace(weight=None, advantage=None)
+    assert corrected(alone, logp, sampled, MASK, Correction(cap=2.0))[1] == {}  # nothing was, and nothing says so
+
+
 def test_rows_far_from_the_sampler_on_either_side_leave_the_loss(mesh):
     logp, sampled, signal = batch()
     means = [np.exp((np.float64(logp) - sampled)[row][MASK[row]].mean()) for row in (0, 1, 3)]

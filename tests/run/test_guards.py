@@ -119,6 +119,10 @@ def test_beyond_the_stop_level_a_run_stops_or_the_teachers_weight_halves(field, 
     # Without a teacher there is nothing to take away, and no guard of what a teacher does.
     without = judge(lines, configured(method="grpo", on_collapse="anneal"))
     assert bool(without.stop) == (field in ("entropy", "length", "tail", "repetition"))
+    # A factor on the whole loss is undone by AdamW: the run stops, as without `anneal`.
+    whole = judge(lines, configured(method="opsd", on_collapse="anneal"))
+    assert bool(whole.stop) == (field in ("entropy", "length", "tail", "repetition", "blank"))
+    assert whole.teacher_weight == without.teacher_weight
     off = {f"{field}_warn": 0.0, f"{field}_stop": 0.0}
     found = judge(lines, configured(**off))
     assert (found.warnings, found.stop) == ([], "")

@@ -6,8 +6,9 @@ import fake_run
 import numpy as np
 import pytest
 
+from dasd_jax.batch import TeacherBatch
 from dasd_jax.run import records, runlog
-from dasd_jax.run.samples import choose
+from dasd_jax.run.samples import choose, is_shown
 
 SAMPLE = {"example_id": 1, "question": "?", "rollouts": [{"text": "x" * 100}, {"text": "y" * 100}]}
 
@@ -87,6 +88,14 @@ def test_what_a_run_of_any_age_has_logged_is_read_in_one_form(tmp_path):
     (rollout,) = problem["rollouts"]
     assert (problem["question"], rollout["text"], records.pieces(rollout)) == ("2?", "so", ["so"])
     assert records.directions(rollout) == [1] and records.strengths(rollout) == [0.1]
+
+
+def test_whether_a_rows_teacher_is_shown_something():
+    one = np.zeros(2, np.float32)
+    of_problems = TeacherBatch(one, one, np.array([True, False]), one)
+    assert [is_shown(of_problems, row, 2) for row in range(4)] == [True, True, False, False]
+    shown = np.array([[[True, False], [False, True]], [[False, False], [True, True]]])  # of rollouts, two prompts each
+    assert [is_shown(TeacherBatch(one, one, shown, one), row, 2) for row in range(4)] == [True, False, False, True]
 
 
 def test_a_token_is_attracted_where_its_term_has_the_sign_of_the_gap():
