@@ -120,6 +120,13 @@ def test_a_partial_solution_is_shown_as_far_as_the_method_shows_it(look, tmp_pat
     assert (code, error) == (0, "") and partial(said) == (alpha, lines)
 
 
+def test_solutions_of_one_segment_are_counted(look, tmp_path):
+    """An alpha below 1 shows nothing of them."""
+    source = jsonl(tmp_path, *(row | {"solution": "It is."} for row in ROWS))
+    code, said, _ = look("--config=configs/methods.py:tiny,method=atesd", source, *FEW)
+    assert code == 0 and re.search(r", [1-9] with a solution of one segment, shown whole or not at all;", said)
+
+
 def test_a_context_of_the_teachers_own_is_measured_and_named_where_it_is_missing(look, tmp_path):
     """Two problems have no hint and that of a third does not fit; which problem is the first depends on run.seed."""
     hints = ["", "", "long " * 100, *(f"count{' on' * n}" for n in range(5))]

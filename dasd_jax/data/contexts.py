@@ -184,11 +184,17 @@ def beginning(solution: str, alpha: float) -> str:
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha {alpha}: expected a fraction in [0, 1]")
     solution = solution.strip()
+    ends = segment_ends(solution)
+    num_shown = math.floor(min(float(alpha) + _ROUNDING, 1.0) * len(ends))
+    return solution[: ends[num_shown - 1]] if num_shown else ""
+
+
+def segment_ends(solution: str) -> list[int]:
+    """Where the segments of a solution end that has no white space at its own ends."""
     ends = [line.end() for line in re.finditer(r"[^\n]*\S", solution)]
     if len(ends) == 1:
         ends = [sentence.end() for sentence in re.finditer(r"\S.*?(?:[.!?](?=\s)|$)", solution)]
-    num_shown = math.floor(min(float(alpha) + _ROUNDING, 1.0) * len(ends))
-    return solution[: ends[num_shown - 1]] if num_shown else ""
+    return ends
 
 
 def _of_problem(problem: Problem, kind: str, alpha: float | None) -> list[Text]:

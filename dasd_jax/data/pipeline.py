@@ -264,7 +264,9 @@ class PromptSet(Prompts):
             return len(ids) <= self._teacher_width
 
         fitting = bank.only(fits)
-        fitting.require(count, f"of no problem to evaluate fit rollout.teacher_prompt_length = {self._teacher_width}")
+        fitting.require(
+            count, f"fit rollout.teacher_prompt_length = {self._teacher_width}, without those of problems to evaluate"
+        )
         self._pairs = skills.nearest(fitting, [problem.question for problem in self.problems], count)
         return len(bank.items) - len(fitting.items)
 

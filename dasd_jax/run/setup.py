@@ -126,6 +126,9 @@ def open_prompts(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, Promp
         train_set.check_context(view.context)
         if view.context == contexts.SKILLS:
             counts |= _retrieve(config, train_set, heldout, view.count)
+        elif view.context == contexts.PARTIAL:
+            segments = [len(contexts.segment_ends(problem.solution.strip())) for problem in train_set.problems]
+            counts["with a solution of one segment, shown whole or not at all"] = segments.count(1)
     heldout_set = _evaluation_set(config, heldout, tokenizer, text)
     return train_set, heldout_set, counts
 

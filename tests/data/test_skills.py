@@ -188,7 +188,8 @@ def test_texts_that_fit_no_prompt_are_left_out_and_counted_and_too_few_are_refus
     batch = kept.teacher_batch(np.array([0]), "skills", 3, group=2)
     assert batch.shown.all()
     says = (
-        "^data.skills: .*: 3 skills and 3 mistakes of no problem to evaluate fit rollout.teacher_prompt_length = 460: "
+        "^data.skills: .*: 3 skills and 3 mistakes fit rollout.teacher_prompt_length = 460, without those of "
+        "problems to evaluate: "
     )
     with pytest.raises(UserError, match=says + "expected at least 4 of each, as many as a teacher is shown"):
         kept.retrieve(found, 4)
