@@ -193,7 +193,7 @@ def test_texts_that_fit_no_prompt_are_left_out_and_counted_and_too_few_are_refus
     )
     with pytest.raises(UserError, match=says + "expected at least 4 of each, as many as a teacher is shown"):
         kept.retrieve(found, 4)
-    with pytest.raises(UserError, match=": 0 skills and 0 mistakes .*_length = 260: "):
+    with pytest.raises(UserError, match=": 0 skills and 0 mistakes .*_length = 260, "):
         prompt_set(["4 * 8 is what?"], width=260).retrieve(found, 1)
 
 
