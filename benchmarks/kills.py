@@ -27,7 +27,7 @@ from tensorboardX.proto import event_pb2
 from benchmarks.runs import numbers
 from benchmarks.timing import hardware, verdict
 from dasd_jax import cli, train
-from dasd_jax.learner import checkpoint
+from dasd_jax.learner import checkpoint, kept
 from dasd_jax.learner.optim import make_optimizer
 from dasd_jax.mesh import make_mesh
 from dasd_jax.run.display import Display
@@ -128,7 +128,7 @@ def run_killed(workdir: Path, kills: int, seconds: dict[str, float], rng: random
 
 def steps_done(workdir: Path) -> int:
     """The step of the newest whole checkpoint."""
-    newest = checkpoint.latest(workdir, set_aside=False)
+    newest = kept.latest(workdir, set_aside=False)
     return int(newest.name) if newest else 0
 
 
@@ -138,7 +138,7 @@ def differences(alone: Path, killed: Path) -> list[str]:
     config = cli.parse(cli.parser(""), ARGS).config
     mesh, optimizer = make_mesh(config.mesh), make_optimizer(config.optim, STEPS * config.optim.minibatches)
     views = config.method.views(config.hp)
-    states = [checkpoint.restore(checkpoint.find(folder, ""), mesh, optimizer, views)[1] for folder in (alone, killed)]
+    states = [checkpoint.restore(kept.find(folder, ""), mesh, optimizer, views)[1] for folder in (alone, killed)]
     for (path, a), (_, b) in zip(*(jax.tree.leaves_with_path(state) for state in states), strict=True):
         if np.asarray(a).tobytes() != np.asarray(b).tobytes():
             found.append(f"state: {jax.tree_util.keystr(path)} differs")

@@ -25,7 +25,7 @@ from dasd_jax.config import Config
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
-from dasd_jax.learner import checkpoint
+from dasd_jax.learner import kept
 from dasd_jax.mesh import make_mesh
 from dasd_jax.run import compiled, counts, models, records, setup, user_files
 from dasd_jax.run.evaluation import Answers, as_line, evaluate, of_line, problems_at_a_time, summary
@@ -131,18 +131,18 @@ def read_again(workdir: Path, which: str) -> None:
                 f"--health: {folder} holds no evaluation of a step with stored answers: expected one, made by the "
                 "command without --health, or --checkpoint"
             )
-        which = checkpoint.find(workdir, which).name if which else str(max(found))
+        which = kept.find(workdir, which).name if which else str(max(found))
         which = str(int(which)) if which.isdecimal() else which
     path = folder / f"{Path(which).name}.json"
-    kept = path.with_suffix(".jsonl")
-    if not path.exists() or not kept.exists():
+    lines = path.with_suffix(".jsonl")
+    if not path.exists() or not lines.exists():
         raise UserError(
-            f"--health: {kept} and {path.name} must both exist: expected --checkpoint to name an evaluation that "
+            f"--health: {lines} and {path.name} must both exist: expected --checkpoint to name an evaluation that "
             "kept its answers, as this version does"
         )
     problems, answers = {}, []
-    with files.reading(kept, "--workdir"):
-        for line in records.answers(kept):
+    with files.reading(lines, "--workdir"):
+        for line in records.answers(lines):
             answers.append(of_line(line))
             asked = {name: line[name] for name in ("source", "question", "answer")}
             problems[answers[-1].example_id] = Problem(**asked, index=0, scorer="")

@@ -20,7 +20,7 @@ from dasd_jax import cli, files, hosts, recorded
 from dasd_jax.batch import TeacherBatch
 from dasd_jax.config import Config
 from dasd_jax.errors import TrainingError
-from dasd_jax.learner import checkpoint
+from dasd_jax.learner import kept
 from dasd_jax.learner.inspection import inspect
 from dasd_jax.learner.optim import updates_done
 from dasd_jax.learner.passes import STUDENT
@@ -356,7 +356,7 @@ def finish(run: Run) -> None:
             text = summary.as_text(done)
         files.write_json(run.workdir / "done.json", done)
         if not run.config.run.keep_optimizer:  # not before: a run that is not finished needs it
-            checkpoint.keep_params_alone(run.workdir)
+            kept.keep_params_alone(run.workdir)
         run.display.say(text)
     hosts.barrier()  # the others may end when the last checkpoint counts
 

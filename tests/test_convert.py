@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from dasd_jax import cli, convert
-from dasd_jax.learner import checkpoint
+from dasd_jax.learner import checkpoint, kept
 from dasd_jax.model import hf, param_table
 from dasd_jax.model.presets import preset
 from dasd_jax.run.models import load_weights
@@ -39,7 +39,7 @@ def test_there_and_back_again_holds_the_same_bytes(folder, tmp_path):
     first, ours, back = tmp_path / "first", tmp_path / "ours", tmp_path / "back"
     convert.main([f"--source={folder}", f"--output={first}", "--format=hf"])
     convert.main([f"--source={first}", f"--output={ours}", "--format=checkpoint"])
-    assert not checkpoint.damage(ours)
+    assert not kept.damage(ours)
     convert.main([f"--source={ours}", f"--output={back}", "--format=hf"])
     assert files(back, "") == files(first, "") and files(back) == files(folder)
     assert load_tokenizer(str(ours)).stop_ids == load_tokenizer(str(back)).stop_ids == (2,)

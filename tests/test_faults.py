@@ -19,7 +19,7 @@ import pytest
 from tiny import SMALL, TINY, command
 
 from dasd_jax import train
-from dasd_jax.learner import checkpoint
+from dasd_jax.learner import checkpoint, kept
 from dasd_jax.mesh import put_rows
 from dasd_jax.run import collect, runlog, stopping
 
@@ -371,7 +371,7 @@ def test_a_full_disk_stops_the_run_with_one_line_and_leaves_the_checkpoint_befor
 @pytest.mark.slow
 def test_a_permission_that_is_lost_while_a_checkpoint_is_written_is_one_line(run, monkeypatch, tmp_path):
     """Of the thread that writes it, while the run goes on."""
-    whole = checkpoint._checksums
+    whole = kept.checksums
 
     def refuse(folder):
         if folder.name == "000002":
@@ -379,7 +379,7 @@ def test_a_permission_that_is_lost_while_a_checkpoint_is_written_is_one_line(run
         return whole(folder)
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "_checksums", refuse)
+        patched.setattr(kept, "checksums", refuse)
         code, _, err = run("run.steps=4", "run.checkpoint_every=1")
     assert code == 1 and err.count("\n") == 1
     assert err.startswith(

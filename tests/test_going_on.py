@@ -9,7 +9,7 @@ import pytest
 from tiny import SMALL, TINY, command
 
 from dasd_jax import train
-from dasd_jax.learner import checkpoint
+from dasd_jax.learner import checkpoint, kept
 
 FIELDS = (*SMALL, "run.checkpoint_every=1")
 
@@ -178,7 +178,7 @@ def test_evaluations_of_other_settings_are_made_again_and_compared_among_themsel
     done = json.loads((copied / "done.json").read_text())
     assert done["compared_with_step"] == 2 and "rise since step 2: " in out
     assert done["heldout"]["avg@4"] == [heldout(copied, 2)["avg@4"], heldout(copied, 3)["avg@4"]]
-    assert checkpoint.find(copied, "best").name == "000003"
+    assert kept.find(copied, "best").name == "000003"
 
 
 # ------------------------------------------------------------------------------------------------ from another run
@@ -258,7 +258,7 @@ def test_without_its_optimiser_a_run_is_smaller_and_ends_there(first, run, mesh,
     code, _, err = run("run.steps=2", "run.keep_optimizer=False")
     assert (code, err) == (0, "")
     assert_equal(params(workdir, mesh, 2), params(first, mesh, 2))
-    assert not checkpoint.damage(workdir / "checkpoints" / "000002")
+    assert not kept.damage(workdir / "checkpoints" / "000002")
     sizes = [
         sum(file.stat().st_size for file in each.rglob("*"))
         for each in (workdir / "checkpoints", first / "checkpoints")

@@ -14,7 +14,7 @@ from benchmarks.fuzz.commands import TINY
 from benchmarks.fuzz.samples import OPTIMIZER, manifest_of
 from dasd_jax import cli, convert, evaluate, files, recorded, train
 from dasd_jax.config import Config
-from dasd_jax.learner import checkpoint
+from dasd_jax.learner import checkpoint, kept
 from dasd_jax.mesh import MeshConfig, make_mesh
 from dasd_jax.run import changes, origin
 from dasd_jax.run import workdir as run_folder
@@ -54,8 +54,8 @@ def checkpoints(rng: random.Random, samples: Path, folder: Path):
         mesh = make_mesh(MeshConfig(), jax.devices()[:1])
         with jax.set_mesh(mesh), run_folder.writing(run):
             if not goes_on:
-                checkpoint.restore_params(checkpoint.find(run, which), mesh)
-            elif found := checkpoint.latest(run, set_aside=False):
+                checkpoint.restore_params(kept.find(run, which), mesh)
+            elif found := kept.latest(run, set_aside=False):
                 checkpoint.restore(found, mesh, OPTIMIZER, {})
 
     return f"{'train' if goes_on else f'--checkpoint={which!r:.30}'}, {what}", read

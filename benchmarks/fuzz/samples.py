@@ -14,7 +14,7 @@ import pyarrow.parquet
 import sentencepiece
 import tokenizers
 
-from dasd_jax.learner import checkpoint
+from dasd_jax.learner import checkpoint, kept
 from dasd_jax.mesh import MeshConfig, make_mesh
 from dasd_jax.model import gguf_file, hf, param_table
 from dasd_jax.model.config import ModelConfig
@@ -126,6 +126,6 @@ def manifest_of(folder: Path, **changed) -> dict:
     return {
         "architecture": dataclasses.asdict(MODEL),
         "best": False,
-        "files": checkpoint._checksums(folder),
+        "files": kept.checksums(folder),
         **changed,
     }

@@ -28,11 +28,10 @@ from jax.sharding import Mesh
 from dasd_jax import files, formats, hosts
 from dasd_jax.batch import Params, TrainState
 from dasd_jax.errors import TrainingError, UserError
-from dasd_jax.learner import teachers
+from dasd_jax.learner import kept, teachers
 from dasd_jax.mesh import on_mesh
 from dasd_jax.model import param_table
 from dasd_jax.model.config import ModelConfig
-from dasd_jax.model.weights import file_sha256
 from dasd_jax.objective.contract import View
 
 
@@ -127,8 +126,8 @@ class Writer:
         )
 
     def _remove_old(self) -> None:
-        best = _best(self._workdir)
-        for old in _folders(self._workdir)[: -self._keep]:
+        best = kept.best(self._workdir)
+        for old in kept.folders(self._workdir)[: -self._keep]:
             if old.name != best and not (self._keep_every and int(old.name) % self._keep_every == 0):
                 try:
                     shutil.rmtree(old)
@@ -168,110 +167,10 @@ def begin(
         if hosts.is_main():
             for name, content in beside.items():
                 (folder / name).write_bytes(content)
-            manifest = {"architecture": dataclasses.asdict(model), **noted, "files": _checksums(folder)}
+            manifest = {"architecture": dataclasses.asdict(model), **noted, "files": kept.checksums(folder)}
             files.write_json(folder / "manifest.json", manifest)
 
     return finish
-
-
-def latest(workdir: Path, *, set_aside: bool) -> Path | None:
-    """The newest valid checkpoint, or None.
-
-    Args:
-        set_aside: rename newer ones that are damaged and remove unfinished ones, with a line on stdout; only for the
-            run that owns the folder, since another process could still be writing an unfinished one.
-
-    Raises:
-        UserError: with `set_aside`, there are finished checkpoints and none is valid.
-        OSError: a file could not be read, so its checkpoint may still be valid.
-    """
-    for folder in reversed(_folders(workdir)):
-        problem = damage(folder)
-        if not problem:
-            return folder
-        if not set_aside:
-            continue
-        if not (folder / "manifest.json").exists():
-            shutil.rmtree(folder)
-            print(f"checkpoint {folder.name}: {problem}; removed")
-            continue
-        aside = folder.with_name(folder.name + ".damaged")
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
-        print(f"checkpoint {folder.name}: {problem}; set aside as {aside.name}")
-    if set_aside and (damaged := sorted((workdir / "checkpoints").glob("*.damaged"))):
-        raise UserError(
-            f"--workdir: {workdir}: no checkpoint is valid, the newest is {damaged[-1].name}: expected another "
-            "--workdir, or to start over, this one without checkpoints/ and metrics.jsonl"
-        )
-    return None
-
-
-def find(workdir: Path, which: str, flag: str = "--checkpoint") -> Path:
-    """The checkpoint that a flag selects: "" for the newest, "best", a step number, or a path.
-
-    Raises:
-        UserError: it does not exist, is not valid or cannot be read; starts with the flag.
-    """
-    try:
-        return _find(workdir, which, flag)
-    except OSError as error:
-        where = error.filename or workdir
-        raise UserError(f"{flag}: {where}: {error.strerror or error}: expected readable files") from error
-
-
-def _find(workdir: Path, which: str, flag: str) -> Path:
-    if not which:
-        folder = latest(workdir, set_aside=False)
-        if folder is None:
-            raise UserError(
-                f"{flag}: {workdir} has no valid checkpoint: expected the workdir of a run that has saved one"
-            )
-        return folder
-    if which == "best":
-        which = _best(workdir)
-        if not which:
-            raise UserError(f"{flag}: best: {workdir} has no best checkpoint: expected a run with run.eval_every")
-    folder = workdir / "checkpoints" / f"{int(which):06d}" if which.isdecimal() else Path(which).expanduser()
-    try:
-        there = folder.is_dir()
-    except OSError:  # an invalid folder name
-        there = False
-    if not there:
-        have = ", ".join(str(int(path.name)) for path in _folders(workdir)) or "none"
-        raise UserError(f"{flag}: {which}: {folder} does not exist: expected a path or a step of {have}")
-    problem = damage(folder)
-    if problem:
-        raise UserError(f"{flag}: {which}: {folder} is damaged: {problem}")
-    return folder
-
-
-def newest(workdir: Path) -> Path | None:
-    """The newest checkpoint that was finished, whose files are not read; None if there is none."""
-    return next((path for path in reversed(_folders(workdir)) if (path / "manifest.json").exists()), None)
-
-
-def keep_params_alone(workdir: Path) -> None:
-    """Takes from every finished checkpoint of a run what only training reads: optimiser, teachers, step.
-
-    The manifest is changed first, by a rename: whatever else lies in rest/ then belongs to no checkpoint.
-    """
-    for folder in _folders(workdir):
-        # One that is damaged stays as it is.
-        with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
-            manifest = formats.read_object(folder / "manifest.json")
-            kept = {name: checksum for name, checksum in manifest["files"].items() if not _is_rest(name)}
-            files.write_json(folder / "manifest.json", {**manifest, "files": kept})
-            shutil.rmtree(folder / "rest")
-
-
-def goes_on(folder: Path) -> bool:
-    """Whether a valid checkpoint has more than the parameters."""
-    return any(map(_is_rest, formats.read_object(folder / "manifest.json")["files"]))
-
-
-def _is_rest(name: str) -> bool:
-    return name.startswith("rest/")
 
 
 def restore_params(folder: Path, mesh: Mesh) -> tuple[ModelConfig, Params]:
@@ -352,45 +251,3 @@ def abstract_state(
     """Shapes, dtypes and shardings of `new_state`, from parameters or their abstract arrays."""
     fresh = jax.eval_shape(lambda params: new_state(params, optimizer, views), params)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_mesh(mesh, x)), fresh)
-
-
-def _folders(workdir: Path) -> list[Path]:
-    return sorted(path for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit())
-
-
-def _best(workdir: Path) -> str:
-    """The name of the newest finished checkpoint that was the best when written, "" if there is none."""
-    for folder in reversed(_folders(workdir)):
-        # Completion and best are in one manifest, so that a kill cannot separate them.
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            if formats.read_object(folder / "manifest.json")["best"]:
-                return folder.name
-    return ""
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
-    return {str(path.relative_to(folder)): file_sha256(path) for path in found}
-
-
-def damage(folder: Path) -> str:
-    """What is wrong with a checkpoint, in a few words; "" if it is valid.
-
-    Raises:
-        OSError: one of its files could not be read.
-    """
-    try:
-        expected = formats.read_object(folder / "manifest.json")["files"]
-    except FileNotFoundError:
-        return "it was never finished"
-    except (ValueError, KeyError):
-        return "its manifest is damaged"
-    if not isinstance(expected, dict):
-        return "its manifest is damaged"
-    found = _checksums(folder)
-    if not any(map(_is_rest, expected)):  # a kill may have left a part of it behind
-        found = {name: checksum for name, checksum in found.items() if not _is_rest(name)}
-    for name in sorted(expected.keys() | found.keys()):
-        if found.get(name) != expected.get(name):
-            return f"{name} differs from its manifest"
-    return ""

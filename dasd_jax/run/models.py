@@ -12,7 +12,7 @@ from dasd_jax import files, formats, hosts, recorded
 from dasd_jax.batch import Params
 from dasd_jax.config import START, Config, ModelGroup
 from dasd_jax.errors import UserError
-from dasd_jax.learner import checkpoint
+from dasd_jax.learner import checkpoint, kept
 from dasd_jax.model import attention, param_table, weights
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.presets import preset
@@ -73,7 +73,7 @@ def located(path: str, flag: str) -> tuple[Path, str]:
         return where, ""
     run = where if (is_run := (where / "checkpoints").is_dir()) else where.parent.parent
     if is_run:
-        newest = hosts.from_main(lambda: str(checkpoint.newest(where) or ""))
+        newest = hosts.from_main(lambda: str(kept.newest(where) or ""))
         if not newest:
             raise UserError(f"{flag}: {path} has no finished checkpoint: expected a run that has saved one")
         where = Path(newest)
@@ -151,19 +151,19 @@ def open_checkpoint(config: Config, mesh: Mesh, workdir: Path, which: str) -> tu
 
     Args:
         workdir: of the run.
-        which: as for `checkpoint.find`, or start.
+        which: as for `kept.find`, or start.
 
     Returns:
         (its step, folder or "start", as files of results are called; the sha256 of its manifest, or the fingerprint of
         the start; architecture; float32 parameters).
 
     Raises:
-        UserError: as `open_model` and `checkpoint.find`.
+        UserError: as `open_model` and `kept.find`.
     """
     if which == "start":
         config = pinned(config, workdir)
         return "start", fingerprint(config), *open_model(config, mesh)
-    folder = Path(hosts.from_main(lambda: str(checkpoint.find(workdir, which))))
+    folder = Path(hosts.from_main(lambda: str(kept.find(workdir, which))))
     name = str(int(folder.name)) if folder.name.isdigit() else folder.name
     manifest = weights.file_sha256(folder / "manifest.json")
     model, params = checkpoint.restore_params(folder, mesh)
@@ -179,7 +179,7 @@ def load_weights(path: str, mesh: Mesh) -> tuple[ModelConfig, Params]:
     where, _ = located(path, "model.weights")
     if not (where / "manifest.json").is_file():
         return weights.load(path, mesh)
-    if problem := hosts.from_main(lambda: checkpoint.damage(where)):
+    if problem := hosts.from_main(lambda: kept.damage(where)):
         raise UserError(f"model.weights: {where} is damaged: {problem}")
     return checkpoint.restore_params(where, mesh)
 

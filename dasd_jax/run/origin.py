@@ -22,7 +22,7 @@ from dasd_jax import files, formats, hosts, recorded
 from dasd_jax.batch import TrainState
 from dasd_jax.config import PROBLEMS, Config
 from dasd_jax.errors import UserError
-from dasd_jax.learner import checkpoint
+from dasd_jax.learner import checkpoint, kept
 from dasd_jax.learner.optim import begun_anew
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.run import models, user_files
@@ -108,7 +108,7 @@ def _resolve(asked: str, optimizer: bool, workdir: Path) -> Origin | None:
         return known
     if recorded.read(run) is None:
         raise UserError(f"--from: {run} holds no {recorded.NAME}: expected the --workdir of a run")
-    folder = checkpoint.find(run, which, "--from")
+    folder = kept.find(run, which, "--from")
     return Origin(str(run.absolute()), int(folder.name), _weights(folder), optimizer)
 
 
@@ -202,11 +202,11 @@ def _read(workdir: Path) -> Origin | None:
 def _problem(origin: Origin) -> str:
     """What is wrong with the checkpoint that a run is to start from; "" if nothing is."""
     try:
-        if problem := checkpoint.damage(origin.folder):
+        if problem := kept.damage(origin.folder):
             return f"is damaged: {problem}"
         if _weights(origin.folder) != origin.weights:
             return "is another one than that which the run in --workdir started from: expected another --workdir"
-        if origin.optimizer and not checkpoint.goes_on(origin.folder):
+        if origin.optimizer and not kept.goes_on(origin.folder):
             return "was written or left without its optimiser (run.keep_optimizer): expected no --from-optimizer"
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"

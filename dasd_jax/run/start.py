@@ -16,7 +16,7 @@ from dasd_jax.config import START, Config
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.verifiers import is_own
 from dasd_jax.errors import UserError
-from dasd_jax.learner import checkpoint
+from dasd_jax.learner import checkpoint, kept
 from dasd_jax.learner.optim import make_optimizer, make_schedule, updates_done
 from dasd_jax.learner.step_config import StepConfig
 from dasd_jax.mesh import replicate, row_shards
@@ -131,13 +131,13 @@ def start(
     optimizer = make_optimizer(config.optim, planned)
     views = config.method.views(config.hp)
 
-    found = hosts.from_main(lambda: str(checkpoint.latest(folder, set_aside=True) or ""))
+    found = hosts.from_main(lambda: str(kept.latest(folder, set_aside=True) or ""))
     resumed, said = Path(found) if found else None, ""
     pinned = config if resumed else models.pinned(config, folder)
     if resumed:
         workdir.check_shared(resumed / "manifest.json")
         workdir.check_steps(folder, config.run.steps, int(resumed.name))
-        if not checkpoint.goes_on(resumed):
+        if not kept.goes_on(resumed):
             raise UserError(
                 f"--workdir: {folder} holds a run whose optimiser was not kept (run.keep_optimizer) and cannot go on: "
                 f"a new run starts from its weights: the same command with --workdir={folder}-2 --from={folder}"

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from dasd_jax.errors import TrainingError, UserError
-from dasd_jax.learner import checkpoint
+from dasd_jax.learner import checkpoint, kept
 from dasd_jax.model import param_table
 from dasd_jax.model.presets import preset
 from dasd_jax.objective.contract import View
@@ -94,7 +94,7 @@ def test_a_save_that_does_not_happen_is_an_error_and_the_one_before_stays(mesh, 
             writer.wait()
         with pytest.raises(TrainingError, match="checkpoint 000002"):
             writer.save(make_state(mesh, 3))
-    assert checkpoint.latest(tmp_path, set_aside=True).name == "000001"
+    assert kept.latest(tmp_path, set_aside=True).name == "000001"
 
     shutil.rmtree(tmp_path / "checkpoints")
     (tmp_path / "checkpoints").write_text("no folder")
@@ -114,17 +114,22 @@ def test_only_the_newest_are_kept(mesh, tmp_path):
     for step in (2, 4, 10):
         save(tmp_path, make_state(mesh, step))
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["000004", "000010"]
-    assert checkpoint.latest(tmp_path, set_aside=True).name == "000010"
+    assert kept.latest(tmp_path, set_aside=True).name == "000010"
 
 
-def test_the_best_one_stays_until_there_is_a_better_one(mesh, tmp_path):
+def test_the_best_one_stays_until_there_is_a_better_one(mesh, tmp_path, capsys):
     for step, best in ((1, True), (2, False), (3, False), (4, True), (5, False)):
         save(tmp_path, make_state(mesh, step), keep=1, best=best)
-        assert checkpoint.find(tmp_path, "best").name == ("000001" if step < 4 else "000004")
+        assert kept.find(tmp_path, "best").name == ("000001" if step < 4 else "000004")
     folders = sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir())
     assert folders == ["000004", "000005"]
     with pytest.raises(UserError, match="--checkpoint: best"):
-        checkpoint.find(tmp_path / "other", "best")
+        kept.find(tmp_path / "other", "best")
+    assert not capsys.readouterr().err
+    (tmp_path / "checkpoints" / "000005" / "manifest.json").write_text("{")
+    assert kept.find(tmp_path, "best").name == "000004"
+    said = capsys.readouterr().err
+    assert said == f"note: {tmp_path}/checkpoints/000005 may be better, and its manifest is damaged; step 4 is used\n"
 
 
 @pytest.mark.parametrize("damage", ["flipped byte", "no manifest", "cut manifest", "missing file", "empty folder"])
@@ -146,13 +151,21 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_used(damage
     else:
         (tmp_path / "checkpoints" / "000009").mkdir()
     # Whoever only reads leaves it alone: the run may be writing it.
-    assert checkpoint.find(tmp_path, "") == checkpoint.latest(tmp_path, set_aside=False)
-    assert not capsys.readouterr().out
-    found = checkpoint.latest(tmp_path, set_aside=True)
+    whole = kept.find(tmp_path, "")
+    said = capsys.readouterr()
+    assert whole == kept.latest(tmp_path, set_aside=False) and not said.out
+    # One that was finished is not passed over in silence; an unfinished one is, as while it is written.
+    if damage in ("no manifest", "empty folder"):
+        assert not said.err
+    else:
+        assert said.err.startswith(f"note: {newest} is damaged: ") and said.err.endswith("; step 2 is used\n")
+        assert said.err.count("\n") == 1
+    capsys.readouterr()
+    found = kept.latest(tmp_path, set_aside=True)
     assert found.name == ("000004" if damage == "empty folder" else "000002")
     unfinished = damage in ("no manifest", "empty folder")
     assert ("it was never finished; removed" if unfinished else "set aside as") in capsys.readouterr().out
-    assert checkpoint.latest(tmp_path, set_aside=True) == found
+    assert kept.latest(tmp_path, set_aside=True) == found
     _, state = checkpoint.restore(found, mesh, OPTIMIZER, VIEWS)
     assert_equal(state, make_state(mesh, int(found.name)))
 
@@ -163,9 +176,9 @@ def test_where_none_is_whole_nothing_begins_again_in_silence(mesh, tmp_path):
         (tmp_path / "checkpoints" / f"{step:06d}" / "manifest.json").write_text("{")
     for _ in range(2):
         with pytest.raises(UserError, match=r"no checkpoint is valid, the newest is 000004\.damaged: expected another"):
-            checkpoint.latest(tmp_path, set_aside=True)
+            kept.latest(tmp_path, set_aside=True)
     shutil.rmtree(tmp_path / "checkpoints")
-    assert checkpoint.latest(tmp_path, set_aside=True) is None
+    assert kept.latest(tmp_path, set_aside=True) is None
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "_METADATA"])
@@ -182,16 +195,16 @@ def test_one_that_cannot_be_read_is_no_damaged_one(name, mesh, tmp_path, monkeyp
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(PermissionError):
-        checkpoint.latest(tmp_path, set_aside=True)
+        kept.latest(tmp_path, set_aside=True)
     with pytest.raises(UserError, match=f"--checkpoint: .*{name}: Permission denied: expected readable files"):
-        checkpoint.find(tmp_path, "4")
+        kept.find(tmp_path, "4")
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["000002", "000004"]
 
 
 def test_a_checkpoint_that_is_named_and_not_there_is_refused_with_those_that_are(mesh, tmp_path):
     save(tmp_path, make_state(mesh, 2))
     with pytest.raises(UserError, match=r"--checkpoint: 5: .* expected a path or a step of 2"):
-        checkpoint.find(tmp_path, "5")
+        kept.find(tmp_path, "5")
     with pytest.raises(UserError, match="has no valid checkpoint"):
-        checkpoint.find(tmp_path / "elsewhere", "")
-    assert checkpoint.find(tmp_path, "2") == checkpoint.find(tmp_path, "") == tmp_path / "checkpoints" / "000002"
+        kept.find(tmp_path / "elsewhere", "")
+    assert kept.find(tmp_path, "2") == kept.find(tmp_path, "") == tmp_path / "checkpoints" / "000002"

@@ -15,7 +15,7 @@ from dasd_jax import train
 from dasd_jax.batch import TrainState
 from dasd_jax.config import ModelGroup
 from dasd_jax.errors import UserError
-from dasd_jax.learner import checkpoint
+from dasd_jax.learner import checkpoint, kept
 from dasd_jax.model import param_table
 from dasd_jax.model.presets import preset
 from dasd_jax.objective.contract import NOISE
@@ -230,7 +230,7 @@ def test_a_checkpoint_has_the_tokenizer_and_needs_no_other_file(kind, mesh, tmp_
     shutil.rmtree(source)
     assert models.open_tokenizer(ModelGroup(weights=str(tmp_path / "run"))).stop_ids == own.stop_ids
     alone = shutil.move(folder, tmp_path / "alone")
-    assert not checkpoint.damage(Path(alone))
+    assert not kept.damage(Path(alone))
     group = ModelGroup(weights=str(alone))
     tokenizer = models.open_tokenizer(group)
     for name in ("stop_ids", "pad_id", "vocab_size", "chat_template", "bos_token", "eos_token", "control"):
@@ -238,7 +238,7 @@ def test_a_checkpoint_has_the_tokenizer_and_needs_no_other_file(kind, mesh, tmp_
     for text in tokenizer_samples.TEXTS:
         assert tokenizer.encode(text) == own.encode(text)
     (Path(alone) / "generation_config.json").write_text("{}")
-    assert checkpoint.damage(Path(alone)) == "generation_config.json differs from its manifest"
+    assert kept.damage(Path(alone)) == "generation_config.json differs from its manifest"
 
 
 def test_weights_without_a_checkpoint_or_a_config_that_can_be_read_are_one_line(mesh, tmp_path):
