@@ -28,6 +28,7 @@ from dasd_jax.errors import UserError
 from dasd_jax.learner import kept
 from dasd_jax.mesh import make_mesh
 from dasd_jax.run import compiled, counts, models, records, setup, user_files
+from dasd_jax.run.asked import Asked, check_filed
 from dasd_jax.run.evaluation import Answers, as_line, evaluate, of_line, problems_at_a_time, summary
 from dasd_jax.run.partial import Partial, check_replaceable, deciding
 from dasd_jax.verify.verifier import Verifier
@@ -51,7 +52,9 @@ def main(argv: list[str]) -> None:
     hosts.start(command.flags, {"--checkpoint": which, **command.settings()})
     compiled.keep_programs()
     config = recorded.for_checkpoint(command.config, workdir, which)
+    check_filed(workdir, which)
     files.check_writable(workdir / "eval", "--workdir")
+    source = Asked.of(workdir, which)
     mesh = make_mesh(config.mesh)
     with (
         jax.set_mesh(mesh),
@@ -59,18 +62,18 @@ def main(argv: list[str]) -> None:
             config.rollout.verifier_workers, config.rollout.verifier_deadline_s, config.rollout.verifier_memory_mb
         ) as verifier,
     ):
-        tokenizer = models.open_tokenizer(config.model)
+        tokenizer = source.tokenizer(config.model)
         prompts = setup.open_evaluation(config, tokenizer)
         user_files.check_evaluated(config, prompts, workdir, which)
         verifier.probe(prompts.problems)
-        name, manifest, model, params = models.open_checkpoint(config, mesh, workdir, which)
+        manifest, model, params = source.open(config, mesh)
         models.check_vocabulary(tokenizer, model)
         hosts.check_same(lambda: {"data": prompts.digest()})
         example_ids = setup.evaluated(config, prompts)
         asked = [prompts.problems[i] for i in example_ids]
-        path, partial, settings = workdir / "eval" / f"{name}.json", None, {}
+        path, partial, settings = workdir / "eval" / f"{source.name}.json", None, {}
         if hosts.is_main():
-            settings = deciding(config, mesh, tokenizer, name, manifest, prompts, asked)
+            settings = deciding(config, mesh, tokenizer, source.name, manifest, prompts, asked)
             check_replaceable(path, settings)
             partial = Partial(path.with_suffix(".partial.jsonl"), settings)
         known = hosts.from_main(lambda: [dataclasses.asdict(answers) for answers in partial.known])
@@ -123,6 +126,7 @@ def read_again(workdir: Path, which: str) -> None:
     Raises:
         UserError: no evaluation of that name, or one that kept no answers.
     """
+    check_filed(workdir, which)
     folder = workdir / "eval"
     if which in ("", "best"):
         found = [int(path.stem) for path in folder.glob("*.jsonl") if path.stem.isdecimal()]
@@ -132,8 +136,7 @@ def read_again(workdir: Path, which: str) -> None:
                 "command without --health, or --checkpoint"
             )
         which = kept.find(workdir, which).name if which else str(max(found))
-        which = str(int(which)) if which.isdecimal() else which
-    path = folder / f"{Path(which).name}.json"
+    path = folder / f"{kept.name_of(Path(which))}.json"
     lines = path.with_suffix(".jsonl")
     if not path.exists() or not lines.exists():
         raise UserError(

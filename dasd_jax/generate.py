@@ -1,8 +1,8 @@
 """Answers a question: python -m dasd_jax.generate --workdir=DIR [--checkpoint=STEP|PATH] --prompt="What is 17 + 25?"
 
 The question is put into the same prompt as a training problem of the run in DIR, whose config.json says which model,
-tokenizer and prompt that is; the answer is streamed. A --config that differs in these is refused. Without a run:
---config=FILE.py --checkpoint=start answers with the untrained model.
+tokenizer and prompt that is; the answer is streamed, and a line on stderr says of which step it is. A --config that
+differs in these is refused. Without a run: --config=FILE.py --checkpoint=start answers with the untrained model.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from dasd_jax.mesh import MeshConfig, make_mesh, per_shard, replicate
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout import sampler
 from dasd_jax.run import compiled, models, setup
+from dasd_jax.run.asked import Asked
 from dasd_jax.text.prompts import left_pad
 from dasd_jax.text.shown import shown
 from dasd_jax.text.tokenizer import Tokenizer
@@ -42,11 +43,12 @@ def main(argv: list[str]) -> None:
     question = sys.stdin.read() if command.flags.prompt == "-" else command.flags.prompt
     if not question.strip():
         raise UserError("--prompt: empty: expected a question")
+    source = Asked.of(command.workdir, command.flags.checkpoint)
     compiled.keep_programs()
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        tokenizer = models.open_tokenizer(config.model)
-        _, _, model, params = models.open_checkpoint(config, mesh, command.workdir, command.flags.checkpoint)
+        tokenizer = source.tokenizer(config.model)
+        _, model, params = source.open(config, mesh)
         models.check_vocabulary(tokenizer, model)
         text = setup.prompt_text(config, setup.open_problems(config)[0] if config.data.shots else [])
         ids = text.student(tokenizer, Problem(question=question, answer="", source="", index=0, scorer="math"))
@@ -54,6 +56,7 @@ def main(argv: list[str]) -> None:
         if len(ids) + _PROMPT_BUCKET + sampling.max_new_tokens > model.context:
             longest = model.context - sampling.max_new_tokens - _PROMPT_BUCKET
             raise UserError(f"--prompt: {len(ids)} tokens with its template: expected at most {longest}")
+        print(f"answer of {source.folder or 'the untrained model'}:", file=sys.stderr, flush=True)
         for piece in stream(model, sampling, params, tokenizer, ids, config.run.seed):
             print(shown(piece), end="", flush=True)
         print()

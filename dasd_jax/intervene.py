@@ -26,6 +26,7 @@ from dasd_jax.errors import UserError
 from dasd_jax.health import figures
 from dasd_jax.mesh import make_mesh
 from dasd_jax.run import compiled, counts, interventions, models, setup, user_files
+from dasd_jax.run.asked import Asked, check_filed
 from dasd_jax.run.pairs import Outcome, Result, summary
 from dasd_jax.run.partial import check_replaceable, deciding
 from dasd_jax.text.prompts import CONTEXTS
@@ -57,7 +58,9 @@ def main(argv: list[str]) -> None:
     hosts.start(command.flags, {"--checkpoint": which, "--context": context, **command.settings()})
     compiled.keep_programs()
     config = recorded.for_checkpoint(command.config, workdir, which)
+    check_filed(workdir, which)
     files.check_writable(workdir / "intervene", "--workdir")
+    source = Asked.of(workdir, which)
     mesh = make_mesh(config.mesh)
     with (
         jax.set_mesh(mesh),
@@ -65,18 +68,18 @@ def main(argv: list[str]) -> None:
             config.rollout.verifier_workers, config.rollout.verifier_deadline_s, config.rollout.verifier_memory_mb
         ) as verifier,
     ):
-        tokenizer = models.open_tokenizer(config.model)
+        tokenizer = source.tokenizer(config.model)
         user_files.check_evaluated(config, setup.open_evaluation(config, tokenizer), workdir, which)
         prompts = interventions.open_prompts(config, tokenizer, context)
         verifier.probe(prompts.problems)
-        name, manifest, model, params = models.open_checkpoint(config, mesh, workdir, which)
+        manifest, model, params = source.open(config, mesh)
         models.check_vocabulary(tokenizer, model)
         hosts.check_same(lambda: {"data": prompts.digest()})
         example_ids = setup.evaluated(config, prompts)
-        path, settings = workdir / "intervene" / f"{name}{context and '-' + context}.json", {}
+        path, settings = workdir / "intervene" / f"{source.name}{context and '-' + context}.json", {}
         if hosts.is_main():
             asked = [prompts.problems[i] for i in example_ids]
-            settings = deciding(config, mesh, tokenizer, name, manifest, prompts, asked)
+            settings = deciding(config, mesh, tokenizer, source.name, manifest, prompts, asked)
             settings |= {"context": context, "objective.truncated": config.objective.truncated}
             check_replaceable(path, settings)
         console = terminal.console()

@@ -164,9 +164,12 @@ def _belongs(workdir: Path, name: str, value: Any, other: Any) -> str:
 
 def run_of(workdir: Path, which: str) -> Path:
     """The folder of the run that --checkpoint means: for a path the run that it lies in, for all else `workdir`."""
-    if which and which not in ("best", "start") and not which.isdecimal():
-        return Path(which).expanduser().absolute().parent.parent
-    return workdir
+    return Path(which).expanduser().absolute().parent.parent if is_path(which) else workdir
+
+
+def is_path(which: str) -> bool:
+    """Whether --checkpoint is a path, and not a step, best, start or the newest."""
+    return bool(which) and which not in ("best", "start") and not which.isdecimal()
 
 
 def for_checkpoint(config: Config, workdir: Path, which: str) -> Config:

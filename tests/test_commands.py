@@ -207,7 +207,8 @@ def test_evaluate_and_generate_take_settings_and_the_newest_checkpoint_from_the_
     answered = run("generate", *question)
     assert answered.returncode == 0, answered.stderr
     generate.main([TINY, *question, *SHORT])
-    assert answered.stdout == capsys.readouterr().out != "\n"
+    said = capsys.readouterr()
+    assert answered.stdout == said.out != "\n" and f"answer of {workdir / 'checkpoints' / '000004'}:\n" in said.err
 
 
 @pytest.mark.parametrize("main", [evaluate.main, generate.main], ids=["evaluate", "generate"])

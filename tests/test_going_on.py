@@ -292,4 +292,4 @@ def test_a_run_remembers_the_checkpoint_that_it_began_with_when_the_other_run_go
     assert heldout(new, 0) == heldout(copied, 2) != heldout(copied, 3)
     assert run(*begin[:-1], "run.steps=2", workdir=new)[0] == 0
     started = json.loads((new / "config.json").read_text())["start"]
-    assert started == {"weights": str(copied / "checkpoints" / "000002")}
+    assert started.pop("weights") == str(copied / "checkpoints" / "000002") and list(started) == ["fingerprint"]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from dasd_jax.batch import Params
+from dasd_jax.batch import Array, Params
 from dasd_jax.mesh import ROLLOUT, TRAIN, check_divides, named, reshard
 from dasd_jax.model.config import ModelConfig
 
@@ -179,3 +179,17 @@ def relayout(config: ModelConfig, params: Params, rules: dict) -> Params:
 def rounded(config: ModelConfig, path: str, x: jax.Array) -> jax.Array:
     """A parameter as it is computed with: matrices in the compute dtype; norms and biases cost nothing in float32."""
     return x.astype(config.compute_dtype) if table(config)[path].matrix else x
+
+
+@jax.jit
+def fingerprint(params: Params) -> Array:
+    """A number of the bits of all weights, u32[]: weights that differ anywhere have another, but for one in 2³²."""
+
+    def of(x: Array) -> Array:
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)  # parameters are float32
+        return jnp.sum(bits * (bits >> 7 | 1), dtype=jnp.uint32)
+
+    found = jnp.uint32(0)
+    for x in jax.tree.leaves(params):
+        found = found * jnp.uint32(1_000_003) + of(x)
+    return found

@@ -3,12 +3,9 @@
 import dataclasses
 import time
 
-import jax
-import jax.numpy as jnp
-
 from dasd_jax import files, hosts, terminal
-from dasd_jax.batch import Array, Params
 from dasd_jax.errors import UserError
+from dasd_jax.model import param_table
 from dasd_jax.run import setup
 from dasd_jax.run.evaluation import Answers, as_line, evaluate, problems_at_a_time
 from dasd_jax.run.partial import Partial, deciding
@@ -74,7 +71,7 @@ def evaluate_heldout(run: Run) -> dict[str, float]:
 
 def _partial(run: Run, example_ids: list[int]) -> Partial | None:
     """What there is of this evaluation already, in process 0; answers of other weights or settings are removed."""
-    weights = str(int(fingerprint(run.state.params)))
+    weights = str(int(param_table.fingerprint(run.state.params)))
     if not hosts.is_main():
         return None
     asked = [run.heldout.problems[i] for i in example_ids]
@@ -86,17 +83,3 @@ def _partial(run: Run, example_ids: list[int]) -> Partial | None:
     except UserError:
         path.unlink()
         return Partial(path, settings)
-
-
-@jax.jit
-def fingerprint(params: Params) -> Array:
-    """A number of the bits of all weights, u32[]: weights that differ anywhere have another, but for one in 2³²."""
-
-    def of(x: Array) -> Array:
-        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)  # parameters are float32
-        return jnp.sum(bits * (bits >> 7 | 1), dtype=jnp.uint32)
-
-    found = jnp.uint32(0)
-    for x in jax.tree.leaves(params):
-        found = found * jnp.uint32(1_000_003) + of(x)
-    return found

@@ -58,6 +58,11 @@ def tokenizer_files(group: ModelGroup) -> dict[str, bytes]:
         return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer lies in a folder."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+
+
 def located(path: str, flag: str) -> tuple[Path, str]:
     """Where weights are, and their tokenizer or "" where it is not known.
 
@@ -77,7 +82,7 @@ def located(path: str, flag: str) -> tuple[Path, str]:
         if not newest:
             raise UserError(f"{flag}: {path} has no finished checkpoint: expected a run that has saved one")
         where = Path(newest)
-    if where.is_file() or any((where / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+    if where.is_file() or has_tokenizer(where):
         return where, str(where)
     if where.parent.name != "checkpoints" or not (run / "config.json").exists():
         return where, ""
@@ -120,12 +125,38 @@ def pinned(config: Config, workdir: Path) -> Config:
     group = config.model
     if group.weights == "random" or not (Path(group.weights).expanduser() / "checkpoints").is_dir():
         return config
-    theirs = hosts.from_main(lambda: recorded.read(workdir)) or {}
-    with files.reading(workdir / recorded.NAME, "--workdir"):
-        begun = str(theirs.get(START, {}).get("weights", ""))
-    path = begun or str(located(group.weights, "model.weights")[0].absolute())
+    path = begun(workdir).get("weights") or str(located(group.weights, "model.weights")[0].absolute())
     weights.check(path, "")
     return dataclasses.replace(config, model=dataclasses.replace(group, weights=path))
+
+
+def begun(workdir: Path) -> dict[str, str]:
+    """What the config.json in a folder notes of the weights that its run began with; see `as_begun`."""
+    theirs = hosts.from_main(lambda: recorded.read(workdir)) or {}
+    with files.reading(workdir / recorded.NAME, "--workdir"):
+        return {str(name): str(value) for name, value in theirs.get(START, {}).items()}
+
+
+def as_begun(config: Config, begins: Config, params: Params | None) -> dict[str, str]:
+    """What config.json notes, under `start`, of the weights that a run begins with.
+
+    Args:
+        begins: of `pinned`.
+        params: those weights; None where the run begins with another one's checkpoint instead.
+
+    Returns:
+        weights: the checkpoint that model.weights stands for, where that names a run; fingerprint: of `noted`. Random
+        weights have none, which run.seed and model.preset decide.
+    """
+    found = {} if begins is config else {"weights": begins.model.weights}
+    if params is None or config.model.weights == "random":
+        return found
+    return found | {"fingerprint": noted(params)}
+
+
+def noted(params: Params) -> str:
+    """The fingerprint of parameters as config.json has it. Made on the devices: no file is read a second time."""
+    return f"{int(param_table.fingerprint(params)):08x}"
 
 
 def fingerprint(config: Config) -> str:
@@ -144,30 +175,6 @@ def fingerprint(config: Config) -> str:
         return weights.file_sha256(manifest) if manifest.is_file() else weights.fingerprint(where)
 
     return hosts.from_main(found)
-
-
-def open_checkpoint(config: Config, mesh: Mesh, workdir: Path, which: str) -> tuple[str, str, ModelConfig, Params]:
-    """The checkpoint that --checkpoint names, or the untrained model.
-
-    Args:
-        workdir: of the run.
-        which: as for `kept.find`, or start.
-
-    Returns:
-        (its step, folder or "start", as files of results are called; the sha256 of its manifest, or the fingerprint of
-        the start; architecture; float32 parameters).
-
-    Raises:
-        UserError: as `open_model` and `kept.find`.
-    """
-    if which == "start":
-        config = pinned(config, workdir)
-        return "start", fingerprint(config), *open_model(config, mesh)
-    folder = Path(hosts.from_main(lambda: str(kept.find(workdir, which))))
-    name = str(int(folder.name)) if folder.name.isdigit() else folder.name
-    manifest = weights.file_sha256(folder / "manifest.json")
-    model, params = checkpoint.restore_params(folder, mesh)
-    return name, manifest, configured(config, model), params
 
 
 def load_weights(path: str, mesh: Mesh) -> tuple[ModelConfig, Params]:
@@ -220,6 +227,28 @@ def configured(config: Config, model: ModelConfig, platform: str | None = None) 
         remat=fastest if config.model.remat == "auto" else config.model.remat,
         unroll=platform == "cpu",
     )
+
+
+def check_tokenizer(tokenizer: Tokenizer, folder: Path, flag: str) -> None:
+    """Refuses to train on from a checkpoint with another tokenizer than the one that lies in it, if one does.
+
+    Raises:
+        UserError: naming what differs; starts with the flag.
+    """
+    if not has_tokenizer(folder):
+        return
+    theirs = load_tokenizer(str(folder))
+    alike = {
+        "chat template": tokenizer.chat_template == theirs.chat_template,
+        "ids that end an answer": set(tokenizer.stop_ids) == set(theirs.stop_ids),
+        "beginning of a text": tokenizer.bos_token == theirs.bos_token,
+        "vocabulary": tokenizer.rules() == theirs.rules(),
+    }
+    if others := [what for what, same in alike.items() if not same]:
+        raise UserError(
+            f"{flag}: the tokenizer has changed since {folder} was written: the {', the '.join(others)}: "
+            "expected its files as they were, of which the checkpoint has a copy, or another --workdir"
+        )
 
 
 def check_vocabulary(tokenizer: Tokenizer, model: ModelConfig) -> None:

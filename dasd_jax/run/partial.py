@@ -114,7 +114,7 @@ def deciding(
     """Everything that determines samples and scores: an evaluation with the same settings can resume the file.
 
     Args:
-        name, manifest: of `models.open_checkpoint`.
+        name, manifest: of `asked.Asked`.
         asked: those of the problems that are.
     """
     groups = dataclasses.asdict(config)

@@ -12,7 +12,7 @@ import optax
 
 from dasd_jax import files, hosts, recorded
 from dasd_jax.batch import Array, TrainState
-from dasd_jax.config import START, Config
+from dasd_jax.config import Config
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.verifiers import is_own
 from dasd_jax.errors import UserError
@@ -134,6 +134,7 @@ def start(
     found = hosts.from_main(lambda: str(kept.latest(folder, set_aside=True) or ""))
     resumed, said = Path(found) if found else None, ""
     pinned = config if resumed else models.pinned(config, folder)
+    begun = models.begun(folder) if resumed else models.as_begun(config, pinned, None)
     if resumed:
         workdir.check_shared(resumed / "manifest.json")
         workdir.check_steps(folder, config.run.steps, int(resumed.name))
@@ -142,12 +143,15 @@ def start(
                 f"--workdir: {folder} holds a run whose optimiser was not kept (run.keep_optimizer) and cannot go on: "
                 f"a new run starts from its weights: the same command with --workdir={folder}-2 --from={folder}"
             )
+        models.check_tokenizer(tokenizer, resumed, "--workdir")
         model, state = checkpoint.restore(resumed, mesh, optimizer, views)
         model = models.configured(config, model)
     elif started_from:
         model, state, said = origin.load(started_from, config, mesh, optimizer, problems)
+        models.check_tokenizer(tokenizer, started_from.folder, "--from")
     else:
         model, params = models.open_model(pinned, mesh)
+        begun = models.as_begun(config, pinned, params)
         state = jax.jit(lambda p: checkpoint.new_state(p, optimizer, views), donate_argnums=0)(params)
     models.check_vocabulary(tokenizer, model)
     sampling = setup.training_sampling(config, tokenizer)
@@ -166,7 +170,6 @@ def start(
         if started_from:
             origin.write(folder, started_from)
         changes.write(folder, changed)
-        begun = {"weights": pinned.model.weights} if pinned is not config else theirs.get(START)
         files.write_json(folder / "config.json", user_files.as_written(config, mine, problems, begun))
         workdir.forget_evaluations(folder, last)
     hosts.barrier()

@@ -70,7 +70,7 @@ def as_written(
     Args:
         mine: of `of`.
         problems: of `of_problems`.
-        start: {"weights": the checkpoint of another run that model.weights stands for}.
+        start: of `models.as_begun`.
     """
     beside = {FILES: mine, PROBLEMS: problems, START: start}
     return config.to_dict() | {name: content for name, content in beside.items() if content}

@@ -85,6 +85,9 @@ class Tokenizer(Protocol):
     def lacks(self, character: str) -> bool:
         """Whether the character is lost in `encode`: it becomes no token, or the one for what is unknown."""
 
+    def rules(self) -> str | bytes:
+        """All that `encode` goes by, in the form of its kind: equal for tokenizers that were read from equal files."""
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without ids outside the vocabulary, and without special tokens but for those of `THOUGHTS`.
 
@@ -118,6 +121,9 @@ class ByteTokenizer:
 
     def lacks(self, character: str) -> bool:
         return False
+
+    def rules(self) -> str:
+        return ""
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(id for id in ids if id < 256).decode(errors="replace")
@@ -186,6 +192,9 @@ class HubTokenizer:
     def lacks(self, character: str) -> bool:
         ids = self._backend.encode(character, add_special_tokens=False).ids
         return not ids or self._unknown_id in ids
+
+    def rules(self) -> str:
+        return self._backend.to_str()
 
     @functools.cached_property
     def _unknown_id(self) -> int | None:
@@ -297,6 +306,9 @@ class SentencePieceTokenizer:
     def lacks(self, character: str) -> bool:
         processor, _ = self._processors
         return processor.unk_id() in processor.encode(character)
+
+    def rules(self) -> bytes:
+        return self._proto.SerializeToString(deterministic=True)
 
     def decode(self, ids: Sequence[int]) -> str:
         thoughts = {self._specials[text]: text for text in THOUGHTS if text in self._specials}

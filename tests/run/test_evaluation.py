@@ -120,11 +120,11 @@ def test_the_fingerprint_of_weights_is_that_of_their_bits_wherever_they_lie(mesh
     for where in (mesh, mesh8):
         with jax.set_mesh(where):
             params = param_table.init(preset("qwen3_tiny"), where, 0)
-            found.append(int(heldout.fingerprint(params)))
+            found.append(int(param_table.fingerprint(params)))
     with jax.set_mesh(mesh):
         params = param_table.init(preset("qwen3_tiny"), mesh, 0)
         params["final_norm"] = jnp.nextafter(params["final_norm"], 2.0)
-        assert found[0] == found[1] != int(heldout.fingerprint(params))
+        assert found[0] == found[1] != int(param_table.fingerprint(params))
 
 
 def test_the_rise_is_paired():

@@ -13,6 +13,7 @@ from dasd_jax import select
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.errors import UserError
 from dasd_jax.run import models, partial, setup, user_files
+from dasd_jax.run.asked import Asked
 from dasd_jax.text.tokenizer_files import load_tokenizer
 
 
@@ -99,9 +100,10 @@ def test_answers_of_the_start_are_those_of_the_weights_that_they_were_sampled_fr
     asked, bytes_ = of(other), load_tokenizer("byte")
 
     def settings():
-        name, manifest, loaded, _ = models.open_checkpoint(asked, mesh, tmp_path / "new", "start")
+        source = Asked.of(tmp_path / "new", "start")
+        manifest, loaded, _ = source.open(asked, mesh)
         prompts = setup.open_evaluation(asked, bytes_)
-        return loaded, partial.deciding(asked, mesh, bytes_, name, manifest, prompts, prompts.problems[:2])
+        return loaded, partial.deciding(asked, mesh, bytes_, source.name, manifest, prompts, prompts.problems[:2])
 
     loaded, before = settings()
     assert loaded == str(other / "checkpoints" / "000002") and settings() == (loaded, before)

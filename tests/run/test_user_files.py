@@ -8,9 +8,11 @@ import tiny
 
 from dasd_jax import evaluate, intervene, recorded
 from dasd_jax.errors import UserError
+from dasd_jax.learner import kept
 from dasd_jax.mesh import make_mesh
 from dasd_jax.recorded import Change
 from dasd_jax.run import models, setup, user_files
+from dasd_jax.run.asked import Asked
 from dasd_jax.text.tokenizer_files import load_tokenizer
 
 BYTES = load_tokenizer("byte")
@@ -118,7 +120,8 @@ def command(request, monkeypatch):
     def opened(*_):
         raise LookupError
 
-    monkeypatch.setattr(models, "open_checkpoint", opened)
+    monkeypatch.setattr(kept, "find", lambda workdir, *_: workdir / "checkpoints" / "000004")
+    monkeypatch.setattr(Asked, "open", opened)
     return request.param
 
 
