@@ -23,6 +23,7 @@ from dasd_jax.mesh import fetch, make_mesh, put_rows, replicate
 from dasd_jax.rollout.sampler import relayout, rollout
 from dasd_jax.run import models, setup
 from dasd_jax.run.evaluation import evaluate, rise
+from dasd_jax.run.failures import Failures
 from dasd_jax.verify.verifier import Verifier
 
 KINDS = {
@@ -77,6 +78,7 @@ def measure(config: Config) -> None:
                 tokenizer=tokenizer,
                 prompts=heldout,
                 verifier=verifier,
+                failures=Failures(print),
                 sampling=dataclasses.replace(setup.eval_sampling(config, tokenizer), **in_int8),
                 example_ids=asked,
                 rows=group.problems * group.rollouts,

@@ -29,7 +29,8 @@ from dasd_jax.learner import kept
 from dasd_jax.mesh import make_mesh
 from dasd_jax.run import compiled, counts, models, records, setup, user_files
 from dasd_jax.run.asked import Asked, check_filed
-from dasd_jax.run.evaluation import Answers, as_line, evaluate, of_line, problems_at_a_time, summary
+from dasd_jax.run.evaluation import REMARKED, Answers, as_line, evaluate, of_line, problems_at_a_time, summary
+from dasd_jax.run.failures import Failures
 from dasd_jax.run.partial import Partial, check_replaceable, deciding
 from dasd_jax.verify.verifier import Verifier
 
@@ -104,6 +105,7 @@ def main(argv: list[str]) -> None:
                 tokenizer=tokenizer,
                 prompts=prompts,
                 verifier=verifier,
+                failures=Failures(lambda line: terminal.say(console, line)),
                 sampling=sampling,
                 example_ids=example_ids,
                 rows=rows,
@@ -181,6 +183,7 @@ def table(result: dict, width: int | None) -> str:
     passed = [name for name in result if name.startswith("pass@") and (name != "pass@1" or graded)]
     columns = {name: name for name in passed}
     columns |= {"length": "length_mean", "truncated": "truncated_frac", "no answer": "parse_failure_frac"}
+    columns |= {label: name for label, name in REMARKED.items() if any(part[name] for part in parts.values())}
     rows = []
     for label, figures in parts.items():
         average = terminal.with_error(figures[f"avg@{k}"], figures["standard_error"])

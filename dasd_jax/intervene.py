@@ -27,6 +27,8 @@ from dasd_jax.health import figures
 from dasd_jax.mesh import make_mesh
 from dasd_jax.run import compiled, counts, interventions, models, setup, user_files
 from dasd_jax.run.asked import Asked, check_filed
+from dasd_jax.run.evaluation import remarks
+from dasd_jax.run.failures import Failures, said_of
 from dasd_jax.run.pairs import Outcome, Result, summary
 from dasd_jax.run.partial import check_replaceable, deciding
 from dasd_jax.text.prompts import CONTEXTS
@@ -86,22 +88,25 @@ def main(argv: list[str]) -> None:
         console.quiet = not hosts.is_main()
         for line in counts.lines(config, prompts):
             terminal.say(console, line)
-        work = interventions.Interventions(config, mesh, model, params, tokenizer, prompts, verifier, context)
+        failures = Failures(lambda line: terminal.say(console, line))
+        work = interventions.Interventions(config, mesh, model, params, tokenizer, prompts, verifier, failures, context)
         with console.status("") as status:
-            pairs, rewards = work.choose(example_ids, _counting(status, "problems", len(example_ids)))
+            pairs, answers = work.choose(example_ids, _counting(status, "problems", len(example_ids)))
             if not pairs:
                 raise UserError(
                     f"run.eval_problems: none of the responses to {len(example_ids)} problem(s) has a place to "
                     "intervene: expected more problems, or a teacher that would write another token somewhere"
                 )
             results = work.outcomes(pairs, _counting(status, "continued", 2 * len(pairs)))
-    result = {**summary(results, rewards, figures.of_responses), "settings": settings}
+    result = {**summary(results, answers, figures.of_responses), "settings": settings}
     if hosts.is_main():
         files.write_lines(path.with_suffix(".jsonl"), [settings, *(_line(each, tokenizer) for each in results)])
         files.write_json(path, result)
     answered = f"{result['responses']} responses to {result['problems']} problem(s)"
     accuracy = terminal.with_error(result["accuracy"], result["standard_error"])
-    terminal.say(console, f"{answered}: accuracy {accuracy}")
+    terminal.say(console, ", ".join([f"{answered}: accuracy {accuracy}", *remarks(result)]))
+    for line in said_of({f"after {arm}": found.get("unjudged_frac", 0.0) for arm, found in result["arms"].items()}):
+        terminal.say(console, line)
     terminal.show(console, f"\n{table(result, terminal.width_of(console))}\n")
     terminal.say(console, f"written to {path}")
 

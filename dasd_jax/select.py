@@ -37,6 +37,7 @@ from dasd_jax.mesh import make_mesh
 from dasd_jax.run import compiled, decisions, models, selection, setup
 from dasd_jax.run.counts import listed
 from dasd_jax.run.display import duration
+from dasd_jax.run.failures import Failures, said_of
 from dasd_jax.run.partial import Partial, check_same, deciding
 from dasd_jax.run.selection import Example, Score
 from dasd_jax.text.tokenizer import Tokenizer
@@ -143,7 +144,8 @@ def _scored(
             return scores, decided
         model, params = models.open_model(config, mesh)
         models.check_vocabulary(tokenizer, model)
-        scoring = selection.Scoring(config, mesh, model, params, tokenizer, verifier, versioned, anchor_set)
+        failures = Failures(lambda line: terminal.say(console, line))
+        scoring = selection.Scoring(config, mesh, model, params, tokenizer, verifier, failures, versioned, anchor_set)
         with console.status("") as status:
             began, before = time.monotonic(), len(scores)
 
@@ -249,7 +251,10 @@ def table(report: dict[str, Any], width: int | None) -> str:
     ]
     scores = terminal.table(("version", "score", "problems"), rows, width)
     limits = ", ".join(f"{value:+.3f} at {quantile}" for quantile, value in report["quantiles"].items())
-    return f"{scores}\n\nquantiles of the difference, {' less '.join(figures)}: {limits}"
+    lines = [f"quantiles of the difference, {' less '.join(figures)}: {limits}"]
+    parts = {**report["scores"], "no example": alone}
+    lines += said_of({name: part["unjudged_frac"] for name, part in parts.items()})
+    return f"{scores}\n\n" + "\n".join(lines)
 
 
 if __name__ == "__main__":

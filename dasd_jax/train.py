@@ -84,7 +84,7 @@ def learn(run: Run, step: int) -> tuple[dict[str, float], list[dict]]:
     )
     with traced:
         collected = run.collector.collect(run.state.params, int(run.state.batches_drawn), clock)
-        say_errors(run, step, collected)
+        run.failures.note(collected.problems, collected.verdicts, f"step {step}: ")
         knobs = run.knobs(step)
         with clock.phase("score"):
             arguments = config.method.context(knobs, config.hp)
@@ -330,14 +330,6 @@ def say_left_out(run: Run, count: int) -> None:
             f"samples.jsonl: {count} rollouts of step {run.step} left out, like those of later steps that do not fit: "
             f"run.samples_mb = {run.config.run.samples_mb:g} is shared evenly by all steps; see {LEFT_OUT} in the log"
         )
-
-
-def say_errors(run: Run, step: int, collected: Collected) -> None:
-    """Warns, once for each of them, of scorers that could not judge responses."""
-    for name, why in collected.failures().items():
-        if name not in run.warned:
-            run.warned.add(name)
-            run.display.say(f"warning: step {step}: data.verifier: {name}: {why}")
 
 
 def is_best(run: Run, metrics: dict[str, float]) -> bool:

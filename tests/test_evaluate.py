@@ -122,6 +122,20 @@ def test_pass_at_1_stands_where_it_is_not_the_average(rewards, shown):
         assert [row.split()[2] for row in rows] == ["0.333", "0.667", "0.500"]
 
 
+def test_unjudged_answers_and_right_ones_that_were_cut_off_have_a_column_where_there_are_any():
+    """Of the second benchmark's four answers one is unjudged, and one right although it was cut off."""
+    problems = [Problem(question="?", answer="1", source=f"gym:t{i}", index=i, scorer="math") for i in range(2)]
+    whole = Answers(0, ["x"] * 4, ["1"] * 4, [1.0] * 4, [1] * 4, [True] * 4, [""] * 4)
+    cut = Answers(
+        1, ["x"] * 4, ["1"] * 4, [1.0, 1.0, 0.0, 0.0], [1] * 4, [False, True, False, True], ["", "", "timeout", ""]
+    )
+    head, _, *rows = table(summary(problems, [whole, cut]), None).split("\n")
+    assert head.split()[-7:] == ["truncated", "no", "answer", "unjudged", "truncated", "but", "right"]
+    assert [row.split()[-2:] for row in rows] == [["0.000", "0.000"], ["0.250", "0.250"], ["0.125", "0.125"]]
+    head, *_ = table(summary(problems, [whole]), None).split("\n")
+    assert head.split()[-3:] == ["truncated", "no", "answer"]
+
+
 def test_the_figures_of_a_past_evaluation_are_made_again_from_its_answers(tmp_path, capsys):
     """What was written by an older version has no figures of health; everything else stays as it was."""
     found = summary(PROBLEMS, [answers(7), answers(2)])

@@ -72,8 +72,9 @@ class Asked:
     def __init__(self):
         self.prompts = []
         self.stop_after = None  # batches
+        self.crashes = lambda prompt: False
 
-    def answer(self, *, prompts, sampling, example_ids, rows, each_batch, **_):
+    def answer(self, *, prompts, sampling, example_ids, rows, failures, each_batch, **_):
         size = rows // sampling.rollouts
         for start in range(0, len(example_ids), size):
             if self.stop_after is not None and len(self.prompts) >= self.stop_after * size:
@@ -83,10 +84,11 @@ class Asked:
             self.prompts += said
             each_batch([self.of(i, text) for i, text in zip(ids, said, strict=True)])
 
-    @staticmethod
-    def of(i, text):
-        reward = rewards(text)
-        return Answers(i, [""] * SAMPLES, [None] * SAMPLES, reward, [1] * SAMPLES, [True] * SAMPLES, [""] * SAMPLES)
+    def of(self, i, text):
+        reward, errors = rewards(text), [""] * SAMPLES
+        if self.crashes(text):
+            reward[-1], errors[-1] = 0.0, "timeout"
+        return Answers(i, [""] * SAMPLES, [None] * SAMPLES, reward, [1] * SAMPLES, [True] * SAMPLES, errors)
 
 
 def rewards(prompt):
@@ -158,6 +160,20 @@ def test_every_version_is_shown_before_every_anchor_but_its_own(written, call, a
     assert [each.response for each in load_source(f"jsonl:{tmp_path}/out/selected.jsonl")] == [
         each["response"] for each in rows
     ]
+
+
+def test_answers_that_no_scorer_could_judge_are_counted_with_every_score(written, call, asked, tmp_path):
+    """One of two answers after every program: a decision by such scores compares nothing."""
+    asked.crashes = lambda prompt: "print(" in prompt
+    out = tmp_path / "out"
+    code, said, _ = call(*flags(written, out))
+    report = json.loads((out / "selected.json").read_text())
+    assert code == 0 and {name: part["unjudged_frac"] for name, part in report["scores"].items()} == {
+        "cot": 0.0, "tir": 0.5,
+    }  # fmt: skip
+    assert report["without_example"]["unjudged_frac"] == 0.0
+    assert {line["unjudged_frac"] for line in lines(out / "scores.jsonl")[1:] if line["version"] == "tir"} == {0.5}
+    assert "unjudged answers, which count as wrong: tir 0.500\n" in said
 
 
 WORDS = "Reply with a single line 'Answer: X', where X is the final answer."  # data.instruction=answer_line

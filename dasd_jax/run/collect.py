@@ -16,7 +16,6 @@ from dasd_jax.config import Config
 from dasd_jax.data import contexts
 from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.sources import Problem
-from dasd_jax.data.verifiers import is_own
 from dasd_jax.health import figures
 from dasd_jax.mesh import fetch, put_rows, replicate
 from dasd_jax.model.config import ModelConfig
@@ -25,7 +24,6 @@ from dasd_jax.rollout.repetition import repeated_frac
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
 from dasd_jax.run.display import Clock
 from dasd_jax.run.evaluation import texts_of
-from dasd_jax.text.shown import shown
 from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify.journal import Journal
 from dasd_jax.verify.verifier import COUNTED, Verdict
@@ -80,24 +78,6 @@ class Collected:
             "tokens/padding_frac": float(1 - self.rollouts.response_mask.mean()),
             "tokens/generated_per_s": self.generated / seconds["time/rollout_s"],
         }
-
-    def failures(self) -> dict[str, str]:
-        """Of each scorer that could not judge a response: why, and what comes of it.
-
-        Answers to mathematics that are expensive without end are common: of scorers that are not the user's own crashes
-        alone are named.
-        """
-        ends = {"timeout": "out of time", "memory": "out of memory", "crash": "its process died"}
-        found: dict[str, str] = {}
-        for problem, verdict in zip(self.problems, self.verdicts, strict=False):  # no verdicts where nothing is sampled
-            own = is_own(problem.scorer)
-            name = problem.scorer if own else f"{problem.scorer} of {problem.source}"
-            if verdict.error in (ends if own else ["crash"]) and name not in found:
-                found[name] = (
-                    f"{shown(verdict.detail) or ends[verdict.error]}: the reward of such a response is 0; this is said "
-                    f"once, and reward/{verdict.error}_frac in the log is their share"
-                )
-        return found
 
     def _parts(self) -> dict[str, list[float]]:
         """What reward functions returned beside the reward, of each part the values of the responses that have it."""

@@ -67,7 +67,8 @@ def chosen(
             f"rollout.prompt_length: all {len(whole)} problems have a version that does not fit before each anchor: "
             "expected a larger one, or shorter versions"
         )
-    mean = {name: np.array([scores[Example(i, name)].mean for i in scored]) for name in names}
+    by_name = {name: [scores[Example(i, name)] for i in scored] for name in names}
+    mean = {name: np.array([score.mean for score in of_name]) for name, of_name in by_name.items()}
     first, second = names
     decisions, thresholds = decide(mean[first], mean[second], quantiles)
     taken = {1: [first], -1: [second], 0: names}
@@ -81,8 +82,19 @@ def chosen(
         "decisions": {name: found[name] for name in (*names, BOTH)},
         "examples": len(rows),
         "quantiles": dict(zip(map(str, quantiles), thresholds, strict=True)),
-        "scores": {name: {"mean": float(x.mean()), "standard_error": standard_error(x)} for name, x in mean.items()},
-        "without_example": {"mean": alone.mean, "standard_error": standard_error(np.array(alone.rewards))},
+        "scores": {
+            name: {
+                "mean": float(x.mean()),
+                "standard_error": standard_error(x),
+                "unjudged_frac": float(np.mean([score.unjudged for score in by_name[name]])),
+            }
+            for name, x in mean.items()
+        },
+        "without_example": {
+            "mean": alone.mean,
+            "standard_error": standard_error(np.array(alone.rewards)),
+            "unjudged_frac": alone.unjudged,
+        },
         "anchors": [
             {"question": versioned[anchor.place].problem.question, "cluster": anchor.cluster, "reward": reward}
             for anchor, reward in zip(anchors, alone.rewards, strict=True)

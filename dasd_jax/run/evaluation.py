@@ -16,10 +16,14 @@ from dasd_jax.health import figures
 from dasd_jax.mesh import fetch, put_rows, replicate, row_shards
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
+from dasd_jax.run.failures import Failures
 from dasd_jax.text.prompts import opened_thoughts
 from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify.journal import verify
-from dasd_jax.verify.verifier import COUNTED, REWARD_THRESHOLD, Verifier
+from dasd_jax.verify.verifier import COUNTED, REWARD_THRESHOLD, UNJUDGED, Verifier
+
+# Shares of all answers that are said where they are above 0, by what they are called.
+REMARKED = {"unjudged": "unjudged_frac", "truncated but right": "truncated_right_frac"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +87,7 @@ def evaluate(
     tokenizer: Tokenizer,
     prompts: Prompts,
     verifier: Verifier,
+    failures: Failures,
     sampling: Sampling,
     example_ids: Sequence[int],
     rows: int,
@@ -96,6 +101,7 @@ def evaluate(
     evaluation that continues after the `known` answers of an interrupted one ends like a whole one.
 
     Args:
+        failures: hears of all verdicts but those of the `known` answers.
         rows: responses sampled at a time, about; what one device program holds.
         known: answers to the first of `example_ids`, in that order.
         each_batch: called with the answers of every batch of problems as soon as they are scored, in every process.
@@ -116,6 +122,7 @@ def evaluate(
         tokenizer=tokenizer,
         prompts=prompts,
         verifier=verifier,
+        failures=failures,
         sampling=sampling,
         example_ids=example_ids[len(known) :],
         rows=rows,
@@ -133,6 +140,7 @@ def answer(
     tokenizer: Tokenizer,
     prompts: Prompts,
     verifier: Verifier,
+    failures: Failures,
     sampling: Sampling,
     example_ids: Sequence[int],
     rows: int,
@@ -153,7 +161,9 @@ def answer(
         ids = batch.example_id[live].tolist()
         keep = np.repeat(live, sampling.rollouts)
         texts = texts_of(tokenizer, batch.student_prompt[0], response[keep], mask[keep])
-        verdicts = verify(verifier, [prompts.problems[i] for i in ids for _ in range(sampling.rollouts)], texts)
+        problems = [prompts.problems[i] for i in ids for _ in range(sampling.rollouts)]
+        verdicts = verify(verifier, problems, texts)
+        failures.note(problems, verdicts)
         columns = {
             "text": texts,
             "extracted": [verdict.answer for verdict in verdicts],
@@ -244,6 +254,7 @@ def _figures(answers: Sequence[Answers]) -> dict:
         "length_mean": float(np.mean([answer.length for answer in answers])),
         "truncated_frac": 1.0 - float(np.mean([answer.finished for answer in answers])),
         **{f"{name}_frac": float(np.mean(errors == error)) for name, error in COUNTED.items()},
+        **remarked(answers),
         "health": {
             **figures.of_responses(
                 [text for answer in answers for text in answer.text],
@@ -252,6 +263,24 @@ def _figures(answers: Sequence[Answers]) -> dict:
             **figures.of_groups([answer.text for answer in answers], [answer.extracted for answer in answers]),
         },
     }
+
+
+def remarked(answers: Sequence[Answers]) -> dict[str, float]:
+    """The figures in REMARKED: shares of all answers.
+
+    "unjudged_frac" are wrong whatever they say, since their scorer came to no verdict; "truncated_right_frac" are cut
+    off and right all the same, where training would by default take them for wrong (`collect.outcomes`).
+    """
+    judged = np.array([[error not in UNJUDGED for error in answer.error] for answer in answers])
+    right = np.array([answer.reward for answer in answers]) >= REWARD_THRESHOLD
+    finished = np.array([answer.finished for answer in answers])
+    shares = (float(np.mean(~judged)), float(np.mean(right & ~finished)))
+    return dict(zip(REMARKED.values(), shares, strict=True))
+
+
+def remarks(figures: Mapping[str, Any]) -> list[str]:
+    """What is said of `remarked` figures: those above 0, as "0.125 unjudged"."""
+    return [f"{figures[name]:.3f} {label}" for label, name in REMARKED.items() if figures[name]]
 
 
 def _macro(benchmarks: Sequence[dict]) -> dict:

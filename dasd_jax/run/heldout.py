@@ -7,7 +7,7 @@ from dasd_jax import files, hosts, terminal
 from dasd_jax.errors import UserError
 from dasd_jax.model import param_table
 from dasd_jax.run import setup
-from dasd_jax.run.evaluation import Answers, as_line, evaluate, problems_at_a_time
+from dasd_jax.run.evaluation import REMARKED, Answers, as_line, evaluate, problems_at_a_time, remarks
 from dasd_jax.run.partial import Partial, deciding
 from dasd_jax.run.start import Run
 
@@ -42,6 +42,7 @@ def evaluate_heldout(run: Run) -> dict[str, float]:
         tokenizer=run.tokenizer,
         prompts=run.heldout,
         verifier=run.verifier,
+        failures=run.failures,
         sampling=run.with_slots(setup.eval_sampling(config, run.tokenizer), at_a_time),
         example_ids=example_ids,
         rows=rows,
@@ -56,9 +57,10 @@ def evaluate_heldout(run: Run) -> dict[str, float]:
     k = result["samples"]
     run.display.say(
         f"held out after step {step}: avg@{k} {terminal.with_error(result[f'avg@{k}'], result['standard_error'])}, "
-        f"pass@{k} {result[f'pass@{k}']:.3f}, {result['problems']} problems"
+        f"pass@{k} {result[f'pass@{k}']:.3f}, " + ", ".join([f"{result['problems']} problems", *remarks(result)])
     )
     named = (f"avg@{k}", f"pass@{k}", "standard_error", "length_mean", "truncated_frac", "parse_failure_frac")
+    named += tuple(REMARKED.values())
     metrics = {f"eval/{name}": result[name] for name in named if result[name] is not None}
     metrics |= {f"eval/health/{name}": value for name, value in result["health"].items()}
     if config.data.benchmarks:

@@ -21,7 +21,8 @@ from dasd_jax.mesh import fetch, put_rows, replicate
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout.sampler import Sampling, relayout, rollout
 from dasd_jax.run import collect, places, setup
-from dasd_jax.run.evaluation import problems_at_a_time, texts_of
+from dasd_jax.run.evaluation import Answers, problems_at_a_time, texts_of
+from dasd_jax.run.failures import Failures
 from dasd_jax.run.pairs import Outcome, Result
 from dasd_jax.run.places import ARMS, Pair, Response
 from dasd_jax.text.prompts import left_pad, right_pad
@@ -75,6 +76,19 @@ class Answer:
     verdict: Verdict
 
 
+def _as_answers(example_id: int, found: Sequence[Answer]) -> Answers:
+    verdicts = [each.verdict for each in found]
+    return Answers(
+        example_id,
+        text=[each.text for each in found],
+        extracted=[verdict.answer for verdict in verdicts],
+        reward=[verdict.reward for verdict in verdicts],
+        length=[len(each.tokens) for each in found],
+        finished=[each.finished for each in found],
+        error=[verdict.error for verdict in verdicts],
+    )
+
+
 class Interventions:
     """Samples responses, chooses pairs of beginnings and continues them; all of it is decided by run.seed."""
 
@@ -87,15 +101,18 @@ class Interventions:
         tokenizer: Tokenizer,
         prompts: PromptSet,
         verifier: Verifier,
+        failures: Failures,
         context: str,
     ):
         """Lays the parameters out for decoding.
 
         Args:
+            failures: hears of all verdicts.
             context: what the teacher is shown, as for `open_prompts`; "none" makes it the student.
         """
         self._config, self._mesh, self._model, self._params = config, mesh, model, params
-        self._tokenizer, self._prompts, self._verifier, self._context = tokenizer, prompts, verifier, context
+        self._tokenizer, self._prompts, self._context = tokenizer, prompts, context
+        self._verifier, self._failures = verifier, failures
         self._steps = setup.step_config(config, model, mesh)
         self._sampling = setup.eval_sampling(config, tokenizer)
         self._decoding = relayout(model, params, self._sampling.weights)
@@ -107,16 +124,14 @@ class Interventions:
             config.rollout.problems * config.rollout.rollouts // (config.optim.minibatches * config.optim.microbatches)
         )
 
-    def choose(
-        self, example_ids: Sequence[int], each_batch: Callable[[int], None]
-    ) -> tuple[list[Pair], dict[int, list[float]]]:
+    def choose(self, example_ids: Sequence[int], each_batch: Callable[[int], None]) -> tuple[list[Pair], list[Answers]]:
         """Samples run.eval_samples responses to each problem and chooses the pairs.
 
         Args:
             each_batch: called with the number of problems of every batch that is answered.
 
         Returns:
-            (pairs, the rewards of the responses themselves by example id).
+            (pairs, the responses themselves).
 
         Raises:
             UserError: there is no other problem whose context other_problem could show.
@@ -134,7 +149,7 @@ class Interventions:
             responses = self._read(batch, answered, shown)
             for row in np.flatnonzero(np.repeat(live, group)):
                 pairs += places.pairs(self._tokenizer, responses[row], config.run.seed, config.rollout.max_new_tokens)
-        return pairs, {i: [each.verdict.reward for each in answers] for i, answers in answered.items()}
+        return pairs, [_as_answers(i, each) for i, each in answered.items()]
 
     def outcomes(self, pairs: Sequence[Pair], each_batch: Callable[[int], None]) -> list[Result]:
         """Continues and verifies both sides of every pair.
@@ -155,7 +170,10 @@ class Interventions:
         return [Result(*each) for each in zip(pairs, found[::2], found[1::2], strict=True)]
 
     def _verify(self, example_ids: Sequence[int], texts: Sequence[str]) -> list[Verdict]:
-        return verify(self._verifier, [self._prompts.problems[i] for i in example_ids], texts)
+        problems = [self._prompts.problems[i] for i in example_ids]
+        verdicts = verify(self._verifier, problems, texts)
+        self._failures.note(problems, verdicts)
+        return verdicts
 
     def _ended(self, tokens: np.ndarray) -> bool:
         return int(tokens[-1]) in self._tokenizer.stop_ids

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dasd_jax.run import records
-from dasd_jax.run.evaluation import standard_error
+from dasd_jax.run.evaluation import Answers, remarked, standard_error
 from dasd_jax.run.places import ARMS, Pair
+from dasd_jax.verify.verifier import UNJUDGED
 
 _TAIL = ("length_p95", "length_max")  # of one response they are its length
 Figures = Callable[[Sequence[str], Sequence[int]], dict[str, float]]
@@ -36,7 +37,7 @@ class Result:
 
 def summary(
     results: Sequence[Result],
-    rewards: dict[int, list[float]],
+    answers: Sequence[Answers],
     figures: Figures,
 ) -> dict:
     """The figures of all arms, as a dictionary for JSON.
@@ -45,11 +46,11 @@ def summary(
     the pairs of which both sides have it, and is left out where there is none.
 
     Args:
-        rewards: of the responses themselves, by example id.
+        answers: the responses themselves, at least one problem's.
         figures: (texts, lengths in tokens) → figure → number; see `health.figures.of_responses`.
     """
-    responses = sum(map(len, rewards.values()))
-    averages = np.array([np.mean([right(reward) for reward in each]) for each in rewards.values()])
+    responses = sum(len(each.reward) for each in answers)
+    averages = np.array([np.mean([right(reward) for reward in each.reward]) for each in answers])
     arms = {}
     for arm in ARMS:
         of_arm = [result for result in results if result.pair.arm == arm]
@@ -58,14 +59,16 @@ def summary(
             "pairs": len(of_arm),
             "problems": len({result.pair.example_id for result in of_arm}),
             "left_out": responses - len(of_arm),
+            **({"unjudged_frac": _unjudged(of_arm)} if of_arm else {}),
             **({"student_agrees_frac": float(np.mean(agrees))} if agrees else {}),
             "figures": _compared(of_arm, figures),
         }
     return {
-        "problems": len(rewards),
+        "problems": len(answers),
         "responses": responses,
         "accuracy": float(averages.mean()),
         "standard_error": standard_error(averages),
+        **remarked(answers),
         "arms": arms,
     }
 
@@ -73,6 +76,11 @@ def summary(
 def right(reward: float) -> float:
     """1 for a response that counts as right, 0 for another."""
     return float(records.is_right({"reward": reward}))
+
+
+def _unjudged(results: Sequence[Result]) -> float:
+    """The share of both sides of which the scorer came to no verdict."""
+    return float(np.mean([side.error in UNJUDGED for each in results for side in (each.control, each.treated)]))
 
 
 def _compared(results: Sequence[Result], figures: Figures) -> dict[str, dict]:

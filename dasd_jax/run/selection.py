@@ -22,7 +22,8 @@ from dasd_jax.errors import UserError
 from dasd_jax.model.config import ModelConfig
 from dasd_jax.rollout.sampler import relayout
 from dasd_jax.run import setup
-from dasd_jax.run.evaluation import Answers, answer, problems_at_a_time
+from dasd_jax.run.evaluation import Answers, answer, problems_at_a_time, remarked
+from dasd_jax.run.failures import Failures
 from dasd_jax.text.tokenizer import Tokenizer
 from dasd_jax.verify.verifier import Verifier
 
@@ -44,10 +45,12 @@ class Score:
     Attributes:
         rewards: mean reward of the answers to each anchor, None to the example's own problem; None altogether where
             the example is too long for one of them, which `that_fit` foresees but for a few tokens.
+        unjudged: the share of these answers of which the scorer came to no verdict; their reward is 0.
     """
 
     example: Example
     rewards: tuple[float | None, ...] | None
+    unjudged: float = 0.0
 
     @property
     def mean(self) -> float:
@@ -57,20 +60,22 @@ class Score:
 
     def as_line(self) -> dict[str, Any]:
         """The object that is kept of it."""
-        return {**dataclasses.asdict(self.example), "rewards": None if self.rewards is None else list(self.rewards)}
+        rewards = None if self.rewards is None else list(self.rewards)
+        return {**dataclasses.asdict(self.example), "rewards": rewards, "unjudged_frac": self.unjudged}
 
 
 def of_line(line: Mapping[str, Any]) -> Score:
-    """The inverse of `Score.as_line`.
+    """The inverse of `Score.as_line`; older versions did not count what was not judged.
 
     Raises:
         ValueError, KeyError: it is not what was written.
     """
     problem, version, rewards = line["problem"], line["version"], line["rewards"]
     numbers = rewards is None or (isinstance(rewards, list) and all(type(x) in (float, type(None)) for x in rewards))
-    if type(problem) is not int or not isinstance(version, str) or not numbers:
+    unjudged = line.get("unjudged_frac", 0.0)
+    if type(problem) is not int or not isinstance(version, str) or not numbers or type(unjudged) is not float:
         raise ValueError(f"a line is {line!r:.80}")
-    return Score(Example(problem, version), None if rewards is None else tuple(rewards))
+    return Score(Example(problem, version), None if rewards is None else tuple(rewards), unjudged)
 
 
 def that_fit(
@@ -121,12 +126,13 @@ class Scoring:
         params: Params,
         tokenizer: Tokenizer,
         verifier: Verifier,
+        failures: Failures,
         versioned: Sequence[Versioned],
         anchors: Sequence[Anchor],
     ):
         """Lays the parameters out for decoding."""
         self._config, self._mesh, self._model = config, mesh, model
-        self._tokenizer, self._verifier = tokenizer, verifier
+        self._tokenizer, self._verifier, self._failures = tokenizer, verifier, failures
         self._versioned, self._anchors = versioned, anchors
         self._text = setup.prompt_text(config, [])
         self._rows = config.rollout.problems * config.rollout.rollouts
@@ -163,6 +169,7 @@ class Scoring:
             elif example not in known:
                 each([Score(example, None)])
         rewards: dict[Example, list[float | None]] = {}
+        answered: dict[Example, list[Answers]] = {}
         left: dict[Example, int] = {}
         for example, _ in owners:
             rewards.setdefault(example, [None] * len(self._anchors))
@@ -173,9 +180,11 @@ class Scoring:
             for answers in batch:
                 example, place = owners[answers.example_id]
                 rewards[example][place] = float(np.mean(answers.reward))
+                answered.setdefault(example, []).append(answers)
                 left[example] -= 1
                 if not left[example]:
-                    complete.append(Score(example, tuple(rewards[example])))
+                    unjudged = remarked(answered.pop(example))["unjudged_frac"]
+                    complete.append(Score(example, tuple(rewards[example]), unjudged))
             if complete:
                 each(complete)
 
@@ -186,6 +195,7 @@ class Scoring:
             tokenizer=self._tokenizer,
             prompts=Prompts(problems, ids, self._config.rollout.prompt_length, self._tokenizer.pad_id),
             verifier=self._verifier,
+            failures=self._failures,
             sampling=self._sampling,
             example_ids=[place for place, (example, _) in enumerate(owners) if example not in known],
             rows=self._rows,

@@ -40,6 +40,7 @@ from dasd_jax.run import (
 )
 from dasd_jax.run.collect import Collector
 from dasd_jax.run.display import Compilations, Display
+from dasd_jax.run.failures import Failures
 from dasd_jax.run.origin import Origin
 from dasd_jax.run.runlog import RunLog
 from dasd_jax.run.stopping import StopRequest
@@ -71,6 +72,7 @@ class Run:
     log: RunLog
     display: Display
     compilations: Compilations
+    failures: Failures
     slots: int  # rows that a device decodes at a time
     saved: int  # the step that the newest checkpoint is of
     teacher_weight: float  # the share of the teacher's part in the next step
@@ -78,7 +80,6 @@ class Run:
     views_checked: bool = False
     started: float = dataclasses.field(default_factory=time.monotonic)  # of this process
     saved_at: float = dataclasses.field(default_factory=time.monotonic)  # when the newest checkpoint was, or the start
-    warned: set[str] = dataclasses.field(default_factory=set)  # scorers whose errors have been said
     checkpoint_s: float = 0.0  # that the loop has waited for checkpoints since the last line of the log
 
     @property
@@ -207,6 +208,7 @@ def start(
         log=log,
         display=display,
         compilations=compilations,
+        failures=Failures(display.say),
         slots=sampling.slots_of(rows),
         saved=int(state.step),
         teacher_weight=guards.judge(log.lines, config).teacher_weight,

@@ -15,7 +15,7 @@ import tiny
 from dasd_jax.data.sources import Problem
 from dasd_jax.model import param_table
 from dasd_jax.model.presets import preset
-from dasd_jax.run import heldout
+from dasd_jax.run import evaluation, heldout
 from dasd_jax.run.evaluation import (
     Answers,
     as_line,
@@ -26,7 +26,9 @@ from dasd_jax.run.evaluation import (
     summary,
     texts_of,
 )
+from dasd_jax.run.failures import Failures
 from dasd_jax.verify.extract import extract_answer
+from dasd_jax.verify.verifier import Verdict
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer():
@@ -72,6 +74,48 @@ def test_an_evaluation_of_one_problem_is_logged_without_its_error(monkeypatch, t
     assert "eval/standard_error" not in metrics and metrics["eval/avg@2"] == 0.5
     assert all(isinstance(value, float) for value in metrics.values())
     assert json.loads((tmp_path / "heldout" / "3.json").read_text())["standard_error"] is None
+
+
+def test_a_held_out_evaluation_says_and_logs_what_was_not_judged_and_what_was_right_though_cut_off(
+    monkeypatch, tmp_path
+):
+    cut = dataclasses.replace(answers(0, 0, 1, 1, 1, finished=False), error=["crash", "", "", ""])
+    result, said = summary([problem("tfds:x")], [cut]), []
+    run = stand_in(monkeypatch, tmp_path, types.SimpleNamespace(phase=lambda name: None, say=said.append))
+    monkeypatch.setattr(heldout, "evaluate", lambda **arguments: result)
+    metrics = heldout.evaluate_heldout(run)
+    assert said[0].endswith(", 1 problems, 0.250 unjudged, 0.750 truncated but right")
+    assert (metrics["eval/unjudged_frac"], metrics["eval/truncated_right_frac"]) == (0.25, 0.75)
+    assert json.loads((tmp_path / "heldout" / "3.json").read_text())["unjudged_frac"] == 0.25
+
+
+def test_why_a_scorer_could_not_judge_an_answer_is_said(monkeypatch):
+    """Two problems, two answers each, on which a reward function raises: the line is there once."""
+    asked = [dataclasses.replace(problem("jsonl:x"), question=text, scorer="mine.py:f") for text in "ab"]
+    crash, said, found = Verdict(0.0, 0.0, None, "crash", "KeyError: 'unit'"), [], []
+    batch = types.SimpleNamespace(example_id=np.array([0, 1]), student_prompt=np.zeros((2, 1), np.int32))
+    rows = types.SimpleNamespace(
+        response=np.ones((4, 3), np.int32), response_mask=np.ones((4, 3), bool), finished=np.ones(4, bool)
+    )
+    prompts = types.SimpleNamespace(problems=asked, in_order=lambda size, ids: [(batch, np.array([True, True]))])
+    for name, stands_in in {
+        "rollout": lambda *args: (rows, None),
+        "problems_at_a_time": lambda *args: 2,
+        "put_rows": lambda mesh, tree: tree,
+        "replicate": lambda mesh, tree: tree,
+        "fetch": lambda tree: tree,
+        "texts_of": lambda tokenizer, prompt, response, mask: ["x"] * len(response),
+        "verify": lambda verifier, problems, texts: [crash] * len(texts),
+    }.items():
+        monkeypatch.setattr(evaluation, name, stands_in)
+    evaluation.answer(
+        model=None, params=None, mesh=None, tokenizer=None, prompts=prompts, verifier=None,
+        failures=Failures(said.append), sampling=types.SimpleNamespace(rollouts=2), example_ids=[0, 1], rows=4, seed=0,
+        each_batch=found.extend,
+    )  # fmt: skip
+    assert len(said) == 1 and said[0].startswith("warning: data.verifier: mine.py:f: KeyError: 'unit': the reward of")
+    assert [each.error for each in found] == [["crash"] * 2] * 2
+    assert summary(asked, found)["unjudged_frac"] == 1.0
 
 
 def stand_in(monkeypatch, folder, display):

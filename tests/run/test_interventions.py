@@ -18,6 +18,8 @@ from dasd_jax.errors import UserError
 from dasd_jax.mesh import MeshConfig, make_mesh
 from dasd_jax.model import transformer
 from dasd_jax.run import interventions, models, places, setup
+from dasd_jax.run.evaluation import Answers
+from dasd_jax.run.failures import Failures
 from dasd_jax.run.interventions import Interventions
 from dasd_jax.run.pairs import Outcome, Result, summary
 from dasd_jax.run.places import ARMS, BY_ENTROPY, Pair
@@ -60,7 +62,7 @@ class Made:
     work: Interventions
     responses: dict
     pairs: list[Pair]
-    rewards: dict
+    rewards: dict[int, list[float]]
     results: list[Result]
 
 
@@ -78,10 +80,10 @@ def made(context="", mesh_config=None, *overrides):
     with jax.set_mesh(mesh), mock.patch.multiple(places, pairs=noted, **LOOSE):
         model, params = models.open_model(tiny, mesh)
         prompts = interventions.open_prompts(tiny, TOKENIZER, context)
-        work = Interventions(tiny, mesh, model, loud(params), TOKENIZER, prompts, verifier(), context)
-        pairs, rewards = work.choose(setup.evaluated(tiny, prompts), lambda count: None)
+        work = Interventions(tiny, mesh, model, loud(params), TOKENIZER, prompts, verifier(), Failures(print), context)
+        pairs, answers = work.choose(setup.evaluated(tiny, prompts), lambda count: None)
         results = work.outcomes(pairs, lambda count: None)
-    return Made(work, responses, pairs, rewards, results)
+    return Made(work, responses, pairs, {each.example_id: each.reward for each in answers}, results)
 
 
 def test_problems_are_those_of_an_evaluation_and_judged_as_there():
@@ -316,9 +318,20 @@ def result(arm, example_id, rewards, texts=("x", "x")):
     return Result(pair, *map(outcome, rewards, texts))
 
 
+def sampled(rewards, errors=None, finished=True):
+    """The responses to each problem that have these rewards."""
+    return [
+        Answers(
+            i, ["x"] * len(each), [None] * len(each), each, [1] * len(each), [finished] * len(each),
+            (errors or {}).get(i, [""] * len(each)),
+        )
+        for i, each in rewards.items()
+    ]  # fmt: skip
+
+
 def test_accuracy_is_the_share_of_right_responses_whatever_the_others_are_worth():
     results = [result("random", 0, (0.9, 1.0)), result("random", 0, (0.5, 0.98))]
-    found = summary(results, {0: [1.0, 0.9, 0.98, 0.99]}, lambda texts, lengths: {})
+    found = summary(results, sampled({0: [1.0, 0.9, 0.98, 0.99]}), lambda texts, lengths: {})
     assert found["accuracy"] == 0.5
     figures = found["arms"]["random"]["figures"]
     assert (figures["accuracy"]["control"], figures["accuracy"]["treated"]) == (0, 0.5)
@@ -332,8 +345,8 @@ def test_the_difference_is_paired_and_its_standard_error_by_problem():
     """
     found = [result("random", 0, (1, 0)), result("random", 0, (1, 1)), result("random", 1, (0, 1))]
     found.append(result("force cue", 1, (1, 1)))
-    rewards = {0: [1.0, 0.0], 1: [0.0, 0.0]}
-    got = summary(found, rewards, lambda texts, lengths: {})
+    answers = sampled({0: [1.0, 0.0], 1: [0.0, 0.0]})
+    got = summary(found, answers, lambda texts, lengths: {})
     assert (got["problems"], got["responses"], got["accuracy"], got["standard_error"]) == (2, 4, 0.25, 0.25)
     arm = got["arms"]["random"]
     assert (arm["pairs"], arm["problems"], arm["left_out"]) == (3, 2, 1)
@@ -346,6 +359,30 @@ def test_the_difference_is_paired_and_its_standard_error_by_problem():
     assert got["arms"]["high entropy"] == {"pairs": 0, "problems": 0, "left_out": 4, "figures": {}}
 
 
+def test_what_a_scorer_could_not_judge_is_counted_of_responses_and_of_both_sides():
+    """One of four responses, and of the four sides of two pairs one."""
+    late = dataclasses.replace(outcome(0.0, "x"), error="timeout")
+    found = [result("random", 0, (1, 0)), result("force cue", 0, (1, 1))]
+    found.append(dataclasses.replace(found[0], treated=late))
+    answers = sampled({0: [1.0, 0.0], 1: [0.0, 1.0]}, {1: ["crash", "parse"]}, finished=False)
+    got = summary(found, answers, lambda texts, lengths: {})
+    assert (got["unjudged_frac"], got["truncated_right_frac"]) == (0.25, 0.5)
+    assert {arm: part["unjudged_frac"] for arm, part in got["arms"].items() if part["pairs"]} == {
+        "random": 0.25, "force cue": 0.0,
+    }  # fmt: skip
+
+
+def test_an_error_of_a_scorer_is_said(monkeypatch):
+    said = []
+    work = Interventions.__new__(Interventions)
+    work._prompts, work._verifier = interventions.open_prompts(config(), TOKENIZER, ""), None
+    work._failures = Failures(said.append)
+    crash = Verdict(0.0, 0.0, None, "crash", "KeyError: 'unit'")
+    monkeypatch.setattr(interventions, "verify", lambda verifier, problems, texts: [crash] * len(texts))
+    assert work._verify([0, 1, 0], ["x", "y", "z"]) == [crash] * 3
+    assert len(said) == 1 and "KeyError: 'unit'" in said[0]
+
+
 def test_a_figure_is_compared_over_the_pairs_of_which_both_sides_have_it():
     def figures(texts, lengths):
         return {"first": float(texts[0][0])} if texts[0][0].isdigit() else {}
@@ -355,7 +392,7 @@ def test_a_figure_is_compared_over_the_pairs_of_which_both_sides_have_it():
         result("random", 0, (1, 1), ("x", "9")),
         result("random", 1, (1, 1), ("x", "x")),
     ]
-    compared = summary(found, {0: [1.0], 1: [1.0]}, figures)["arms"]["random"]["figures"]
+    compared = summary(found, sampled({0: [1.0], 1: [1.0]}), figures)["arms"]["random"]["figures"]
     assert compared["first"] == {
         "control": 3.0, "treated": 5.0, "difference": 2.0, "standard_error": None, "pairs": 1, "problems": 1,
     }  # fmt: skip

@@ -82,14 +82,16 @@ def test_a_score_is_the_mean_over_the_anchors_but_for_its_own_problem():
 
 
 def test_a_kept_score_is_read_as_it_was_written():
-    for score in (Score(Example(3, "cot"), (0.5, None, 1.0)), Score(Example(), None)):
+    for score in (Score(Example(3, "cot"), (0.5, None, 1.0), 0.25), Score(Example(), None)):
         assert selection.of_line(json.loads(json.dumps(score.as_line()))) == score
     line = Score(Example(3, "cot"), (0.5,)).as_line()
-    for change in ({"rewards": 0.5}, {"rewards": ["1"]}, {"problem": None}, {"version": 1}):
+    for change in ({"rewards": 0.5}, {"rewards": ["1"]}, {"problem": None}, {"version": 1}, {"unjudged_frac": "0"}):
         with pytest.raises(ValueError, match="a line is"):
             selection.of_line(json.loads(json.dumps(line | change)))
     with pytest.raises(KeyError):
         selection.of_line({"problem": 1, "version": "cot"})
+    del line["unjudged_frac"]  # of an older version
+    assert selection.of_line(line) == Score(Example(3, "cot"), (0.5,))
 
 
 def versioned(number, **texts):
@@ -127,9 +129,9 @@ def test_the_data_set_holds_the_chosen_versions_in_the_order_of_the_problems():
     assert report["quantiles"] == pytest.approx({"0.25": -0.1, "0.75": 0.2})
     cot = np.array([0.0, 0.4, 0.3, 0.5, 0.9])
     assert report["scores"]["cot"] == pytest.approx(
-        {"mean": cot.mean(), "standard_error": cot.std(ddof=1) / np.sqrt(5)}
+        {"mean": cot.mean(), "standard_error": cot.std(ddof=1) / np.sqrt(5), "unjudged_frac": 0.0}
     )
-    assert report["without_example"] == pytest.approx({"mean": 0.5, "standard_error": 0.25})
+    assert report["without_example"] == pytest.approx({"mean": 0.5, "standard_error": 0.25, "unjudged_frac": 0.0})
     assert report["anchors"] == [
         {"question": "1?", "cluster": 5, "reward": 0.25}, {"question": "0?", "cluster": 2, "reward": 0.75},
     ]  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 from dasd_jax import config as config_module
-from dasd_jax import evaluate, train
+from dasd_jax import evaluate
 from dasd_jax.batch import RolloutBatch
 from dasd_jax.data import verifiers
 from dasd_jax.data.pipeline import PromptSet
@@ -21,6 +21,7 @@ from dasd_jax.data.sources import Problem, load_source, own_files
 from dasd_jax.errors import UserError
 from dasd_jax.run import collect, models, records, setup, user_files
 from dasd_jax.run.evaluation import Answers, summary
+from dasd_jax.run.failures import Failures
 from dasd_jax.text.tokenizer_files import load_tokenizer
 from dasd_jax.verify import own
 from dasd_jax.verify.journal import Journal
@@ -322,19 +323,19 @@ def test_the_commands_that_show_runs_take_the_same_for_right_and_for_judged():
 def test_errors_of_a_scorer_are_said_once():
     """A task's scorer may crash too; that an answer takes a scorer of ours too long is common."""
     said = []
-    run = types.SimpleNamespace(display=types.SimpleNamespace(say=said.append), warned=set())
+    failures = Failures(said.append)
     verdicts = [Verdict(0.0, 0.0, None, "timeout"), Verdict(0.0, 0.0, None, "crash", "ValueError: \x1b[2J")]
     batch = dataclasses.replace(drawn([0.0, 0.0]), verdicts=verdicts)
     of_a_task = dataclasses.replace(batch, problems=[dataclasses.replace(problem("task"), source="gym:x")] * 2)
     of_both = dataclasses.replace(batch, problems=[problem("mine.py:f"), of_a_task.problems[0]])
     slow = dataclasses.replace(of_a_task, verdicts=verdicts[:1] * 2)
     for step, collected in enumerate((slow, of_a_task, of_both, of_both), start=1):
-        train.say_errors(run, step, collected)
+        failures.note(collected.problems, collected.verdicts, f"step {step}: ")
     assert said == [
         "warning: step 2: data.verifier: task of gym:x: ValueError: ␛[2J: the reward of such a response is 0; this is "
-        "said once, and reward/crash_frac in the log is their share",
+        "said once, and their share is among the figures",
         "warning: step 3: data.verifier: mine.py:f: out of time: the reward of such a response is 0; this is said "
-        "once, and reward/timeout_frac in the log is their share",
+        "once, and their share is among the figures",
     ]
 
 
@@ -461,8 +462,8 @@ def test_a_run_learns_from_graded_rewards_and_goes_on_with_their_file_alone(tmp_
     for line in lines[1:]:
         assert 0 < line["reward/mean"] < 1 and line["reward/asked"] > 1
         assert line["reward/mixed_groups_frac"] > 0 and line["credit/verifier_abs_mean"] > 0
-    failed = sum(line["reward/crash_frac"] for line in lines[1:]) > 0
-    assert out.count("warning: step") == failed
+    failed = sum(line.get(f"{what}_frac", 0) for line in lines for what in ("reward/crash", "eval/unjudged")) > 0
+    assert out.count(f"data.verifier: {path}:f: ") == failed
     written = json.loads((workdir / "config.json").read_text())
     assert written["files"] == {str(path): verifiers.sha256(path)}
     assert train_(*words) == 0 and "holds a finished run" in capfd.readouterr().out
