@@ -1,5 +1,6 @@
 """Weights change their form and nothing else."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -117,6 +118,33 @@ def test_a_converted_checkpoint_and_a_run_are_weights(folder, mesh, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded, state)
     of_checkpoint = load_weights(str(tmp_path / "run" / "checkpoints" / "000007"), mesh)[1]
     jax.tree.map(np.testing.assert_array_equal, of_checkpoint, state)
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_what_a_float32_run_has_learnt_is_not_rounded_away_unasked(folder, mesh, tmp_path, capsys, compute):
+    """A step of 2^-12 of each value, as of a small learning rate, is below bfloat16's grid of 2^-8."""
+    config, params = hf.load(folder, mesh)
+    learnt = jax.tree.map(lambda x: x * (1 + 2**-12), params)
+    run = tmp_path / "run" / "checkpoints" / "000001"
+    checkpoint.write(run, dataclasses.replace(config, compute_dtype=compute), {"params": learnt})
+    whole = param_table.num_params(config)
+    changed = sum(np.count_nonzero(np.asarray(x)) for x in jax.tree.leaves(params))
+    some = f"{changed:,} of {whole:,} values"
+
+    def exported(dtype, *flags):
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        convert.main([f"--source={run}", f"--output={out}", "--format=hf", *flags])
+        assert json.loads((out / "config.json").read_text())["torch_dtype"] == dtype
+        return hf.load(out, mesh)[1], capsys.readouterr().out
+
+    kept, said = exported(compute)
+    jax.tree.map(np.testing.assert_array_equal, kept, learnt if compute == "float32" else params)
+    if compute == "float32":
+        assert f"--dtype=bfloat16 would round {some}\n" in said
+        kept, said = exported("bfloat16", "--dtype=bfloat16")
+        jax.tree.map(np.testing.assert_array_equal, kept, params)
+    assert f"{some} were rounded to bfloat16; --dtype=float32 keeps them\n" in said
+    assert "rounded" not in exported("float32", "--dtype=float32")[1]
 
 
 def test_the_tokenizer_that_is_named_is_the_one_that_goes_along(folder, tmp_path):

@@ -164,7 +164,9 @@ def train(name: str, seed: int, folder: Path, fields: Mapping[str, Any]) -> None
 
 def convert(run: Path, output: Path) -> None:
     """The weights of a run as a Hugging Face folder, in bfloat16."""
-    _command("convert", [f"--source={run}", f"--output={output}", "--format=hf"], _log(run, "convert"))
+    _command(
+        "convert", [f"--source={run}", f"--output={output}", "--format=hf", "--dtype=bfloat16"], _log(run, "convert")
+    )
 
 
 def intervene(seed: int, folder: Path, split: str, shown: str, samples: int) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 from flax import traverse_util
@@ -196,6 +197,18 @@ def _same_rows(files: Mapping[str, tuple[Path, tuple[int, ...]]], one: str, othe
         left, right = opened.get_slice(one), also.get_slice(other)
         rows = (slice(at, min(at + _BLOCK_ROWS, shape[0])) for at in range(0, shape[0], _BLOCK_ROWS))
         return all(np.array_equal(left[part], right[part]) for part in rows)
+
+
+def rounded(params: Params, dtype: str) -> int:
+    """How many of the parameters a dtype of DTYPES does not hold as they are."""
+    count = 0
+    with np.errstate(over="ignore"):  # beyond float16's range
+        for leaf in jax.tree.leaves(params):
+            rows = np.asarray(leaf).reshape(-1, leaf.shape[-1])
+            for at in range(0, len(rows), _BLOCK_ROWS):
+                part = rows[at : at + _BLOCK_ROWS]
+                count += np.count_nonzero(part.astype(DTYPES[dtype]).astype(part.dtype) != part)
+    return int(count)
 
 
 def save(
