@@ -28,6 +28,7 @@ DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.f
 MAX_SHARD_BYTES = 4 * 10**9
 _FILE_DTYPES = ("BF16", "F16", "F32", "F64")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_ADAPTER = "adapter_config.json"  # with peft installed, transformers applies what it describes
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 # Buffers that older versions of transformers saved and newer ones compute from config.json.
 _IGNORED = re.compile(r"(.+\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
@@ -88,6 +89,11 @@ def _described(path: Path) -> Iterator[tuple[ModelConfig, dict[str, tuple[Path, 
     from safetensors import SafetensorError
 
     try:
+        if (path / _ADAPTER).exists():
+            raise UserError(
+                f"model.weights: {path} has {_ADAPTER}: an adapter would not be applied: expected it merged into the "
+                f"weights, in a folder without {_ADAPTER}"
+            )
         if not (path / "config.json").is_file():
             raise UserError(f"model.weights: {path} lacks config.json: expected a Hugging Face folder")
         config = hf_config.read(formats.read_object(path / "config.json"), path)

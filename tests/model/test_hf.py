@@ -210,7 +210,7 @@ def test_a_missing_or_damaged_shard_is_named_as_a_file(mesh, folder, indexed):
 
 
 def test_the_index_says_which_files_belong(mesh, folder, params):
-    """The same weights in another format and an adapter may lie beside them, even with tensors of the same names."""
+    """The same weights in another format and an adapter's may lie beside them, even with tensors of the same names."""
     write_index(folder)
     consolidated = save(
         {"model.norm.weight": np.zeros(64, np.float32), "tok_embeddings.weight": np.zeros((4, 4), np.int8)}
@@ -254,6 +254,20 @@ def test_one_file_counts_where_there_is_no_index(mesh, params, tmp_path):
     assert_equal(weights.load(str(tmp_path / "hf"), mesh)[1], params)
     (tmp_path / "hf" / "model.safetensors").unlink()
     refused(tmp_path / "hf", mesh, "lacks model.safetensors and .*, and has adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_adapter_is_refused_with_and_without_weights_beside_it(mesh, params, tmp_path, whole):
+    """transformers applies it to the weights: without it the model is another one."""
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    if whole:
+        hf.save(folder, TINY, params, "float32")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
+    (folder / "adapter_model.safetensors").write_bytes(save({"a": np.zeros(2, np.float32)}))
+    for read in (lambda: weights.load(str(folder), mesh), lambda: weights.header(str(folder))):
+        with pytest.raises(UserError, match=r"has adapter_config.json: an adapter would not be applied: expected it m"):
+            read()
 
 
 def test_rotary_buffers_of_old_versions_are_ignored_and_others_are_not(mesh, params, tmp_path):
