@@ -32,7 +32,7 @@ from dasd_jax.model.config import ModelConfig
 from dasd_jax.model.param_table import num_params
 from dasd_jax.model.presets import preset
 from dasd_jax.objective.contract import View
-from dasd_jax.run import counts, models, setup, user_files
+from dasd_jax.run import counts, models, seen, setup, user_files
 from dasd_jax.run.estimate import estimate
 from dasd_jax.run.programs import programs
 from dasd_jax.text.shown import shown
@@ -179,7 +179,8 @@ def show_problems(config: Config, machine: Machine, model: ModelConfig | None, t
         return min(asked or len(heldout), len(heldout))
     train, heldout, read = setup.open_prompts(config, tokenizer)
     try_rewards(config, [*train.problems, *heldout.problems])
-    print(*counts.lines(config, heldout, train, read), sep="\n")
+    learnt = seen.lines(config, heldout, seen.of_weights(config.model.weights), itself=True)
+    print(*counts.lines(config, heldout, train, read), *learnt, sep="\n")
     limits = {
         "student prompt": ("rollout.prompt_length", config.rollout.prompt_length),
         "teacher prompt": ("rollout.teacher_prompt_length", config.rollout.teacher_prompt_length),

@@ -14,20 +14,17 @@ never overwritten by an evaluation with others.
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import rich.console
 
 from dasd_jax import cli, files, formats, hosts, recorded, terminal
-from dasd_jax.config import Config
-from dasd_jax.data.pipeline import PromptSet
 from dasd_jax.data.sources import Problem
 from dasd_jax.errors import UserError
 from dasd_jax.learner import kept
 from dasd_jax.mesh import make_mesh
-from dasd_jax.run import compiled, counts, models, records, setup, user_files
+from dasd_jax.run import compiled, counts, models, records, seen, setup, user_files
 from dasd_jax.run.asked import Asked, check_filed
 from dasd_jax.run.evaluation import REMARKED, Answers, as_line, evaluate, of_line, problems_at_a_time, summary
 from dasd_jax.run.failures import Failures
@@ -64,7 +61,8 @@ def main(argv: list[str]) -> None:
         ) as verifier,
     ):
         tokenizer = source.tokenizer(config.model)
-        prompts = setup.open_evaluation(config, tokenizer)
+        own = recorded.benchmarks(workdir, which)
+        prompts = setup.open_evaluation(config, tokenizer, own)
         user_files.check_evaluated(config, prompts, workdir, which)
         verifier.probe(prompts.problems)
         manifest, model, params = source.open(config, mesh)
@@ -81,8 +79,11 @@ def main(argv: list[str]) -> None:
         done = len(known)
         console = terminal.console()
         console.quiet = not hosts.is_main()
-        for line in [*counts.lines(config, prompts), *_trained_on(config, prompts, workdir, which)]:
+        for line in counts.lines(config, prompts):
             terminal.say(console, line)
+        if hosts.is_main():
+            for line in seen.lines(config, prompts, *seen.of_checkpoint(config, workdir, which, own)):
+                terminal.say(console, line)
         if done:
             terminal.say(console, f"{done} of {len(asked)} problems are already answered")
         rows = config.rollout.problems * config.rollout.rollouts
@@ -163,16 +164,6 @@ def show(console: rich.console.Console, result: dict, path: Path) -> None:
     width = terminal.width_of(console)
     terminal.show(console, f"\n{table(result, width)}\n\n{health_table(result, width)}\n")
     terminal.say(console, f"written to {path}")
-
-
-def _trained_on(config: Config, prompts: PromptSet, workdir: Path, which: str) -> Iterator[str]:
-    """What is said of problems that the run of the checkpoint was trained on; nothing of a model without a run."""
-    run = recorded.run_of(workdir, which)
-    theirs = recorded.read(run) if hosts.is_main() and which != "start" else None
-    if theirs:
-        with files.reading(run / recorded.NAME, "--workdir"):
-            benchmarks = list(theirs["data"]["benchmarks"])
-        yield from counts.trained_on(config, benchmarks, prompts)
 
 
 def table(result: dict, width: int | None) -> str:

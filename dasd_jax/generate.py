@@ -50,7 +50,8 @@ def main(argv: list[str]) -> None:
         tokenizer = source.tokenizer(config.model)
         _, model, params = source.open(config, mesh)
         models.check_vocabulary(tokenizer, model)
-        text = setup.prompt_text(config, setup.open_problems(config)[0] if config.data.shots else [])
+        own = recorded.benchmarks(command.workdir, command.flags.checkpoint)
+        text = setup.prompt_text(config, setup.problems_with_shots(config, own))
         ids = text.student(tokenizer, Problem(question=question, answer="", source="", index=0, scorer="math"))
         sampling = dataclasses.replace(setup.eval_sampling(config, tokenizer), rollouts=1)
         if len(ids) + _PROMPT_BUCKET + sampling.max_new_tokens > model.context:

@@ -25,7 +25,7 @@ from dasd_jax.data import contexts
 from dasd_jax.errors import UserError
 from dasd_jax.health import figures
 from dasd_jax.mesh import make_mesh
-from dasd_jax.run import compiled, counts, interventions, models, setup, user_files
+from dasd_jax.run import compiled, counts, interventions, models, seen, setup, user_files
 from dasd_jax.run.asked import Asked, check_filed
 from dasd_jax.run.evaluation import remarks
 from dasd_jax.run.failures import Failures, said_of
@@ -71,8 +71,9 @@ def main(argv: list[str]) -> None:
         ) as verifier,
     ):
         tokenizer = source.tokenizer(config.model)
-        user_files.check_evaluated(config, setup.open_evaluation(config, tokenizer), workdir, which)
-        prompts = interventions.open_prompts(config, tokenizer, context)
+        own = recorded.benchmarks(workdir, which)
+        user_files.check_evaluated(config, setup.open_evaluation(config, tokenizer, own), workdir, which)
+        prompts = interventions.open_prompts(config, tokenizer, context, own)
         verifier.probe(prompts.problems)
         manifest, model, params = source.open(config, mesh)
         models.check_vocabulary(tokenizer, model)
@@ -88,6 +89,9 @@ def main(argv: list[str]) -> None:
         console.quiet = not hosts.is_main()
         for line in counts.lines(config, prompts):
             terminal.say(console, line)
+        if hosts.is_main():
+            for line in seen.lines(config, prompts, *seen.of_checkpoint(config, workdir, which, own)):
+                terminal.say(console, line)
         failures = Failures(lambda line: terminal.say(console, line))
         work = interventions.Interventions(config, mesh, model, params, tokenizer, prompts, verifier, failures, context)
         with console.status("") as status:

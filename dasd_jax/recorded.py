@@ -172,6 +172,14 @@ def is_path(which: str) -> bool:
     return bool(which) and which not in ("best", "start") and not which.isdecimal()
 
 
+def benchmarks(workdir: Path, which: str) -> tuple[str, ...] | None:
+    """data.benchmarks of the run that --checkpoint means, equal in all processes; None where there is no run."""
+    run = run_of(workdir, which)
+    theirs = hosts.from_main(lambda: read(run))
+    with files.reading(run / NAME, "--workdir"):
+        return None if theirs is None else tuple(theirs["data"]["benchmarks"])
+
+
 def for_checkpoint(config: Config, workdir: Path, which: str) -> Config:
     """The config of a command that uses a checkpoint, with the run's own moment.
 

@@ -190,6 +190,7 @@ def test_a_new_run_has_the_weights_and_the_next_batch_and_knows_where_from(first
     code, out, err = run(f"--from={first}:2", "run.steps=1")
     assert (code, err) == (0, "")
     assert f"starts from step 2 of {first}: weights; the data go on after 2 batches\n" in out
+    assert "was trained on" not in out
     assert heldout(workdir, 0) == heldout(first, 2)
     assert [line["batch"] for line in lines_of(workdir / "verdicts.jsonl")] == [2]
     assert run("run.steps=1")[0] == run("run.steps=1", f"--from={first}")[0] == 0
@@ -213,6 +214,9 @@ def test_where_other_batches_are_drawn_the_data_begin_anew(first, run, tmp_path)
     code, out, err = run(f"--from={first}", "run.steps=1", "data.heldout=9")
     assert (code, err) == (0, "")
     assert f"starts from step 2 of {first}: weights; the data start over, since the training problems differ\n" in out
+    # Among the nine first problems by their hash are two that differ in the order of their numbers: eight leave no room
+    # for both, and the other run was trained on them.
+    assert f"warning: the run in {first} was trained on 2 of the 9 problems to evaluate\n" in out
     assert [line["batch"] for line in lines_of(tmp_path / "w" / "verdicts.jsonl")] == [0]
 
 

@@ -1,13 +1,9 @@
 """How many problems a command takes, and what it leaves out and why: the lines that commands begin with."""
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from dasd_jax.config import Config
-from dasd_jax.data.duplicates import normalise
 from dasd_jax.data.pipeline import PromptSet
-from dasd_jax.errors import UserError
-from dasd_jax.run import setup
 
 
 def listed(counts: Mapping[str, int]) -> str:
@@ -34,27 +30,6 @@ def lines(
                 f"warning: data.benchmarks: {spec!r}: {whole - taken:,} of its {whole:,} problems are left out: its "
                 "figures are not those of the whole benchmark"
             )
-
-
-def trained_on(config: Config, benchmarks: Sequence[str], evaluated: PromptSet) -> Iterator[str]:
-    """A line where problems to evaluate are, or may be, training problems of the run whose checkpoint answers them.
-
-    Args:
-        config: with the run's own sources.
-        benchmarks: the run's own, which it was not trained on.
-    """
-    if not config.data.benchmarks or set(config.data.benchmarks) <= set(benchmarks):
-        return
-    own = dataclasses.replace(config, data=dataclasses.replace(config.data, benchmarks=tuple(benchmarks)))
-    try:
-        train, _, _ = setup.open_problems(own)
-    except UserError as error:  # an evaluation needs no training problems
-        yield f"note: not compared with the training problems of the run: {error}"
-        return
-    known = {normalise(problem.question) for problem in train}
-    count = sum(normalise(problem.question) in known for problem in evaluated.problems)
-    if count:
-        yield f"warning: the run was trained on {count:,} of the {len(evaluated):,} problems to evaluate"
 
 
 def _taken(prompts: PromptSet) -> str:

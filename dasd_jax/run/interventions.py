@@ -34,18 +34,19 @@ from dasd_jax.verify.verifier import Verdict, Verifier
 _CONTINUING = 1
 
 
-def open_prompts(config: Config, tokenizer: Tokenizer, context: str) -> PromptSet:
+def open_prompts(config: Config, tokenizer: Tokenizer, context: str, own: Sequence[str] | None = None) -> PromptSet:
     """The problems that an evaluation asks, as far as a teacher can be shown something of them.
 
     Args:
         context: a name in `prompts.CONTEXTS`; "" is data.privileged.
+        own: as for `setup.open_evaluation`.
 
     Raises:
         UserError: no problem fits and has data.privileged, or none has what `context` shows; data.privileged_wording
             has no text for one of the two.
     """
     data = config.data
-    train, asked = setup.problems_to_evaluate(config)
+    train, asked = setup.problems_to_evaluate(config, own)
     text = dataclasses.replace(setup.prompt_text(config, train), sources=data.benchmarks or data.sources)
     for shown in ("", context):
         text.check_worded(shown)

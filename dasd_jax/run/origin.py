@@ -85,7 +85,7 @@ def resolve(asked: str, optimizer: bool, workdir: Path) -> Origin | None:
 
 def _resolve(asked: str, optimizer: bool, workdir: Path) -> Origin | None:
     begun = os.path.exists(workdir / recorded.NAME)
-    known = _read(workdir)
+    known = read(workdir)
     if not asked:
         if optimizer and not (known and known.optimizer):
             raise UserError("--from-optimizer: expected --from=RUN with it, whose optimiser is meant")
@@ -187,7 +187,7 @@ def _split(asked: str) -> tuple[Path, str]:
     return Path(asked).expanduser(), ""
 
 
-def _read(workdir: Path) -> Origin | None:
+def read(workdir: Path) -> Origin | None:
     path = workdir / NAME
     if not os.path.exists(path):
         return None

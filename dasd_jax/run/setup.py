@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dasd_jax import hosts
-from dasd_jax.config import Config
+from dasd_jax.config import Config, DataGroup
 from dasd_jax.data import contexts, skills
 from dasd_jax.data.duplicates import normalise, twins
 from dasd_jax.data.heldout import split_heldout
@@ -40,13 +40,22 @@ def open_problems(config: Config) -> tuple[list[Problem], list[Problem], dict[st
     Raises:
         UserError: sources or benchmarks that cannot be read, or too few problems in them.
     """
-    problems, counts = load_problems(config.data.sources, config.data.verifier)
-    benchmarks = load_benchmarks(config.data.benchmarks, config.data.verifier)
+    return of_data(config.data)
+
+
+def of_data(data: DataGroup) -> tuple[list[Problem], list[Problem], dict[str, int]]:
+    """`open_problems` of what alone decides them, which may be another run's.
+
+    Raises:
+        UserError: as there.
+    """
+    problems, counts = load_problems(data.sources, data.verifier)
+    benchmarks = load_benchmarks(data.benchmarks, data.verifier)
     check_references([*problems, *benchmarks])
-    named = [verifier_of(spec) for spec in (*config.data.sources, *config.data.benchmarks)]
-    if config.data.verifier and all(named):
+    named = [verifier_of(spec) for spec in (*data.sources, *data.benchmarks)]
+    if data.verifier and all(named):
         raise UserError(
-            f"data.verifier: {config.data.verifier!r}: has no effect: every source sets verifier= itself "
+            f"data.verifier: {data.verifier!r}: has no effect: every source sets verifier= itself "
             f"({', '.join(sorted(set(named)))}): expected a source that does not, or no data.verifier"
         )
     if benchmarks:
@@ -58,9 +67,9 @@ def open_problems(config: Config) -> tuple[list[Problem], list[Problem], dict[st
             problems = unasked
         if not problems:
             raise UserError("data.sources: all of their problems are in data.benchmarks: expected others to train on")
-    train, heldout = split_heldout(problems, config.data.heldout)
-    if config.data.shots >= len(train):
-        raise UserError(f"data.shots: {config.data.shots}: expected fewer than the {len(train)} training problems")
+    train, heldout = split_heldout(problems, data.heldout)
+    if data.shots >= len(train):
+        raise UserError(f"data.shots: {data.shots}: expected fewer than the {len(train)} training problems")
     if benchmarks and heldout:
         counts["held out and not evaluated"] = len(heldout)
     return train, benchmarks or heldout, counts
@@ -143,36 +152,59 @@ def _retrieve(config: Config, train_set: PromptSet, heldout: list[Problem], coun
     }
 
 
-def open_evaluation(config: Config, tokenizer: Tokenizer) -> PromptSet:
+def open_evaluation(config: Config, tokenizer: Tokenizer, own: Sequence[str] | None = None) -> PromptSet:
     """The problems to evaluate, tokenised.
 
     Benchmarks without shots need no training source: another machine may evaluate what this one trains.
 
+    Args:
+        own: data.benchmarks of the run whose model answers; None: those of the config.
+
     Raises:
         UserError: sources or benchmarks that cannot be read, or nothing that fits.
     """
-    train, asked = problems_to_evaluate(config)
+    train, asked = problems_to_evaluate(config, own)
     return _evaluation_set(config, asked, tokenizer, prompt_text(config, train))
 
 
-def problems_to_evaluate(config: Config) -> tuple[list[Problem], list[Problem]]:
-    """The training problems, empty where no prompt needs one, and those that an evaluation may ask.
+def problems_to_evaluate(config: Config, own: Sequence[str] | None = None) -> tuple[list[Problem], list[Problem]]:
+    """The problems of which the first are the shots, as `problems_with_shots`, and those that an evaluation may ask.
 
     Raises:
         UserError: as `open_evaluation`.
     """
-    if config.data.benchmarks and not config.data.shots:
-        train, asked = [], load_benchmarks(config.data.benchmarks, config.data.verifier)
+    if config.data.benchmarks:
+        asked = load_benchmarks(config.data.benchmarks, config.data.verifier)
         check_references(asked)
-    else:
-        train, asked, _ = open_problems(config)
-    return train, asked
+        return problems_with_shots(config, own), asked
+    train, asked, _ = open_problems(config)
+    return problems_with_shots(config, own) if own else train, asked
+
+
+def problems_with_shots(config: Config, own: Sequence[str] | None) -> list[Problem]:
+    """The training problems of the run whose model answers, in whose prompts the first are shots; empty without shots.
+
+    Other benchmarks than the run's would leave other problems for training, and others would be the first.
+
+    Args:
+        own: as for `open_evaluation`.
+
+    Raises:
+        UserError: sources or benchmarks that cannot be read.
+    """
+    if not config.data.shots:
+        return []
+    benchmarks = config.data.benchmarks if own is None else tuple(own)
+    return of_data(dataclasses.replace(config.data, benchmarks=benchmarks))[0]
 
 
 def _evaluation_set(config: Config, problems: list[Problem], tokenizer: Tokenizer, text: PromptText) -> PromptSet:
     # Every method is held to the same problems, whatever it shows its teacher.
     field = "data.benchmarks" if config.data.benchmarks else "data.sources"
     prompts = PromptSet(problems, tokenizer, text, student_width=config.rollout.prompt_length, field=field)
+    shown = {twins(shot.question) for shot in text.shots}  # other benchmarks than the run's may hold one
+    if same := sum(twins(problem.question) in shown for problem in prompts.problems if shown):
+        prompts.counts["shown with their answers in every prompt (data.shots)"] = same
     left = {problem.source for problem in prompts.problems}
     for spec in config.data.benchmarks:
         if spec not in left:

@@ -33,6 +33,7 @@ from dasd_jax.run import (
     models,
     origin,
     records,
+    seen,
     setup,
     trackers,
     user_files,
@@ -252,6 +253,9 @@ def _introduce(run: Run, read: dict[str, int], rows: int) -> None:
     )
     for line in counts.lines(config, run.heldout, run.prompts, read):
         say(line)
+    if hosts.is_main():
+        for line in seen.lines(config, run.heldout, run.workdir, itself=False):
+            say(line)
     if kept := compiled.kept_in():
         say(f"compiled programs: {kept}")
     if config.method.rollouts:

@@ -126,18 +126,28 @@ def test_what_is_left_out_of_training_and_of_each_benchmark_is_counted_apart_in_
     assert [*counts.lines(whole, setup.open_evaluation(whole, BYTES))] == ["problems: to evaluate: 2"]
 
 
-def test_problems_to_evaluate_that_the_run_was_trained_on_are_counted(files):
-    """Of the 20 training problems the first benchmark has 3 and the second 1; the run's own is held out of them."""
+def test_the_shots_of_an_evaluation_are_those_of_the_run_whatever_its_benchmarks(files, tmp_path):
+    """Another benchmark holds training problems of the run, of which one is a shot."""
     source, first, second = files
-    made = tiny([source], [first, second], "rollout.problems=4")
-    asked = setup.open_evaluation(made, BYTES)
-    warning = "warning: the run was trained on {} of the 9 problems to evaluate"
-    assert [*counts.trained_on(made, [second], asked)] == [warning.format(3)]
-    assert [*counts.trained_on(made, [first], asked)] == [warning.format(1)]
-    assert [*counts.trained_on(made, [first, second], asked)] == []
-    Path(source.partition(":")[2]).unlink()
-    (note,) = counts.trained_on(made, [first], asked)
-    assert note.startswith("note: not compared with the training problems of the run: data.sources: ")
+
+    def asking(benchmarks, heldout=0):
+        widths = "rollout.prompt_length=400", "rollout.teacher_prompt_length=500"
+        more = "rollout.problems=4", "data.shots=2", f"data.heldout={heldout}", *widths
+        return tiny([source], benchmarks, *more)
+
+    _, own, _ = setup.open_prompts(asking([first]), BYTES)
+    problems, _, _ = setup.open_problems(asking([first]))
+    third = write(tmp_path / "third.jsonl", [problems[1].question, problems[5].question, "What is 2 * 2?"])
+    for benchmarks in ([second], [third], [first, third]):
+        found, asked = setup.problems_to_evaluate(asking(benchmarks), [first])
+        assert setup.prompt_text(asking(benchmarks), found).shots == tuple(problems[:2])
+        assert {problem.source for problem in asked} == set(benchmarks)
+    evaluated = setup.open_evaluation(asking([third]), BYTES, [first])
+    line = next(counts.lines(asking([third]), evaluated))
+    assert line == "problems: to evaluate: 3, 1 shown with their answers in every prompt (data.shots)"
+    assert setup.open_evaluation(asking([first]), BYTES, [first]).digest() == own.digest()
+    found, _ = setup.problems_to_evaluate(asking([], 4), [first])
+    assert found[:2] == setup.open_problems(asking([first], 4))[0][:2]
 
 
 def test_benchmarks_are_evaluated_without_the_training_sources(files):
