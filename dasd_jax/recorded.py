@@ -173,11 +173,12 @@ def is_path(which: str) -> bool:
 
 
 def benchmarks(workdir: Path, which: str) -> tuple[str, ...] | None:
-    """data.benchmarks of the run that --checkpoint means, equal in all processes; None where there is no run."""
+    """data.benchmarks of the run that --checkpoint means, equal in all processes; None where no run says any."""
     run = run_of(workdir, which)
-    theirs = hosts.from_main(lambda: read(run))
+    theirs = hosts.from_main(lambda: read(run)) or {}
     with files.reading(run / NAME, "--workdir"):
-        return None if theirs is None else tuple(theirs["data"]["benchmarks"])
+        found = theirs.get("data", {}).get("benchmarks")
+        return None if found is None else tuple(found)
 
 
 def for_checkpoint(config: Config, workdir: Path, which: str) -> Config:
