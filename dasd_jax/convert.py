@@ -35,6 +35,8 @@ def main(argv: list[str]) -> None:
     )
     flags.add_argument("--tokenizer", metavar="PATH", help="needed if the source has no tokenizer")
     asked = flags.parse_args(argv)
+    if asked.dtype and asked.format == "checkpoint":
+        raise UserError(f"--dtype: {asked.dtype}: a checkpoint is in float32: expected --format=hf with it")
     output = Path(asked.output).expanduser().absolute()
     if os.path.exists(output):
         raise UserError(f"--output: {output} exists: expected a folder that does not exist yet")

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from dasd_jax.data import tables
-from dasd_jax.data.duplicates import normalise
+from dasd_jax.data.duplicates import normalise, twins
 from dasd_jax.data.rows import as_text
 from dasd_jax.errors import UserError
 
@@ -38,12 +38,14 @@ class Item:
     Attributes:
         kind: one of KINDS.
         question: that it was learnt from, as `normalise` writes it; "" where it is not said.
+        source: the same as `twins` writes it: with its numbers in another order it is the same problem; () without one.
         embedding: f64[E]; None where the bank has none.
     """
 
     kind: str
     text: str
     question: str
+    source: tuple[str, ...]
     embedding: np.ndarray | None
 
 
@@ -128,7 +130,7 @@ def sha256(path: str) -> str:
 def nearest(bank: Bank, questions: Sequence[str], count: int) -> list[list[Pair]]:
     """For each question the `count` nearest pairs, the nearest first; of equally near texts the first of the file.
 
-    Texts that were learnt from the question itself are left out, which may leave fewer pairs.
+    Texts that were learnt from the question, in any order of its numbers, are left out, which may leave fewer pairs.
 
     Raises:
         UserError: a question without an embedding, where the bank has some; starts with data.skills.
@@ -136,15 +138,18 @@ def nearest(bank: Bank, questions: Sequence[str], count: int) -> list[list[Pair]
     asked = [normalise(question) for question in questions]
     embedded = bank.items[0].embedding is not None
     vectors = _by_embedding(bank, questions, asked) if embedded else _by_words(bank, questions)
-    sources = np.array([item.question for item in bank.items], object)
+    own = [twins(question) for question in questions]
+    learnt_from: dict[tuple[str, ...], list[int]] = {}
+    for place, item in enumerate(bank.items):
+        learnt_from.setdefault(item.source, []).append(place)
     kinds = np.array([item.kind for item in bank.items])
     of_kind = [np.flatnonzero(kinds == kind) for kind in KINDS]
     found = []
     for start, similar in vectors:
-        for question, row in zip(asked[start:], similar, strict=False):
+        for source, row in zip(own[start:], similar, strict=False):
             ranked = []
             for places in of_kind:
-                others = places[sources[places] != question]
+                others = np.setdiff1d(places, learnt_from.get(source, []), assume_unique=True)
                 ranked.append(others[np.argsort(-row[others], kind="stable")[:count]])
             found.append(
                 [
@@ -200,7 +205,8 @@ def _line(where: str, row: Mapping[str, Any]) -> tuple[Item, str]:
         )
     kind = kinds[0] if kinds else ""
     vector = None if embedding is None else _vector(where, embedding)
-    return Item(kind, given.get(kind, ""), normalise(given.get("question", "")), vector), where
+    question = given.get("question", "")
+    return Item(kind, given.get(kind, ""), normalise(question), twins(question) if question else (), vector), where
 
 
 def _vector(where: str, value: Any) -> np.ndarray:

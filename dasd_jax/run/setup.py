@@ -144,8 +144,8 @@ def open_prompts(config: Config, tokenizer: Tokenizer) -> tuple[PromptSet, Promp
 
 def _retrieve(config: Config, train_set: PromptSet, heldout: list[Problem], count: int) -> dict[str, int]:
     """Chooses what teachers are shown of data.skills, and counts what is left out of it."""
-    bank, evaluated = skills.read(config.data.skills), {normalise(problem.question) for problem in heldout}
-    others = bank.only(lambda item: item.question not in evaluated)
+    bank, evaluated = skills.read(config.data.skills), {twins(problem.question) for problem in heldout}
+    others = bank.only(lambda item: item.source not in evaluated)
     return {
         "texts of data.skills learnt from problems to evaluate": len(bank.items) - len(others.items),
         "texts of data.skills that fit no prompt": train_set.retrieve(others, count),

@@ -271,6 +271,11 @@ def _introduce(run: Run, read: dict[str, int], rows: int) -> None:
             f"warning: the teacher's weights are copied every {every} steps, and run.steps is {config.run.steps}: "
             "they stay those of the start"
         )
+    if config.guards.on_collapse == "anneal" and not config.method.anneals:
+        say(
+            f"warning: guards.on_collapse = anneal is the same as stop for method {config.objective.method}: it has no "
+            "term of a teacher beside a verifier's whose weight could fall"
+        )
     if config.method.surrogate is plain and not config.method.divergence(config.hp) and config.optim.minibatches > 1:
         say(
             f"warning: optim.minibatches = {config.optim.minibatches}: without a ratio the gradient of method "

@@ -226,7 +226,7 @@ def test_the_config_alone_decides_the_layout_that_the_data_have(privileged, cont
     assert contexts.batch_shape(contexts.kinds(specs, "answer", context), 2, G, count=1) == expected
     kept = prompt_set(load_problems(specs)[0], dataclasses.replace(TEXT, sources=specs), teacher_width=WIDTH)
     if context == "skills":
-        kept.retrieve(Bank("b", tuple(Item(kind, "count on", "", None) for kind in KINDS), {}), 1)
+        kept.retrieve(Bank("b", tuple(Item(kind, "count on", "", (), None) for kind in KINDS), {}), 1)
     for ids in (np.array([0, 1]), np.array([3, 4])):
         rollouts = written(["a", "b", "c", "d"] * 2, [1, 0, 1, 0] * 2)
         alpha = 0.5 if context == "partial_solution" else None

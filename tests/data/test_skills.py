@@ -92,8 +92,9 @@ def test_a_sign_tells_two_problems_apart(tmp_path):
 
 def test_what_was_learnt_from_a_problem_is_not_shown_to_its_teacher(tmp_path):
     found = skills.read(bank(tmp_path))
-    own, other = skills.nearest(found, ["what is  4 * 8 ?", "What is 4 * 8, and 1?"], 3)
+    own, turned, other = skills.nearest(found, ["what is  4 * 8 ?", "What is 8 * 4?", "What is 4 * 8, and 1?"], 3)
     assert len(own) == 2 and all("doubling" not in pair.skill for pair in own)
+    assert turned == own  # the same problem with its numbers in another order
     assert len(other) == 3 and "doubling" in other[0].skill
 
 
@@ -212,7 +213,7 @@ def test_a_run_counts_what_it_leaves_out_and_records_the_file(tmp_path):
     path = tmp_path / "problems.jsonl"
     path.write_text("".join(json.dumps({"question": f"{i} + 1?", "answer": str(i + 1)}) + "\n" for i in range(12)))
     settings = ["objective.method=sgsd", "objective.contexts=2", f"data.sources=('jsonl:{path}',)", "data.heldout=8"]
-    learnt = [{"skill": f"count on from {i}", "question": f"{i} + 1?"} for i in range(12)]
+    learnt = [{"skill": f"count on from {i}", "question": f"1 + {i}?"} for i in range(12)]  # in another order
     named = bank(tmp_path, [*learnt, *LINES])
     config = tiny.config(*settings, f"data.skills={named}", "rollout.teacher_prompt_length=480")
     train, heldout, counts = setup.open_prompts(config, BYTES)
