@@ -180,8 +180,12 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(folder, tmp_path, monkey
             [f"--source={folder}", f"--output={tensors}/out"],
             f"--output: {tensors}/out: {tensors} is not a writable folder",
         ),
+        (
+            [f"--source={folder}", f"--output={tmp_path / 'out'}", "--dtype=bfloat16", "--format=checkpoint"],
+            "--dtype: bfloat16: a checkpoint is in float32: expected --format=hf with it",
+        ),
     ):
-        monkeypatch.setattr(sys, "argv", ["convert", *args, "--format=hf"])
+        monkeypatch.setattr(sys, "argv", ["convert", "--format=hf", *args])
         with pytest.raises(SystemExit) as stopped:
             cli.run(convert.main)
         error = capsys.readouterr().err

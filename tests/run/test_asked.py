@@ -70,6 +70,10 @@ def test_results_of_another_runs_checkpoint_are_not_filed_as_a_step_of_this_one(
             UserError, match=f"^--checkpoint: {there} belongs to .* expected --workdir={other} --checkpoint=16$"
         ):
             command("--config=configs/qwen_math.py:tiny", f"--workdir={workdir}", f"--checkpoint={there}")
+    # Of a run with other problems too, and without --config.
+    apart, elsewhere = run_of(tmp_path / "apart", *EVALUATION, "data.sources=('gym:gcd',)")
+    with pytest.raises(UserError, match=f"^--checkpoint: {elsewhere} belongs to .* expected --workdir={apart} "):
+        command(f"--workdir={mine}", f"--checkpoint={elsewhere}")
     assert len(list(mine.iterdir())) == 2 and not (tmp_path / "new").exists()
     with pytest.raises(LookupError, match="^16$"):
         command(f"--workdir={other}", "--checkpoint=16")
