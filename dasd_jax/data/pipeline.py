@@ -264,9 +264,8 @@ class PromptSet(Prompts):
             return len(ids) <= self._teacher_width
 
         fitting = bank.only(fits)
-        fitting.require(
-            count, f"fit rollout.teacher_prompt_length = {self._teacher_width}, without those of problems to evaluate"
-        )
+        bank.require(count, "without those of problems to evaluate")
+        fitting.require(count, f"fit rollout.teacher_prompt_length = {self._teacher_width}")
         self._pairs = skills.nearest(fitting, [problem.question for problem in self.problems], count)
         return len(bank.items) - len(fitting.items)
 

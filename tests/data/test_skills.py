@@ -189,12 +189,15 @@ def test_texts_that_fit_no_prompt_are_left_out_and_counted_and_too_few_are_refus
     batch = kept.teacher_batch(np.array([0]), "skills", 3, group=2)
     assert batch.shown.all()
     says = (
-        "^data.skills: .*: 3 skills and 3 mistakes fit rollout.teacher_prompt_length = 460, without those of "
-        "problems to evaluate: "
+        "^data.skills: .*: 3 skills and 3 mistakes fit rollout.teacher_prompt_length = 460: expected at least 4 of each"
     )
-    with pytest.raises(UserError, match=says + "expected at least 4 of each, as many as a teacher is shown"):
+    with pytest.raises(UserError, match=says + ", as many as a teacher is shown"):
         kept.retrieve(found, 4)
-    with pytest.raises(UserError, match=": 0 skills and 0 mistakes .*_length = 260, "):
+    with pytest.raises(
+        UserError, match=": 4 skills and 4 mistakes without those of problems to evaluate: expected at least 5 "
+    ):
+        kept.retrieve(found, 5)
+    with pytest.raises(UserError, match=": 0 skills and 0 mistakes .*_length = 260: "):
         prompt_set(["4 * 8 is what?"], width=260).retrieve(found, 1)
 
 
