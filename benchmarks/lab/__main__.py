@@ -13,9 +13,8 @@ Everything that can be made again lies in runs/lab; benchmarks/lab/results has o
 
 import argparse
 import os
+import shutil
 import sys
-import tempfile
-from pathlib import Path
 
 from benchmarks.lab import base, mechanism, pages, plan, runs, table
 
@@ -33,7 +32,7 @@ def main() -> None:
     if asked.quick == bool(asked.task):
         parser.error("expected a task, or --quick")
     if asked.quick:
-        quick()
+        quick(asked.workers)
     elif asked.task == "base":
         base.make_all((plan.TRIAL_SEED, *plan.SEEDS), asked.workers)
     elif asked.task == "properties":
@@ -72,14 +71,16 @@ def arms(names: list[str], workers: int) -> None:
     )
 
 
-def quick() -> None:
+def quick(workers: int) -> None:
     """GRPO and conformity from the first base model."""
-    with tempfile.TemporaryDirectory() as folder:
-        runs.WORK = Path(folder)
-        lines = {}
-        for name in ("grpo", "conformity"):
-            lines[name] = runs.run(runs.Job("quick", name, name, plan.SEEDS[0], table.chosen(name)))
-    print(pages.quick_table(lines))
+    jobs = [runs.Job("quick", name, name, plan.SEEDS[0], table.chosen(name)) for name in ("grpo", "conformity")]
+    folder = runs.WORK / "quick"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        lines = {job.name: line for job, line in runs.side_by_side(runs.run, jobs, workers)}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print(pages.quick_table({job.name: lines[job.name] for job in jobs}))
 
 
 if __name__ == "__main__":
