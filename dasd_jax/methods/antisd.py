@@ -2,10 +2,10 @@
 
 A_t = A_G - λ · phi(log p_T - log p_S) with phi(u) = (softplus(u) - log 2) / 2: what only the informed teacher likes is
 punished in proportion, what it dislikes is rewarded by at most λ · .347. A Schmitt gate on the median of the teacher's
-entropies over the batch holds the term back: λ is 0 in the first `measured_steps` steps, whose median of medians is
-H_warm; it goes off when the median falls below .93 H_warm, and on again at H_warm. Steps in which no rollout has a
-context measure nothing and leave the gate as it is. Without a context the term feeds
-itself and collapses within some 70 steps (its ablation); rollouts without one have none of it.
+entropies over the batch holds the term back: λ is 0 until `measured_steps` steps have had a median, and the median of
+these is H_warm; the gate goes off when the median falls below .93 H_warm, and on again at H_warm. A step in which no
+rollout has a context has no median and leaves the gate as it is. Without a context the term feeds itself and collapses
+within some 70 steps (its ablation); rollouts without one have none of it.
 """
 
 import dataclasses

@@ -35,12 +35,13 @@ def signal(scored: Scored, shape: Shape, hp: SrpoParams) -> Signal:
     tokens, total = (minibatch_sum(jnp.sum(x, axis=1, dtype=jnp.float32), shape) for x in (taught, sure))
     relative = sure * (tokens / jnp.maximum(total, 1e-30))[:, None]
     credit = jnp.where(mask & ~taught, verifier[:, None], 0.0)
-    gap = jnp.where(taught, relative * (view.logp[0] - scored.logp), 0.0)  # where the teacher acts, for the log
+    # For the log alone: where the teacher acts, which way and how strongly.
+    dense = jnp.where(taught, relative * (view.logp[0] - scored.logp), 0.0)
     return Signal(
         advantage=credit,
         weight=jnp.where(taught, 0.0, each),
         kl=scored.knobs["teacher_weight"] * each * relative,
-        logged={"credit": credit, "weight": relative, "dense": gap},
+        logged={"credit": credit, "weight": relative, "dense": dense},
         metrics={
             "srpo/taught_frac": masked_mean(jnp.any(taught, axis=1), scored.live),
             "credit/verifier_abs_mean": masked_mean(jnp.abs(verifier), scored.live),
