@@ -49,8 +49,8 @@ def main(argv: list[str]) -> None:
         return
     hosts.start(command.flags, {"--checkpoint": which, **command.settings()})
     compiled.keep_programs()
-    check_filed(workdir, which)
     config = recorded.for_checkpoint(command.config, workdir, which)
+    check_filed(workdir, which)
     files.check_writable(workdir / "eval", "--workdir")
     source = Asked.of(workdir, which)
     mesh = make_mesh(config.mesh)

@@ -59,8 +59,8 @@ def main(argv: list[str]) -> None:
     workdir, which, context = command.workdir, command.flags.checkpoint, command.flags.context
     hosts.start(command.flags, {"--checkpoint": which, "--context": context, **command.settings()})
     compiled.keep_programs()
-    check_filed(workdir, which)
     config = recorded.for_checkpoint(command.config, workdir, which)
+    check_filed(workdir, which)
     files.check_writable(workdir / "intervene", "--workdir")
     source = Asked.of(workdir, which)
     mesh = make_mesh(config.mesh)

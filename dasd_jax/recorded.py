@@ -190,15 +190,17 @@ def for_checkpoint(config: Config, workdir: Path, which: str) -> Config:
     Raises:
         UserError: model, tokenizer or prompts would not be those of the run.
     """
-    workdir = run_of(workdir, which)
-    theirs = read(workdir) or {}
-    if found := _difference(config, theirs, workdir, lambda name: name in PROMPTS):
+    run = run_of(workdir, which)
+    theirs = read(run) or {}
+    if found := _difference(config, theirs, run, lambda name: name in PROMPTS):
         name, value, other = found
+        # Without --config it is that of --workdir, which may be another run's.
+        given = "" if run.absolute() == workdir.absolute() else f" and --workdir={run} is given"
         raise UserError(
-            f"--config: {name} = {value!r}, but the run in {workdir} has {other!r}: expected the run's own, which is "
-            f"taken from its {NAME} where --config is left out"
+            f"--config: {name} = {value!r}, but the run in {run} has {other!r}: expected the run's own, which is "
+            f"taken from its {NAME} where --config is left out{given}"
         )
-    return dated(config, workdir)
+    return dated(config, run)
 
 
 def dated(config: Config, workdir: Path) -> Config:

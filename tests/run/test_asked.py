@@ -72,7 +72,9 @@ def test_results_of_another_runs_checkpoint_are_not_filed_as_a_step_of_this_one(
             command("--config=configs/qwen_math.py:tiny", f"--workdir={workdir}", f"--checkpoint={there}")
     # Of a run with other problems too, and without --config.
     apart, elsewhere = run_of(tmp_path / "apart", *EVALUATION, "data.sources=('gym:gcd',)")
-    with pytest.raises(UserError, match=f"^--checkpoint: {elsewhere} belongs to .* expected --workdir={apart} "):
+    with pytest.raises(
+        UserError, match=f"data.sources = .* but the run in {apart} has .* and --workdir={apart} is given$"
+    ):
         command(f"--workdir={mine}", f"--checkpoint={elsewhere}")
     assert len(list(mine.iterdir())) == 2 and not (tmp_path / "new").exists()
     with pytest.raises(LookupError, match="^16$"):
